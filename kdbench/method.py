@@ -1,0 +1,427 @@
+"""The method contract: one class per published idea; loop, precision, optimisers and evaluation exist once, here.
+
+A method file states the paper's equation and nothing else::
+
+    class KD(Method):
+        leaf, paper = "logits/softened-labels", "hinton2015distilling"
+        terms = ("ce", "kd")
+
+        def __init__(self, temperature: float = 4.0, **kwargs):
+            super().__init__(**kwargs)
+            self.temperature = temperature
+
+        def losses(self, s, t, batch):
+            return {"ce": cross_entropy(s.logits, batch.y), "kd": kl(s.logits, t.logits, self.temperature)}
+
+Only what a paper does differently is overridden; each hook has a working default:
+
+==============  =====================================================================================
+``build``       adapters, heads, generators, from probed shapes
+``stages``      successive stages of training (initialise, then distil)
+``batch``       what becomes of a batch before it is used (rotate, mix, synthesise)
+``teach``       who teaches: the frozen teacher, several of them, an average, peers
+``players``     who is optimised
+``turns``       the order of play within one batch: ``yield player, terms`` is one optimiser step
+``after_step``  averages, memory banks
+``deployed``    the network that is evaluated, counted and shipped
+==============  =====================================================================================
+
+Outside the bench a method is an ordinary LightningModule:
+``pl.Trainer(max_epochs=240).fit(KD(student=net, teacher=big), datamodule)``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import hydra
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from kdbench.data.batch import Batch, DataSpec
+from kdbench.errors import Diverged, DoesNotFit, UserError
+from kdbench.protocol import Protocol
+from kdbench.taps import Out, Spec, Taps, probe
+from kdbench.tasks import TASKS, metrics
+
+NEEDS = frozenset({"teacher", "labels", "no_data", "peers"})
+"""What a method may ask of the bench: a frozen teacher, ground truth, *no* data, copies of the student."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training: `share` is its fraction of the protocol's epochs; schedule and optimisers start anew."""
+
+    name: str
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Player:
+    """Whoever is optimised: parameters, and an optimiser config of its own where the protocol's does not apply."""
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    optimizer: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that moves linearly from `start` to `end` over the first `until` (a share of the stage's epochs)."""
+
+    start: float
+    end: float
+    until: float = 1.0
+
+    def at(self, epoch: int, epochs: int) -> float:
+        """Value in the 0-based `epoch` out of `epochs`; the first epoch is already one step up, as epochs count from 1."""
+        progress = min((epoch + 1) / max(self.until * epochs, 1.0), 1.0)
+        return self.start + (self.end - self.start) * progress
+
+
+class Method(pl.LightningModule):
+    """Base of all methods; see the module's docstring for the hooks.
+
+    Args:
+        weights: weight of each loss term: a number, or ``{start, end, until}`` for a linear ramp (see `Ramp`). Exactly
+            the names in `terms`; an unknown, missing or unused one is an error before training starts.
+        student, teacher: networks (see `kdbench.taps.Net`), for use without the bench, which hands them to `bind`.
+        protocol: optimiser and schedule; default: the one of `Protocol`.
+    """
+
+    leaf: ClassVar[str]
+    paper: ClassVar[str]
+    title: ClassVar[str]
+    extension: ClassVar[bool] = False
+    """True for methods that the survey does not cite."""
+    control: ClassVar[str | None] = None
+    """``scratch``, ``smoothing`` or ``kd`` for the three controls that stand in every table."""
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "labels"})
+    tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+
+    taps = Taps()
+    terms: tuple[str, ...] = ("ce",)
+
+    def __init__(
+        self,
+        *,
+        weights: Mapping[str, float | Mapping[str, float]] | None = None,
+        student: nn.Module | None = None,
+        teacher: nn.Module | None = None,
+        protocol: Protocol | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.protocol = protocol or Protocol()
+        self._given = (student, teacher)  # a tuple hides the networks from nn.Module until bind() registers the student
+        self._weights = None if weights is None else {name: _weight(name, w) for name, w in weights.items()}
+        self._bound = False
+        self.rng = torch.Generator()
+
+    # ---- what a method says -------------------------------------------------------------------------------------
+
+    def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
+        """Create adapters and other trainable parts as attributes; `teacher` is None where none is needed."""
+
+    def stages(self) -> Sequence[Stage]:
+        return (Stage("train"),)
+
+    def batch(self, batch: Batch) -> Batch:
+        return batch
+
+    def teach(self, batch: Batch) -> Out | None:
+        """Targets for the batch; by default the frozen teacher's outputs, without gradient."""
+        return self.teacher_out(batch.x) if "teacher" in self.needs else None
+
+    def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
+        """Unweighted, named terms of this step: scalars. `t` is what `teach` returned."""
+        raise NotImplementedError
+
+    def players(self) -> Sequence[Player]:
+        """By default the student and its adapters, as one player."""
+        return (Player("student", list(self.parameters())),)
+
+    def turns(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """One batch of play: each yielded (player, terms) is one backward pass and one optimiser step of that player."""
+        yield "student", self.losses(self.student_out(batch.x), self.teach(batch), batch)  # type: ignore[arg-type]
+
+    def after_step(self, batch: Batch) -> None:
+        """Called once per batch, after the last turn."""
+
+    def deployed(self) -> nn.Module:
+        """What is evaluated and shipped."""
+        return self.student
+
+    # ---- what a method may use ----------------------------------------------------------------------------------
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen teacher: never part of ``state_dict``, ``parameters`` or DDP."""
+        assert self._teacher[0] is not None, f"{type(self).__name__} declares no need of a teacher"
+        return self._teacher[0]
+
+    @property
+    def stage(self) -> str:
+        """Name of the current stage."""
+        return self._stages[self._stage].name
+
+    def student_out(self, x: Tensor, net: nn.Module | None = None) -> Out:
+        """A counted forward pass of the student (or of another trained `net` of its architecture), with its taps."""
+        self.forwards["student"] += len(x)
+        return Out((net or self.student).tap(x, self._student_taps))  # type: ignore[operator]
+
+    def teacher_out(self, x: Tensor, *, grad: bool = False) -> Out:
+        """A counted forward pass of the frozen teacher; with `grad`, gradients flow through it to `x`."""
+        self.forwards["teacher"] += len(x)
+        # no_grad rather than inference_mode: inference tensors cannot be saved for the student's backward pass
+        with nullcontext() if grad else torch.no_grad():
+            return Out(self.teacher.tap(x, self._teacher_taps))  # type: ignore[operator]
+
+    def spawn(self, k: int) -> nn.Module:
+        """Another freshly initialised network of the student's architecture (the `k`-th, k >= 1)."""
+        return self._spawn(k)
+
+    # ---- binding ------------------------------------------------------------------------------------------------
+
+    def bind(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        data: DataSpec,
+        *,
+        names: tuple[str, str | None] = ("student", "teacher"),
+        spawn: Callable[[int], nn.Module] | None = None,
+        seed: int = 0,
+    ) -> Method:
+        """Attach networks, probe their shapes, build adapters and check every declaration.
+
+        Raises:
+            DoesNotFit: the pair lacks a tap or a shape that the method needs.
+            UserError: weights do not match the terms, or a needed teacher is absent.
+        """
+        name = type(self).__name__
+        if not set(self.needs) <= NEEDS:
+            raise UserError(f"{name} declares unknown needs {sorted(set(self.needs) - NEEDS)}: use {sorted(NEEDS)}.")
+        if data.task not in self.tasks:
+            raise DoesNotFit(f"{name} does not support the task '{data.task}', only {', '.join(sorted(self.tasks))}.")
+        if "teacher" not in self.needs:
+            teacher = None
+        elif teacher is None:
+            raise UserError(f"{name} needs a teacher: pass teacher=NETWORK.")
+        self._check_weights()
+        self.student = student
+        self._teacher = (teacher,)
+        self._student_name = names[0]
+        self._spawn = spawn or (lambda k: _reset(copy.deepcopy(student)))
+        student_spec = probe(names[0], student, data.shape)
+        self._student_taps = student_spec.resolve(self.taps.student)
+        teacher_spec = None
+        self._teacher_taps: tuple[str, ...] = ()
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)
+            teacher_spec = probe(names[1] or "teacher", teacher, data.shape)
+            self._teacher_taps = teacher_spec.resolve(self.taps.teacher)
+            if teacher_spec.shapes["logits"] != student_spec.shapes["logits"]:
+                raise DoesNotFit(
+                    f"the teacher has {teacher_spec.shapes['logits'][0]} classes, "
+                    f"the student {student_spec.shapes['logits'][0]}: train a teacher for this data set."
+                )
+        self.build(student_spec, teacher_spec, data)
+        self.rng.manual_seed(seed)
+        self.forwards = {"student": 0, "teacher": 0}
+        self.images_seen = 0
+        self._stages = tuple(self.stages())
+        self._stage = 0
+        self._metrics = nn.ModuleList([metrics(data.task, data.num_classes) for _ in ("test", "val")])
+        self._bound = True
+        return self
+
+    def _check_weights(self) -> None:
+        given = self._weights if self._weights is not None else {name: Ramp(1.0, 1.0) for name in self.terms}
+        wrong, missing = sorted(set(given) - set(self.terms)), sorted(set(self.terms) - set(given))
+        if wrong or missing:
+            what = f"unknown weight '{wrong[0]}'" if wrong else f"no weight for '{missing[0]}'"
+            raise UserError(
+                f"{type(self).__name__}: {what}; with these settings its terms are {', '.join(self.terms)}."
+            )
+        self._weights = given
+
+    def configure_model(self) -> None:
+        """Lightning's hook: binds the networks given to the constructor when the bench has not done so."""
+        if self._bound:
+            return
+        student, teacher = self._given
+        if student is None:
+            raise UserError(f"{type(self).__name__} has no student: pass student=NETWORK.")
+        self.bind(student, teacher, _data_spec(self.trainer, student))
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One optimiser for every (stage, player)."""
+        self._optimizer_of: dict[tuple[int, str], int] = {}
+        optimizers = []
+        for index in range(len(self._stages)):
+            self._stage = index
+            for player in self.players():
+                self._optimizer_of[index, player.name] = len(optimizers)
+                config = dict(player.optimizer or self.protocol.optimizer)
+                if player.optimizer is None:
+                    config["lr"] = self.protocol.lr(self._student_name)
+                optimizer = hydra.utils.instantiate(config, list(player.parameters))
+                for group in optimizer.param_groups:
+                    group["initial_lr"] = group["lr"]
+                    group["scheduled"] = player.optimizer is None
+                optimizers.append(optimizer)
+        self._stage = 0
+        return optimizers
+
+    def on_fit_start(self) -> None:
+        if self._teacher[0] is not None:
+            self._teacher[0].to(self.device)
+        self._spans = _allocate([stage.share for stage in self._stages], self.trainer.max_epochs or 1)
+
+    def on_train_epoch_start(self) -> None:
+        epoch = self.current_epoch
+        self._stage = next(i for i, (start, length) in enumerate(self._spans) if epoch < start + length)
+        start, length = self._spans[self._stage]
+        assert self._weights is not None
+        self._weight = {name: ramp.at(epoch - start, length) for name, ramp in self._weights.items()}
+        factor = self.protocol.schedule.factor(epoch - start, length)
+        for (stage, _), index in self._optimizer_of.items():
+            if stage == self._stage:
+                for group in self._optimizers()[index].param_groups:
+                    group["lr"] = group["initial_lr"] * (factor if group["scheduled"] else 1.0)
+        if self._teacher[0] is not None:
+            self._teacher[0].eval()
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def training_step(self, batch: Batch | Sequence[Tensor], batch_idx: int) -> None:
+        batch = Batch.of(batch)
+        self.images_seen += len(batch)
+        batch = self.batch(batch)
+        optimizers = self._optimizers()
+        for player, terms in self.turns(batch):
+            optimizer = optimizers[self._optimizer_of[self._stage, player]]
+            loss = sum(self._weight[name] * value for name, value in terms.items())
+            optimizer.zero_grad(set_to_none=True)
+            self.manual_backward(loss)
+            optimizer.step()
+            self._accumulate(terms)
+        self.after_step(batch)
+
+    def _accumulate(self, terms: Mapping[str, Tensor]) -> None:
+        # sums stay on the device: reading a value here would stop the pipeline in every step
+        for name, value in terms.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def on_train_epoch_end(self) -> None:
+        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+        self.log_dict({f"loss/{name}": value for name, value in means.items()})
+        for name, value in means.items():
+            if value - value != 0:
+                raise Diverged(name, self.current_epoch)
+
+    def _optimizers(self) -> list[Any]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the deployed network."""
+        return self.deployed()(x)
+
+    def on_validation_epoch_start(self) -> None:
+        self.correct: dict[str, list[Tensor]] = {"test": [], "val": []}
+
+    def validation_step(self, batch: Batch | Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loaders are [test] or [test, val]."""
+        batch = Batch.of(batch)
+        logits = self(batch.x)
+        self._metric(dataloader_idx).update(logits, batch.y)
+        self.correct[("test", "val")[dataloader_idx]].append(logits.argmax(1) == batch.y)
+
+    def on_validation_epoch_end(self) -> None:
+        for index, split in enumerate(("test", "val")):
+            if self.correct[split]:
+                values = self._metric(index).compute()
+                self.log_dict({f"{split}/{name}": 100 * value for name, value in values.items()})
+                self._metric(index).reset()
+
+    def _metric(self, index: int) -> MetricCollection:
+        metric = self._metrics[index]
+        assert isinstance(metric, MetricCollection)
+        return metric
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["kdbench"] = {
+            "rng": self.rng.get_state(),
+            "forwards": dict(self.forwards),
+            "images_seen": self.images_seen,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["kdbench"]
+        self.rng.set_state(state["rng"])
+        self.forwards, self.images_seen = dict(state["forwards"]), state["images_seen"]
+
+
+def _weight(name: str, value: float | Mapping[str, float]) -> Ramp:
+    if isinstance(value, Mapping):
+        try:
+            return Ramp(**value)  # type: ignore[arg-type]
+        except TypeError:
+            raise UserError(f"weights.{name}: a ramp is {{start: A, end: B, until: SHARE}}, not {dict(value)}.") from None
+    return Ramp(float(value), float(value))
+
+
+def _allocate(shares: Sequence[float], epochs: int) -> list[tuple[int, int]]:
+    """(first epoch, number of epochs) of each stage; every stage gets at least one epoch, the last takes the rest."""
+    if epochs < len(shares):
+        raise UserError(f"a method of {len(shares)} stages needs at least as many epochs, not {epochs}: raise epochs.")
+    spans, start = [], 0
+    for i, share in enumerate(shares):
+        left = len(shares) - i - 1
+        length = epochs - start if left == 0 else min(max(1, round(share * epochs)), epochs - start - left)
+        spans.append((start, length))
+        start += length
+    return spans
+
+
+def _reset(net: nn.Module) -> nn.Module:
+    """Fresh parameters, by each layer's own default initialisation."""
+    for module in net.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    return net
+
+
+def _data_spec(trainer: pl.Trainer, student: nn.Module) -> DataSpec:
+    """What the datamodule says of itself, or else what its first batch shows."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    spec = getattr(datamodule, "spec", None)
+    if isinstance(spec, DataSpec):
+        return spec
+    loader = datamodule.train_dataloader() if datamodule else trainer.fit_loop._data_source.dataloader()
+    x = Batch.of(next(iter(loader))).x
+    with torch.no_grad():
+        training = student.training
+        classes = student.eval()(x[:2]).shape[1]
+        student.train(training)
+    return DataSpec("custom", (x.shape[1], x.shape[2], x.shape[3]), classes, n_train=0, n_test=0)
+
+
+__all__ = ["NEEDS", "TASKS", "Method", "Player", "Ramp", "Stage"]

@@ -1,0 +1,249 @@
+"""Networks of torchvision and timm behind the taps of kdbench.
+
+Both start from random weights. What depends on the network is found by one forward pass when it is built. A tap is
+there only if the network has it: none has ``pre`` taps, torchvision's transformers have ``embed`` and ``logits`` alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.errors import UserError
+from kdbench.models.base import Shape
+
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+class Wrapped(nn.Module, ABC):
+    """A foreign network `net` as a `kdbench.taps.Net`; the state dict is that of `net` with the prefix ``net.``"""
+
+    def __init__(self, net: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        for module in net.modules():
+            if getattr(module, "inplace", False):  # would overwrite what a tap has recorded
+                module.inplace = False  # type: ignore[assignment]
+        self.net = net
+        # A path and not the module: the head must appear once in the state dict.
+        self.head_path = next(path for path, module in net.named_modules() if module is head)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.net.get_submodule(self.head_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits
+
+    def tap(self, x: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The taps called `names` (all when None) and ``logits``; KeyError for a name that the network has not."""
+        taps: dict[str, Tensor] = {}
+
+        def keep_embed(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            taps["embed"] = args[0]
+
+        handle = self.head.register_forward_pre_hook(keep_embed)
+        try:
+            logits = self.run(x, taps)
+        finally:
+            handle.remove()
+        taps["logits"] = logits
+        return taps if names is None else {name: taps[name] for name in (*names, "logits")}
+
+    @abstractmethod
+    def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
+        """Logits of `x`; writes the feature maps into `taps`."""
+
+
+class Hooked(Wrapped):
+    """Feature maps are the outputs of submodules: `points` maps tap names to module paths."""
+
+    def __init__(self, net: nn.Module, head: nn.Linear, points: Mapping[str, str]) -> None:
+        super().__init__(net, head)
+        self.points = dict(points)
+
+    def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
+        with recorded(self.net, self.points, taps):
+            logits: Tensor = self.net(x)
+            return logits
+
+
+class Intermediates(Wrapped):
+    """Feature maps are timm's own ``forward_intermediates``: `points` maps tap names to its indices."""
+
+    def __init__(self, net: nn.Module, head: nn.Linear, points: Mapping[str, int]) -> None:
+        super().__init__(net, head)
+        self.points = dict(points)
+
+    def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
+        net: Any = self.net
+        x, maps = net.forward_intermediates(x, indices=list(self.points.values()))
+        taps.update(zip(self.points, maps, strict=True))
+        logits: Tensor = net.forward_head(x)
+        return logits
+
+
+@contextmanager
+def recorded(net: nn.Module, points: Mapping[str, str], into: dict[str, Tensor]) -> Iterator[None]:
+    """While open, keeps the outputs of `points` (name -> module path) in `into`, in order of execution."""
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            into[name] = output
+
+        return hook
+
+    handles = [net.get_submodule(path).register_forward_hook(keep(name)) for name, path in points.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def torchvision_net(name: str, shape: Shape, num_classes: int) -> Wrapped:
+    """torchvision's classification network `name` for images of `shape`, with random weights.
+
+    Its top-level modules (and the members of top-level ``nn.Sequential``s) are grouped by the resolution of their
+    output; the last module of each group gives a tap, pooling modules aside. A first group at more than a quarter of
+    the image's size is ``stem``, the others are ``stage1``..``stageN``. (Images so small that deep stages have the same
+    resolution, below 32x32 as a rule, have fewer.)
+
+    Raises:
+        UserError: no such network; images that it cannot take; no linear classifier, or auxiliary ones beside it.
+    """
+    from torchvision import models  # slow to import
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UserError(unknown(f"torchvision/{name}", [f"torchvision/{other}" for other in known]))
+    label = f"torchvision/{name}"
+    if shape[0] != 3:
+        raise UserError(f"{label} takes images of 3 channels, not {shape[0]}: take a network of timm/ or of the zoo.")
+    net: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    if getattr(net, "aux_logits", False):
+        raise UserError(f"{label} has auxiliary classifiers, which kdbench does not train: take another network.")
+    linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    head = checked_head(label, linear[-1] if linear else None, num_classes)
+    wrapped = Hooked(net, head, {})  # in-place activations are off from here on
+    maps: dict[str, Tensor] = {}
+    with recorded(net, {path: path for path in candidates(net)}, maps):
+        trial(label, wrapped, shape)
+    wrapped.points = by_resolution(net, maps, shape)
+    return wrapped
+
+
+def candidates(net: nn.Module) -> list[str]:
+    """Paths of the top-level modules, with plain ``nn.Sequential``s replaced by their members."""
+    paths = []
+    for path, child in net.named_children():
+        paths += [f"{path}.{inner}" for inner, _ in child.named_children()] if type(child) is nn.Sequential else [path]
+    return paths
+
+
+def by_resolution(net: nn.Module, maps: Mapping[str, Tensor], shape: Shape) -> dict[str, str]:
+    """Tap names to module paths, from the feature maps of the candidates in order of execution."""
+    last: dict[int, str] = {}  # height -> path of the last module at that height
+    for path, x in maps.items():
+        module = net.get_submodule(path)
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            break  # behind the global pooling there are no feature maps any more
+        # (B, C, H, W) keeps the aspect ratio in the last two axes; (B, H, W, C) and token sequences do not.
+        is_map = x.ndim == 4 and x.shape[2] * shape[2] == x.shape[3] * shape[1]
+        if is_map and not isinstance(module, POOLS):
+            last[x.shape[2]] = path
+    if len(last) < 2:  # a transformer's patch embedding
+        return {}
+    return dict(zip(tap_names([shape[1] / height for height in last]), last.values(), strict=True))
+
+
+def timm_net(name: str, shape: Shape, num_classes: int) -> Wrapped:
+    """timm's network `name` for images of `shape`, with random weights.
+
+    The taps are timm's own intermediate features: the first one is ``stem`` if its stride is below 4, the others are
+    ``stage1``..``stageN``. Networks of constant resolution (ViT, mixers) give four evenly spaced blocks, the last one
+    among them, as ``stage1``..``stage4``, with the tokens as a (B, C, H, W) map.
+
+    Raises:
+        UserError: no such network; images that it cannot take; a network without a linear classifier.
+    """
+    import timm  # slow to import
+
+    known = timm.list_models()  # without the tags of pretrained weights, which name no other architecture
+    if name not in known:
+        raise UserError(unknown(f"timm/{name}", [f"timm/{other}" for other in known]))
+    label = f"timm/{name}"
+    config = timm.get_pretrained_cfg(name)
+    size: dict[str, Any] = {"img_size": shape[1:]} if config and config.fixed_input_size else {}
+    with refused(label, shape):
+        net: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=shape[0], **size)
+    head = checked_head(label, net.get_classifier(), num_classes)
+    wrapped: Wrapped = Hooked(net, head, {})
+    if hasattr(net, "forward_intermediates") and getattr(net, "feature_info", None):
+        wrapped = Intermediates(net, head, spaced([info["reduction"] for info in net.feature_info]))
+    trial(label, wrapped, shape)
+    return wrapped
+
+
+def spaced(strides: list[float]) -> dict[str, int]:
+    """Tap names to positions among timm's features of these `strides`."""
+    n = len(strides)
+    if n > 4 and len(set(strides)) == 1:
+        return {f"stage{i}": i * n // 4 - 1 for i in range(1, 5)}
+    return {name: i for i, name in enumerate(tap_names(strides))}
+
+
+def tap_names(strides: list[float]) -> list[str]:
+    """``stage1``..``stageN`` for feature maps of these strides; the first is ``stem`` if its stride is below 4."""
+    stem = ["stem"] if strides[0] < 4 else []
+    return stem + [f"stage{i}" for i in range(1, len(strides) - len(stem) + 1)]
+
+
+def checked_head(label: str, head: Any, num_classes: int) -> nn.Linear:
+    if not isinstance(head, nn.Linear) or head.out_features != num_classes:
+        raise UserError(f"{label} does not end in one linear classifier, which kdbench needs: take another network.")
+    return head
+
+
+@contextmanager
+def refused(label: str, shape: Shape) -> Iterator[None]:
+    """What a foreign network raises when it cannot take images of `shape`, as one sentence."""
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        size = "x".join(map(str, shape))
+        raise UserError(
+            f"{label} cannot take images of {size} ({reason}): take another size or another network."
+        ) from error
+
+
+@torch.no_grad()
+def trial(label: str, net: Wrapped, shape: Shape) -> None:
+    """One forward pass in eval mode on a random image, which leaves no trace, not even in the global random state.
+
+    Raises:
+        UserError: the network cannot take such images, or its classifier does not read ``embed`` to give the logits.
+    """
+    x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    net.eval()
+    with refused(label, shape):
+        taps = net.tap(x)
+        embed = taps.get("embed")
+        honest = embed is not None and embed.ndim == 2 and torch.allclose(net.head(embed), net(x), rtol=1e-4, atol=1e-4)
+    net.train()
+    if not honest:
+        raise UserError(f"{label} does not end in one linear classifier, which kdbench needs: take another network.")
+
+
+def unknown(name: str, known: Collection[str]) -> str:
+    """One sentence about a network `name` that does not exist, with the closest of the `known` ones."""
+    close = difflib.get_close_matches(name, known, n=3)
+    mend = f"did you mean {' or '.join(close)}?" if close else "kdbench.models.names() lists the zoo."
+    return f"unknown network '{name}': {mend} (torchvision/NAME and timm/NAME work too.)"

@@ -1,0 +1,73 @@
+"""MobileNetV2 for small images (Sandler et al., CVPR 2018, arXiv:1801.04381)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from kdbench.models.base import Builder, Shape, TappedNet, conv_bn, conv_bn_relu, global_pool, he_init, small_head_init
+
+# Per stage: (expansion, width, blocks, stride of the first block), in the grouping of RepDistiller's features f1..f4.
+STAGES = (
+    ((1, 16, 1, 1), (6, 24, 2, 1)),
+    ((6, 32, 3, 2),),
+    ((6, 64, 4, 2), (6, 96, 3, 1)),
+    ((6, 160, 3, 2), (6, 320, 1, 1)),
+)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise 3x3, project without activation; the input is added where the shape allows."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = expansion * c_in
+        self.branch = nn.Sequential(
+            *conv_bn_relu(c_in, wide, 1), *conv_bn_relu(wide, wide, 3, stride, groups=wide), *conv_bn(wide, c_out, 1)
+        )
+        self.residual = stride == 1 and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.branch(x)
+        return x + out if self.residual else out
+
+
+class MobileNetV2(TappedNet):
+    """MobileNetV2 as in RepDistiller (github.com/HobbitLong/RepDistiller, models/mobilenetv2.py).
+
+    Widths are truncated (``int(c * width)``), ReLU stands for ReLU6, the last convolution keeps 1280 channels, and the
+    stem has **stride 2**: HSAKD's network of the same name has stride 1 and is nine points better for it on CIFAR-100.
+
+    Taps: ``stage_i`` is the output of its last block. Those bottlenecks are linear: no ReLU follows, so there is no
+    ``pre`` tap.
+    """
+
+    def __init__(self, width: float, shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        c_in = int(32 * width)
+        self.stem = nn.Sequential(*conv_bn_relu(shape[0], c_in, stride=2))
+        self.stages = nn.ModuleList()
+        for groups in STAGES:
+            blocks = []
+            for expansion, c, n, first in groups:
+                for stride in [first] + [1] * (n - 1):
+                    blocks.append(InvertedResidual(c_in, int(c * width), stride, expansion))
+                    c_in = int(c * width)
+            self.stages.append(nn.Sequential(*blocks))
+        self.neck = nn.Sequential(*conv_bn_relu(c_in, 1280, 1), global_pool())
+        self.head = nn.Linear(1280, num_classes)
+        he_init(self)
+        small_head_init(self.head)
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x)
+        taps = {"stem": x}
+        for depth, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            taps[f"stage{depth}"] = x
+        taps["embed"] = self.neck(x)
+        return taps
+
+
+NETS: dict[str, Builder] = {"mobilenetv2-0.5": partial(MobileNetV2, 0.5)}

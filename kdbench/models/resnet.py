@@ -1,0 +1,70 @@
+"""Residual networks for small images (He et al., CVPR 2016, arXiv:1512.03385, section 4.2).
+
+Widths, depths, 1x1-convolution shortcuts with batch norm and the initialisation are RepDistiller's
+(github.com/HobbitLong/RepDistiller, models/resnet.py and resnetv2.py), on which the published numbers rest.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from kdbench.models.base import Builder, Shape, StagedNet, conv_bn, conv_bn_relu, he_init
+
+
+class Residual(nn.Module):
+    """branch(x) + shortcut(x), before the ReLU; the shortcut is a projection where the shape changes."""
+
+    def __init__(self, branch: list[nn.Module], c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        same = stride == 1 and c_in == c_out
+        self.branch = nn.Sequential(*branch)
+        self.shortcut = nn.Identity() if same else nn.Sequential(*conv_bn(c_in, c_out, 1, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.branch(x) + self.shortcut(x)
+        return out
+
+
+def basic(c_in: int, width: int, stride: int) -> Residual:
+    return Residual([*conv_bn_relu(c_in, width, stride=stride), *conv_bn(width, width)], c_in, width, stride)
+
+
+def bottleneck(c_in: int, width: int, stride: int) -> Residual:
+    branch = [*conv_bn_relu(c_in, width, 1), *conv_bn_relu(width, width, stride=stride), *conv_bn(width, 4 * width, 1)]
+    return Residual(branch, c_in, 4 * width, stride)
+
+
+def basic_resnet(depth: int, widths: tuple[int, ...], shape: Shape, num_classes: int) -> StagedNet:
+    """ResNet of `depth` = 6n + 2 layers; `widths` of the stem and the three stages (strides 1, 2, 2)."""
+    n = (depth - 2) // 6
+    stages, c_in = [], widths[0]
+    for i, width in enumerate(widths[1:]):
+        strides = [1 if i == 0 else 2] + [1] * (n - 1)
+        stages.append([basic(c_in if j == 0 else width, width, stride) for j, stride in enumerate(strides)])
+        c_in = width
+    net = StagedNet(nn.Sequential(*conv_bn_relu(shape[0], widths[0])), stages, nn.Linear(c_in, num_classes))
+    he_init(net)
+    return net
+
+
+def resnet50(shape: Shape, num_classes: int) -> StagedNet:
+    """The ImageNet ResNet-50 with a 3x3 stem of stride 1 and no pooling behind it: four stages, strides 1, 2, 2, 2."""
+    stages, c_in = [], 64
+    for width, n, first in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        strides = [first] + [1] * (n - 1)
+        stages.append([bottleneck(c_in if j == 0 else 4 * width, width, stride) for j, stride in enumerate(strides)])
+        c_in = 4 * width
+    net = StagedNet(nn.Sequential(*conv_bn_relu(shape[0], 64)), stages, nn.Linear(c_in, num_classes))
+    he_init(net)
+    return net
+
+
+NETS: dict[str, Builder] = {
+    **{f"resnet{depth}": partial(basic_resnet, depth, (16, 16, 32, 64)) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": partial(basic_resnet, depth, (32, 64, 128, 256)) for depth in (8, 32)},
+    "resnet8x0.25": partial(basic_resnet, 8, (4, 4, 8, 16)),
+    "resnet8x0.5": partial(basic_resnet, 8, (8, 8, 16, 32)),
+    "resnet50-cifar": resnet50,
+}

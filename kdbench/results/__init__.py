@@ -1,0 +1,45 @@
+"""Records, their store, and the statistics of seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from kdbench.results.record import Correct, Metrics, Record, TeacherInfo, flatten
+from kdbench.results.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NULLABLE: dict[str, type[BaseModel]] = {"teacher": TeacherInfo, "metrics": Metrics, "correct": Correct}
+
+
+def load(root: str | Path) -> pd.DataFrame:
+    """The store under `root` as a table: one row per record, one column per value.
+
+    A column's name is its path in the record: ``cell.method``, ``cell.seed``, ``metrics.last``, ``teacher.accuracy``,
+    ``cost.train_seconds``, ``environment.device``, ``status``; the config's values are ``config.method.temperature``
+    and so on. Missing values are null; ``method.needs`` is joined by spaces. Curves and per-example correctness are
+    not in the table: take them from `Store.load`.
+
+    Raises:
+        UserError: see `Store.load`.
+    """
+    import pandas as pd  # slow to import, and nothing else here needs it
+
+    return pd.DataFrame([_row(record) for record in Store(root).load()])
+
+
+def _row(record: Record) -> dict[str, Any]:
+    data = record.model_dump(mode="json", exclude={"curves": True, "correct": {"bits"}})
+    for field, model in _NULLABLE.items():
+        if data[field] is None:
+            data[field] = dict.fromkeys(model.model_fields)
+    data["method"]["needs"] = " ".join(data["method"]["needs"])
+    data["correct"].pop("bits", None)
+    return flatten(data)
+
+
+__all__ = ["Record", "Store", "load"]

@@ -1,0 +1,301 @@
+"""The immutable result of one finished cell: what is measured, how, on what, and by which code.
+
+A record is one JSON object. Two hashes guard it: ``cell.id`` is a function of ``config`` alone, ``sha256`` of the
+whole, so a record that was edited after it was written is noticed (`parse`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+SCHEMA_VERSION: Final = 1
+
+
+def _plain(value: Any) -> Any:
+    """`value` from JSON's types alone, with one spelling for each number (1 for 1.0)."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of `value`: sorted keys, no spaces, whole numbers without a fraction.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+        TypeError: a value is not of JSON's types.
+    """
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 (64 hexadecimal digits) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def cell_id(config: Mapping[str, Any]) -> str:
+    """Identity of a cell: the first 16 digits of the hash of its resolved config; the order of keys plays no part."""
+    return digest(config)[:16]
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys; lists (and empty mappings) stay whole."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            flat.update(flatten(item, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+def _null_if_not_finite(value: Any) -> Any:
+    return None if isinstance(value, (float, np.floating)) and not math.isfinite(value) else value
+
+
+CurveValue = Annotated[float | None, BeforeValidator(_null_if_not_finite)]
+"""A point of a curve; NaN and infinity, which JSON has no word for, become null."""
+
+
+class Cell(_Strict):
+    """A point of the grid, by name; `id` is `cell_id` of the record's config."""
+
+    id: str = Field(pattern="^[0-9a-f]{16}$")
+    method: Name
+    pair: Name
+    student: Name
+    teacher: str | None
+    dataset: Name
+    protocol: Name
+    seed: Count
+
+
+class MethodInfo(_Strict):
+    """What the method's class (dotted path `cls`) said about itself; `paper` is a bibliography key."""
+
+    cls: Name
+    leaf: Name
+    paper: str | None
+    extension: bool
+    control: Literal["scratch", "smoothing", "kd"] | None
+    needs: list[str]
+
+
+class DatasetInfo(_Strict):
+    """Content hash and sizes of the splits in use: training images left after a validation split, and so on."""
+
+    sha256: Sha256
+    n_train: Count
+    n_val: Count
+    n_test: Count
+    num_classes: Annotated[int, Field(ge=1)]
+
+
+class TeacherInfo(_Strict):
+    """The frozen teacher by the hash of its weights; test accuracy in percent."""
+
+    name: Name
+    sha256: Sha256
+    accuracy: Percent
+
+
+class Metrics(_Strict):
+    """Test accuracy in percent.
+
+    Attributes:
+        primary: what is measured.
+        last: after the last epoch; the one that is ranked.
+        val_selected: at the epoch that a validation split chose.
+        oracle: best over the epochs on the test set itself; never ranked.
+    """
+
+    primary: Literal["top1"] = "top1"
+    last: Percent
+    val_selected: Percent | None = None
+    oracle: Percent
+
+
+class Correct(_Strict):
+    """Which of `n` test examples, in the order of the test set, the final model gets right: base64 of packed bits."""
+
+    bits: str
+    n: Count
+
+    @model_validator(mode="after")
+    def _whole(self) -> Correct:
+        try:
+            raw = base64.b64decode(self.bits, validate=True)
+        except binascii.Error:
+            raise ValueError("the bits are not base64") from None
+        padding = -self.n % 8
+        if len(raw) != (self.n + 7) // 8 or (padding and raw[-1] & ((1 << padding) - 1)):
+            raise ValueError(f"the bits do not hold {self.n} examples")
+        return self
+
+
+class Cost(_Strict):
+    """What the cell took. Forwards are counted in images, not in batches.
+
+    Attributes:
+        images_seen: training images drawn, over all epochs and stages.
+        student_forwards, teacher_forwards: images passed through the student and through teachers while training.
+        train_seconds: wall time of training, without set-up and evaluation.
+        peak_memory_mb: null where the device has no meter.
+        student_params, student_macs: of the deployed network; multiply-accumulates for one image.
+        extra_params: of adapters, heads and generators that only training needs.
+    """
+
+    images_seen: Count
+    student_forwards: Count
+    teacher_forwards: Count
+    train_seconds: Amount
+    images_per_second: Amount
+    peak_memory_mb: Amount | None
+    student_params: Count
+    student_macs: Count
+    extra_params: Count
+
+
+class Environment(_Strict):
+    """Where the record comes from; `path` names the engine path that trained the cell, e.g. ``plain``."""
+
+    kdbench: str
+    python: str
+    torch: str
+    lightning: str
+    device: str
+    precision: str
+    threads: Annotated[int, Field(ge=1)]
+    platform: str
+    path: Name
+    commit: str | None
+
+
+class Record(_Strict):
+    """The result of one cell. `metrics` and `correct` are null exactly where the cell diverged; `reason` says why.
+
+    `config` is the whole resolved config and holds at least ``seed`` and ``protocol``.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    cell: Cell
+    config: dict[str, Any]
+    method: MethodInfo
+    dataset: DatasetInfo
+    teacher: TeacherInfo | None
+    status: Literal["finished", "diverged"]
+    reason: str | None = None
+    metrics: Metrics | None
+    curves: dict[str, list[CurveValue]]
+    correct: Correct | None
+    cost: Cost
+    environment: Environment
+    created: AwareDatetime
+
+    @model_validator(mode="after")
+    def _config_is_the_cell(self) -> Record:
+        if not {"seed", "protocol"} <= self.config.keys():
+            raise ValueError("the config lacks 'seed' or 'protocol'")
+        if self.config["seed"] != self.cell.seed:
+            raise ValueError(f"the config's seed {self.config['seed']} is not the cell's {self.cell.seed}")
+        try:
+            expected = cell_id(self.config)
+        except TypeError as error:
+            raise ValueError(f"the config is not JSON: {error}") from None
+        if self.cell.id != expected:
+            raise ValueError(f"the config belongs to cell {expected}, not {self.cell.id}")
+        return self
+
+    @model_validator(mode="after")
+    def _status_and_metrics_agree(self) -> Record:
+        if self.status == "diverged":
+            if self.metrics or self.correct or not self.reason:
+                raise ValueError("a diverged cell has a reason, and neither metrics nor correctness")
+            return self
+        if self.metrics is None or self.correct is None:
+            raise ValueError("a finished cell has metrics and correctness")
+        if self.correct.n == 0 or self.correct.n != self.dataset.n_test:
+            raise ValueError(f"correctness of {self.correct.n} examples, but the test set has {self.dataset.n_test}")
+        accuracy = 100 * float(unpack_correct(self.correct).mean())
+        if abs(accuracy - self.metrics.last) > 1e-6:
+            raise ValueError(f"the accuracy {self.metrics.last} is not that of the examples, {accuracy}")
+        return self
+
+
+def pack_correct(correct: ArrayLike) -> Correct:
+    """Per-example correctness, (n,) booleans (or 0 and 1), as a record stores it."""
+    bits = np.asarray(correct)
+    if bits.ndim != 1 or not np.isin(bits, (0, 1)).all():
+        raise ValueError("correctness is one boolean per example")
+    return Correct(bits=base64.b64encode(np.packbits(bits.astype(bool)).tobytes()).decode(), n=len(bits))
+
+
+def unpack_correct(correct: Correct) -> NDArray[np.bool_]:
+    """The inverse of `pack_correct`: booleans (n,)."""
+    raw = np.frombuffer(base64.b64decode(correct.bits), dtype=np.uint8)
+    return np.unpackbits(raw, count=correct.n).astype(bool)
+
+
+def dump(record: Record) -> str:
+    """The text of a record's file: one line per top-level field, sealed with ``sha256`` of all others."""
+    data = record.model_dump(mode="json")
+    data["sha256"] = digest(data)
+    lines = (
+        f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)}"
+        for key, value in data.items()
+    )
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def parse(text: str | bytes) -> Record:
+    """The inverse of `dump`.
+
+    Raises:
+        ValueError: what is wrong, as a clause: not JSON, not a record, another schema version, edited.
+    """
+    try:
+        data = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise ValueError("is not valid JSON") from None
+    if not isinstance(data, dict) or "schema_version" not in data or "sha256" not in data:
+        raise ValueError("is not a kdbench record")
+    if data["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"has schema version {data['schema_version']}, this kdbench reads {SCHEMA_VERSION}")
+    seal = data.pop("sha256")
+    if seal != digest(data):
+        raise ValueError("was edited after it was written (its sha256 does not match)")
+    try:
+        return Record.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"is not a valid record ({where + ': ' if where else ''}{first['msg']})") from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

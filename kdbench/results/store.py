@@ -1,0 +1,222 @@
+"""The result store: a folder of records, one file each, written once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kdbench.errors import UserError
+from kdbench.results.record import Record, dump, parse
+
+STALE_AFTER = 3600.0
+"""Seconds after which a temporary file must be the leftover of a killed process: a write takes far less."""
+
+
+class RecordExistsError(UserError):
+    """The cell already has a record; raised instead of overwriting it."""
+
+
+def file_name(record: Record) -> str:
+    """``METHOD-PAIR-DATASET-PROTOCOL-sSEED-ID.json``; the names are for people, the id is what counts."""
+    cell = record.cell
+    names = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{cell.method}-{cell.pair}-{cell.dataset}-{cell.protocol}")
+    return f"{names.lstrip('.')[:150]}-s{cell.seed}-{cell.id}.json"
+
+
+class Store:
+    """Records under ``root/records``. Any number of processes may write to one store at the same time."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.folder = self.root / "records"
+
+    def write(self, record: Record, overwrite: bool = False) -> Path:
+        """Store a record, whole or not at all, and return its path.
+
+        Raises:
+            RecordExistsError: the cell has a record and `overwrite` is false.
+            UserError: the folder cannot be written or the disk is full.
+        """
+        path = self.folder / file_name(record)
+        with writing_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            others = [other for other in self._files(f"-{record.cell.id}.json") if other != path]
+            if not overwrite and others:
+                raise _exists(record, others[0])
+            try:
+                write_atomic(path, dump(record), overwrite)
+            except FileExistsError:
+                raise _exists(record, path) from None
+            for other in others:
+                other.unlink(missing_ok=True)
+        return path
+
+    def get(self, cell_id: str) -> Record | None:
+        """The record of a cell, or None.
+
+        Raises:
+            UserError: its file is broken, edited, or not the only one.
+        """
+        if not re.fullmatch("[0-9a-f]{16}", cell_id):
+            raise ValueError(f"{cell_id!r} is not a cell id")
+        found = _read(self._files(f"-{cell_id}.json"))
+        return found[0] if found else None
+
+    def load(self) -> list[Record]:
+        """All records, in the order of their cells' names, seeds and ids, whatever the order on disk.
+
+        Hidden files (and so whatever a killed process left behind) are passed over.
+
+        Raises:
+            UserError: a file is broken, foreign, edited, of another schema version, misnamed, or shares its cell with
+                another; all such files are named.
+        """
+        return sorted(_read(self._files()), key=_order)
+
+    def check_writable(self) -> None:
+        """Fail now rather than after hours of training; also removes what processes killed long ago left behind.
+
+        Raises:
+            UserError: no record could be written.
+        """
+        with writing_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
+
+    def _files(self, suffix: str = "") -> list[Path]:
+        try:
+            names = sorted(os.listdir(self.folder))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(
+                f"Cannot read the store {self.folder} ({error.strerror}): name a folder that you may read."
+            ) from error
+        return [self.folder / name for name in names if name.endswith(suffix) and not name.startswith(".")]
+
+
+def _order(record: Record) -> tuple[str | int, ...]:
+    cell = record.cell
+    return (cell.dataset, cell.pair, cell.protocol, cell.method, cell.seed, cell.id)
+
+
+def _exists(record: Record, path: Path) -> RecordExistsError:
+    return RecordExistsError(
+        f"Cell {record.cell.id} ({record.cell.method}, seed {record.cell.seed}) already has the record {path}: "
+        "delete that file if the cell is to be trained again."
+    )
+
+
+def _read(paths: list[Path]) -> list[Record]:
+    problems: list[str] = []
+    cells: dict[str, list[Path]] = defaultdict(list)
+    records: list[Record] = []
+    for path in paths:
+        try:
+            if path.suffix != ".json":
+                raise ValueError("is not a kdbench record")
+            record = parse(path.read_bytes())
+            cells[record.cell.id].append(path)
+            if path.name != file_name(record):
+                raise ValueError(f"should be called {file_name(record)}")
+        except OSError as error:
+            problems.append(f"{path} cannot be read ({error.strerror})")
+        except ValueError as error:
+            problems.append(f"{path} {error}")
+        else:
+            records.append(record)
+    problems += [
+        f"cell {cell} has {len(claims)} records ({', '.join(map(str, claims))})"
+        for cell, claims in cells.items()
+        if len(claims) > 1
+    ]
+    if problems:
+        raise UserError(
+            f"The store has {len(problems)} bad file(s): {'; '.join(problems)}: "
+            "restore each from git or move it out of the folder, and run its cell again."
+        )
+    return records
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn an `OSError` while writing to `folder` into a `UserError` that names the folder and the mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            mend = "free some space there, or choose another folder"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            mend = "a part of that path is a file; choose another folder"
+        else:
+            mend = "choose a folder that you may write to"
+        raise UserError(f"Cannot write to {folder} ({error.strerror}): {mend}.") from error
+
+
+def write_atomic(path: Path, text: str, overwrite: bool) -> None:
+    """Write `text` (UTF-8) so that `path` holds all of it or, whatever happens, is left as it was.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is false.
+        OSError: the folder cannot be written; nothing is left behind.
+    """
+    temporary = _temporary(path)
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _publish(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name unless the name is taken; `os.replace` could not tell."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES):
+            raise
+        # A file system without hard links. Two writers of one cell may both get here; the file is whole either way.
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temporary, path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files in `folder` that are older than `STALE_AFTER` by the file system's own clock.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    probe = _temporary(folder / "probe")
+    try:
+        with probe.open("x") as file:
+            file.write("probe")
+            file.flush()
+            os.fsync(file.fileno())
+        now = probe.stat().st_mtime
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):  # another process may be faster
+            if now - path.stat().st_mtime > STALE_AFTER:
+                path.unlink()

@@ -1,0 +1,137 @@
+"""The survey's tree of ideas (``taxonomy.yaml``) and where methods stand in it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+from typing import Protocol
+
+import yaml
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Leaf(_Strict):
+    """A place in the tree.
+
+    Attributes:
+        id: stable; what a method declares.
+        section: number in the survey, null outside it.
+        question: what an experiment on this leaf should answer.
+        cited: bibliography keys of the works that the survey cites and whose primary leaf this is.
+    """
+
+    id: str
+    section: str | None
+    title: str
+    question: str
+    cited: tuple[str, ...]
+
+
+class Chapter(_Strict):
+    """A chapter of the survey, or (`number` null) what the bench adds to it."""
+
+    number: int | None
+    title: str
+    leaves: tuple[Leaf, ...]
+
+
+class Taxonomy(_Strict):
+    """All chapters, in the survey's order; the controls come first."""
+
+    chapters: tuple[Chapter, ...]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Taxonomy:
+        for what in ([leaf.id for leaf in self.leaves], [work for leaf in self.leaves for work in leaf.cited]):
+            twice = sorted({item for item in what if what.count(item) > 1})
+            if twice:
+                raise ValueError(f"stands twice in the taxonomy: {', '.join(twice)}")
+        return self
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        return [leaf for chapter in self.chapters for leaf in chapter.leaves]
+
+    def find(self, leaf_id: str) -> Leaf | None:
+        """The leaf, or None for an id that is not in the tree (a third party's)."""
+        return next((leaf for leaf in self.leaves if leaf.id == leaf_id), None)
+
+    def order(self, leaf_id: str) -> tuple[int, str]:
+        """Sort key: the order of the tree, then ids that are not in it, by name."""
+        ids = [leaf.id for leaf in self.leaves]
+        return (ids.index(leaf_id), "") if leaf_id in ids else (len(ids), leaf_id)
+
+
+@cache
+def load_taxonomy() -> Taxonomy:
+    """The tree that ships with the package."""
+    text = files("kdbench").joinpath("taxonomy.yaml").read_text(encoding="utf-8")
+    return Taxonomy.model_validate(yaml.safe_load(text))
+
+
+class MethodLike(Protocol):
+    """What a method says of itself: a method's class, or any object with these attributes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def leaf(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def paper(self) -> str | None: ...
+    @property
+    def extension(self) -> bool: ...
+
+
+class MethodEntry(_Strict):
+    """A method in the tree; `extension` marks one that the survey does not cite."""
+
+    name: str
+    title: str
+    paper: str | None
+    extension: bool
+
+
+class LeafEntry(Leaf):
+    """A leaf and its methods; without any it is still open."""
+
+    methods: tuple[MethodEntry, ...]
+
+
+class ChapterEntry(_Strict):
+    """A chapter and its leaves, open ones included."""
+
+    number: int | None
+    title: str
+    leaves: tuple[LeafEntry, ...]
+
+
+def tree(methods: Iterable[MethodLike]) -> list[ChapterEntry]:
+    """The whole tree with each method on its leaf, by name; unknown leaves come last, as chapter "third-party"."""
+    by_leaf: dict[str, list[MethodEntry]] = defaultdict(list)
+    for m in sorted(methods, key=lambda m: m.name):
+        by_leaf[m.leaf].append(MethodEntry(name=m.name, title=m.title, paper=m.paper, extension=m.extension))
+    chapters = [
+        ChapterEntry(
+            number=chapter.number,
+            title=chapter.title,
+            leaves=tuple(_entry(leaf, by_leaf.pop(leaf.id, [])) for leaf in chapter.leaves),
+        )
+        for chapter in load_taxonomy().chapters
+    ]
+    if by_leaf:
+        others = (Leaf(id=leaf, section=None, title=leaf, question="", cited=()) for leaf in sorted(by_leaf))
+        leaves = tuple(_entry(leaf, by_leaf[leaf.id]) for leaf in others)
+        chapters.append(ChapterEntry(number=None, title="third-party", leaves=leaves))
+    return chapters
+
+
+def _entry(leaf: Leaf, methods: list[MethodEntry]) -> LeafEntry:
+    return LeafEntry(**leaf.model_dump(), methods=tuple(methods))

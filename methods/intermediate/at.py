@@ -1,0 +1,43 @@
+"""Attention transfer (Zagoruyko & Komodakis, ICLR 2017, arXiv:1612.03928)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench.data.batch import Batch, DataSpec
+from kdbench.losses import cross_entropy, to_smaller
+from kdbench.method import Method
+from kdbench.taps import Out, Spec, Taps, aligned
+
+
+def attention(feature: Tensor) -> Tensor:
+    """Q(F) = vec(mean_c F²) / ‖vec(mean_c F²)‖₂ of a map (B, C, H, W), as (B, H·W)."""
+    return F.normalize(feature.square().mean(1).flatten(1), dim=1)
+
+
+def at_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over B·H·W of (Q(s) - Q(t))², for maps (B, C, H, W); the larger map is average-pooled to the smaller first.
+
+    The reduction is that of szagoruyko/attention-transfer; the paper's equation 2 has ‖Q(s) - Q(t)‖₂ per sample.
+    """
+    student, teacher = to_smaller(student, teacher)
+    return (attention(student) - attention(teacher)).square().mean()
+
+
+class AT(Method):
+    """L = CE(y, s) + β · Σ_stages `at_loss`."""
+
+    leaf = "intermediate/features"
+    paper = "zagoruyko2016paying"
+    title = "AT"
+    taps = Taps(student=("stage*",), teacher=("stage*",))
+    terms = ("ce", "at")
+
+    def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
+        assert teacher is not None
+        self.pairs = aligned(student, teacher)
+
+    def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
+        at = sum((at_loss(s[a], t[b]) for a, b in self.pairs), start=s.logits.new_zeros(()))
+        return {"ce": cross_entropy(s.logits, batch.y), "at": at}

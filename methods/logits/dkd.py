@@ -1,0 +1,61 @@
+"""Decoupled knowledge distillation (Zhao et al., CVPR 2022, arXiv:2203.08679)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench.data.batch import Batch
+from kdbench.losses import cross_entropy, kl
+from kdbench.method import Method
+from kdbench.taps import Out
+
+
+def dkd_terms(student: Tensor, teacher: Tensor, y: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(TCKD, NCKD) of logits (B, K) and class indices (B,); each summed over classes, averaged over B, times T².
+
+    TCKD = T² · KL( [p_t(y), 1 - p_t(y)] || [p_s(y), 1 - p_s(y)] ),  p = softmax(z / T)
+    NCKD = T² · KL( q_t || q_s ),  q = softmax of z / T over the K - 1 classes other than y
+    """
+    target = F.one_hot(y, student.shape[1]).bool()
+
+    def binary(z: Tensor) -> Tensor:
+        """log [p(y), 1 - p(y)], without ever forming 1 - p(y)."""
+        log_p = F.log_softmax(z / temperature, dim=1)
+        return torch.stack([log_p[target], log_p.masked_fill(target, -torch.inf).logsumexp(1)], dim=1)
+
+    tckd = F.kl_div(binary(student), binary(teacher), reduction="batchmean", log_target=True) * temperature**2
+    others = ~target
+    shape = (len(y), student.shape[1] - 1)
+    return tckd, kl(student[others].view(shape), teacher[others].view(shape), temperature)
+
+
+def dkd_loss(
+    student: Tensor, teacher: Tensor, y: Tensor, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0
+) -> Tensor:
+    """α · TCKD + β · NCKD (equation 7); see `dkd_terms`. Plain KD would have α = 1 and β = 1 - p_t(y)."""
+    tckd, nckd = dkd_terms(student, teacher, y, temperature)
+    return alpha * tckd + beta * nckd
+
+
+class DKD(Method):
+    """L = CE(y, s) + ramp · (α · TCKD + β · NCKD); see `dkd_loss`."""
+
+    leaf = "logits/softened-labels"
+    paper = "zhao2022decoupled"
+    title = "DKD"
+    extension = True
+    terms = ("ce", "dkd")
+
+    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.alpha, self.beta, self.temperature = alpha, beta, temperature
+
+    def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "ce": cross_entropy(s.logits, batch.y),
+            "dkd": dkd_loss(s.logits, t.logits, batch.y, self.alpha, self.beta, self.temperature),
+        }

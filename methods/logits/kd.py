@@ -1,0 +1,32 @@
+"""Knowledge distillation (Hinton, Vinyals, Dean, NIPS 2014 workshop, arXiv:1503.02531)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from kdbench.data.batch import Batch
+from kdbench.losses import cross_entropy, kl
+from kdbench.method import Method
+from kdbench.taps import Out
+
+
+class KD(Method):
+    """L = (1 - α) · CE(y, s) + α · T² · KL( softmax(t / T) || softmax(s / T) ), with α in ``weights``.
+
+    The divergence is summed over classes and averaged over the batch (`kdbench.losses.kl`).
+    """
+
+    leaf = "logits/softened-labels"
+    paper = "hinton2015distilling"
+    title = "KD"
+    control = "kd"
+    terms = ("ce", "kd")
+
+    def __init__(self, temperature: float = 4.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.temperature = temperature
+
+    def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
+        return {"ce": cross_entropy(s.logits, batch.y), "kd": kl(s.logits, t.logits, self.temperature)}

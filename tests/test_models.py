@@ -1,0 +1,420 @@
+"""The networks: sizes and costs against the reference implementations, taps against their definitions."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdbench.errors import UserError
+from kdbench.models import create, names
+from kdbench.models.shufflenet import Shuffle
+from kdbench.taps import probe
+
+CIFAR = (3, 32, 32)
+
+# name: (parameters, multiply-accumulates of one image), 100 classes, 3x32x32. Counted on the model files of
+# HobbitLong/RepDistiller at commit b84f547 (parameters: numel; MACs: half of torch's FlopCounterMode).
+REPDISTILLER = {
+    "resnet8": (83_892, 12_507_392),
+    "resnet14": (181_108, 26_663_168),
+    "resnet20": (278_324, 40_818_944),
+    "resnet32": (472_756, 69_130_496),
+    "resnet44": (667_188, 97_442_048),
+    "resnet56": (861_620, 125_753_600),
+    "resnet110": (1_736_564, 253_155_584),
+    "resnet8x4": (1_233_540, 177_071_104),
+    "resnet32x4": (7_433_860, 1_083_040_768),
+    "resnet50-cifar": (23_705_252, 1_298_014_208),
+    "wrn-16-1": (180_916, 26_663_168),
+    "wrn-16-2": (703_284, 101_118_464),
+    "wrn-40-1": (569_780, 83_286_272),
+    "wrn-40-2": (2_255_156, 327_610_880),
+    "vgg8": (3_965_028, 96_192_512),
+    "vgg11": (9_277_284, 209_438_720),
+    "vgg13": (9_462_180, 284_936_192),
+    "vgg16": (14_774_436, 398_182_400),
+    "vgg19": (20_086_692, 511_428_608),
+    "mobilenetv2-0.5": (812_836, 6_523_648),
+    "shufflenetv1": (949_258, 38_691_456),
+    "shufflenetv2": (1_355_528, 44_504_448),
+}
+# Parameters at 10 classes, 1x32x32, counted on DAFL/lenet.py of huawei-noah/Data-Efficient-Model-Compression, 5e8f4e4.
+DAFL = {"lenet5": 61_706, "lenet5-half": 15_738}
+# Our own, no reference: 3x3 convolutions, 1x1 projections, batch norms (2 per channel), a linear layer.
+WIDTHS = {"resnet8x0.25": (4, 4, 8, 16), "resnet8x0.5": (8, 8, 16, 32)}
+
+# Millions of multiply-accumulates at 3x32x32, from the definitions in the papers.
+PUBLISHED_MACS = {
+    "resnet20": 40.8,
+    "resnet56": 125.8,
+    "resnet110": 253.2,
+    "resnet8x4": 177.1,
+    "resnet32x4": 1083,
+    "wrn-16-2": 101.1,
+    "wrn-40-1": 83.3,
+    "wrn-40-2": 327.6,
+}
+# Millions of parameters at 10 classes: He et al. 2016, table 6; Zagoruyko & Komodakis 2016, table 4.
+PUBLISHED_PARAMETERS = {
+    "resnet20": 0.27,
+    "resnet32": 0.46,
+    "resnet44": 0.66,
+    "resnet56": 0.85,
+    "resnet110": 1.7,
+    "wrn-40-1": 0.6,
+    "wrn-40-2": 2.2,
+}
+
+
+def on_meta(name: str, shape: tuple[int, int, int] = CIFAR, num_classes: int = 100) -> nn.Module:
+    with torch.device("meta"):
+        return create(name, shape, num_classes)
+
+
+def parameters(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def macs(net: nn.Module, shape: tuple[int, int, int] = CIFAR) -> int:
+    with FlopCounterMode(display=False) as counter:
+        net.eval()(torch.zeros(1, *shape, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def size(name: str) -> tuple[int, int, int]:
+    """The smallest images of a zoo network."""
+    return (3, 28, 28) if name.startswith("lenet") else (3, 8, 8)
+
+
+def norms(net: nn.Module) -> list[Any]:
+    return [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@lru_cache(maxsize=1)
+def small(name: str) -> Any:
+    """A zoo network for its smallest images, in train mode, with batch norms that are not the identity."""
+    torch.manual_seed(0)
+    net = create(name, size(name), 10)
+    for module in norms(net):
+        nn.init.uniform_(module.weight, 0.5, 1.5)
+        nn.init.normal_(module.bias, std=0.3)
+    return net
+
+
+def images(shape: tuple[int, int, int], n: int = 4) -> torch.Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(1))
+
+
+# --- size and cost -------------------------------------------------------------------------------------------------
+
+
+def test_every_network_of_the_zoo_has_a_reference_count() -> None:
+    assert set(names()) == REPDISTILLER.keys() | DAFL.keys() | WIDTHS.keys()
+
+
+@pytest.mark.parametrize("name", REPDISTILLER)
+def test_parameters_and_macs_are_those_of_repdistiller(name: str) -> None:
+    net = on_meta(name)
+    cost = macs(net)
+    assert (parameters(net), cost) == REPDISTILLER[name]
+    if name in PUBLISHED_MACS:
+        assert cost / 1e6 == pytest.approx(PUBLISHED_MACS[name], rel=0.01)
+
+
+@pytest.mark.parametrize("name", DAFL)
+def test_lenet_has_the_parameters_of_dafl(name: str) -> None:
+    assert parameters(on_meta(name, (1, 32, 32), 10)) == DAFL[name]
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_narrow_resnets_have_the_parameters_of_their_widths(name: str) -> None:
+    w0, w1, w2, w3 = WIDTHS[name]
+    convs = 9 * (1 * w0 + w0 * w1 + w1 * w1 + w1 * w2 + w2 * w2 + w2 * w3 + w3 * w3) + w1 * w2 + w2 * w3
+    norms = 2 * (w0 + 2 * w1 + 3 * w2 + 3 * w3)
+    assert parameters(on_meta(name, (1, 8, 8), 10)) == convs + norms + 10 * w3 + 10
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
+def test_parameters_are_the_published_ones(name: str) -> None:
+    # He et al. have shortcuts without parameters, RepDistiller projects twice: 1x1 convolution and batch norm.
+    projections = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64 if name.startswith("resnet") else 0
+    digits = len(str(PUBLISHED_PARAMETERS[name])) - 2
+    millions = (parameters(on_meta(name, num_classes=10)) - projections) / 1e6
+    assert round(millions, digits) == PUBLISHED_PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("num_classes", [10, 100])
+def test_head_is_the_classifier(name: str, num_classes: int) -> None:
+    net: Any = on_meta(name, num_classes=num_classes)
+    assert isinstance(net.head, nn.Linear)
+    assert net.head.out_features == num_classes
+    assert list(net.state_dict())[-1] == "head.bias"
+
+
+# --- taps ----------------------------------------------------------------------------------------------------------
+
+# Feature shapes of the papers' tables (and of RepDistiller's is_feat lists) at 3x32x32: stem, stages, embed.
+SHAPES = {
+    "resnet20": [(16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8), (64,)],
+    "resnet8x4": [(32, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8), (256,)],
+    "resnet50-cifar": [(64, 32, 32), (256, 32, 32), (512, 16, 16), (1024, 8, 8), (2048, 4, 4), (2048,)],
+    "wrn-40-2": [(16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8), (128,)],
+    "vgg13": [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4), (512,)],
+    "mobilenetv2-0.5": [(16, 16, 16), (12, 16, 16), (16, 8, 8), (48, 4, 4), (160, 2, 2), (1280,)],
+    "shufflenetv1": [(24, 32, 32), (240, 16, 16), (480, 8, 8), (960, 4, 4), (960,)],
+    "shufflenetv2": [(24, 32, 32), (116, 16, 16), (232, 8, 8), (464, 4, 4), (1024,)],
+    "lenet5": [(6, 28, 28), (16, 10, 10), (120, 1, 1), (84,)],
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_tap_names_order_and_shapes(name: str) -> None:
+    stem, *stages, embed = SHAPES[name]
+    expected = {"stem": stem}
+    for i, shape in enumerate(stages, start=1):
+        if name != "mobilenetv2-0.5":  # linear bottlenecks: no ReLU, no pre
+            expected[f"pre{i}"] = shape
+        expected[f"stage{i}"] = shape
+    expected |= {"embed": embed, "logits": (100,)}
+    with torch.device("meta"):
+        found = {tap: tuple(x.shape[1:]) for tap, x in create(name, CIFAR, 100).tap(torch.zeros(2, *CIFAR)).items()}  # type: ignore[operator]
+    assert list(found.items()) == list(expected.items())
+
+
+def test_vgg_pools_once_more_for_images_of_64_pixels() -> None:
+    with torch.device("meta"):
+        taps = create("vgg8", (3, 64, 64), 10).tap(torch.zeros(2, 3, 64, 64))  # type: ignore[operator]
+    assert [taps[f"stage{i}"].shape[-1] for i in range(1, 5)] == [32, 16, 8, 4]
+    assert on_meta("vgg8", (3, 64, 64)).state_dict().keys() == on_meta("vgg8").state_dict().keys()
+
+
+@pytest.mark.parametrize("name", names())
+def test_taps_agree_with_each_other_and_with_forward(name: str) -> None:
+    net, x = copy.deepcopy(small(name)), images(size(name))
+    taps = net.tap(x)
+    stages = [tap for tap in taps if tap.startswith("stage")]
+    pres = [tap for tap in taps if tap.startswith("pre")]
+    assert len(pres) == (0 if name.startswith("mobilenet") else len(stages))
+    for pre in pres:
+        assert taps[pre].min() < 0  # would be lost if a ReLU worked in place
+        assert torch.equal(taps[pre.replace("pre", "stage")], F.relu(taps[pre]))
+    assert torch.equal(taps["logits"], F.linear(taps["embed"], net.head.weight, net.head.bias))
+    assert torch.equal(taps["logits"], net(x))
+    assert list(net.tap(x, ["embed"])) == ["embed", "logits"]
+    assert list(net.tap(x, [])) == ["logits"]
+    # Four passes by now, and none has updated running statistics twice.
+    assert all(int(module.num_batches_tracked) == 4 for module in norms(net))
+    with pytest.raises(KeyError):
+        net.tap(x, ["stage9"])
+    # A loss on every tap at once reaches the first layer, and no activation was overwritten on the way.
+    sum(value.square().mean() for value in taps.values()).backward()
+    grad = next(net.parameters()).grad
+    assert grad is not None
+    assert grad.isfinite().all()
+    assert grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["resnet8x0.5", "wrn-16-1", "mobilenetv2-0.5", "shufflenetv2", "vgg8"])
+def test_tap_moves_the_running_statistics_as_forward_does(name: str) -> None:
+    by_tap, by_forward, before = copy.deepcopy(small(name)), copy.deepcopy(small(name)), small(name).state_dict()
+    by_tap.tap(images(size(name)))
+    by_forward(images(size(name)))
+    moved = by_tap.state_dict()
+    for key, value in by_forward.state_dict().items():
+        assert torch.equal(moved[key], value)
+        if "num_batches_tracked" in key:
+            assert value == before[key] + 1
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_pre_of_a_wide_resnet_is_the_normalised_sum_of_its_stage(depth: int) -> None:
+    net, x = copy.deepcopy(small("wrn-16-1")).eval(), images((3, 8, 8))
+    sums: list[torch.Tensor] = []
+    net.stages[depth - 1][-1].register_forward_hook(lambda module, args, output: sums.append(output))
+    taps = net.tap(x)
+    norm = net.norm if depth == 3 else net.stages[depth][0].norm
+    expected = (sums[0] - norm.running_mean[:, None, None]) / (norm.running_var[:, None, None] + norm.eps).sqrt()
+    expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
+    torch.testing.assert_close(taps[f"pre{depth}"], expected)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name.startswith(("resnet", "wrn"))])
+def test_tiny_grey_images(name: str) -> None:
+    if name in ("resnet110", "resnet32x4", "resnet50-cifar"):  # same code as their neighbours; shapes suffice
+        with torch.device("meta"):
+            assert create(name, (1, 8, 8), 10)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+        return
+    net = create(name, (1, 8, 8), 10)
+    logits = net(images((1, 8, 8)))
+    assert logits.shape == (4, 10)
+    assert logits.isfinite().all()
+
+
+def test_shuffle_is_the_channel_shuffle_of_the_paper() -> None:
+    x = torch.arange(6.0)[None, :, None, None]
+    assert Shuffle(3)(x).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+    assert Shuffle(2)(x).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize("name", ["resnet8x4", "wrn-16-2", "vgg8", "mobilenetv2-0.5"])
+def test_convolutions_start_from_he_initialisation(name: str) -> None:
+    torch.manual_seed(0)
+    for module in create(name, CIFAR, 100).modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 10_000:
+            std = (2 / (module.kernel_size[0] ** 2 * module.out_channels)) ** 0.5
+            assert module.weight.std().item() == pytest.approx(std, rel=0.05)
+            assert module.bias is None or not module.bias.any()
+
+
+# --- user errors ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sentence"),
+    [
+        ("wrn_16_2", CIFAR, "wrn-16-2"),
+        ("resnet21", CIFAR, "resnet20"),
+        ("zzz", CIFAR, "torchvision/NAME and timm/NAME"),
+        ("resnet8", (3, 4, 4), "at least 8x8"),
+        ("lenet5", (1, 8, 8), "28x28 or 32x32"),
+        ("torchvision/resnet81", CIFAR, "torchvision/resnet18"),
+        ("torchvision/resnet18", (1, 32, 32), "3 channels"),
+        ("torchvision/squeezenet1_1", CIFAR, "linear classifier"),
+        ("torchvision/mobilenet_v3_smal", CIFAR, "torchvision/mobilenet_v3_small"),
+        ("timm/vit_tinny_patch16_224", CIFAR, "timm/vit_tiny_patch16_224"),
+        ("timm/resnet18.a1_in1k", CIFAR, "timm/resnet18"),
+        ("timm/vit_tiny_patch16_224", (3, 8, 8), "cannot take images of 3x8x8"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_with_the_mend(name: str, shape: tuple[int, int, int], sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        create(name, shape, 10)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# --- torchvision and timm ------------------------------------------------------------------------------------------
+
+FIVE = ["stem", "stage1", "stage2", "stage3", "stage4", "embed", "logits"]
+FOUR = FIVE[1:]
+WRAPPED = {
+    "torchvision/resnet18": (CIFAR, FIVE),
+    "torchvision/mobilenet_v3_small": (CIFAR, FIVE),
+    "torchvision/vgg11_bn": (CIFAR, FIVE),
+    "torchvision/convnext_tiny": (CIFAR, FOUR),
+    "torchvision/efficientnet_b0": (CIFAR, FIVE),
+    "timm/resnet18": ((1, 32, 32), FIVE),
+    "timm/mobilenetv3_small_100": ((1, 32, 32), FIVE),
+    "timm/vit_tiny_patch16_224": ((1, 32, 32), FOUR),
+    "timm/convnext_atto": ((1, 32, 32), FOUR),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapped_networks(name: str) -> None:
+    shape, expected = WRAPPED[name]
+    state = torch.get_rng_state()
+    net: Any = create(name, shape, 7)
+    assert net.training
+    assert not torch.equal(state, torch.get_rng_state())  # weights come from the global random state
+    spec = probe(name, net, shape)
+    assert list(spec.shapes) == expected
+    sides = [spec.shapes[stage][-1] for stage in spec.all("stage")]
+    assert sides == ([2] * 4 if "vit" in name else [16, 8, 4, 2] if "vgg" in name else [8, 4, 2, 1])
+    assert not any(getattr(module, "inplace", False) for module in net.modules())
+
+    net.eval()
+    x = images(shape, 2)
+    taps = net.tap(x, ["stage2", "embed"])
+    assert list(taps) == ["stage2", "embed", "logits"]
+    assert torch.equal(taps["logits"], net(x))
+    torch.testing.assert_close(taps["logits"], taps["embed"] @ net.head.weight.T + net.head.bias)
+    taps["stage2"].square().mean().backward()
+    assert next(net.parameters()).grad.abs().sum() > 0
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    with pytest.raises(KeyError):
+        net.tap(x, ["pre1"])
+
+
+@pytest.mark.parametrize("name", ["torchvision/mobilenet_v3_small", "timm/vit_tiny_patch16_224"])
+def test_weights_of_a_wrapped_network_load_into_a_fresh_one(name: str) -> None:
+    old, new, x = create(name, CIFAR, 7).eval(), create(name, CIFAR, 7).eval(), images(CIFAR, 2)
+    assert not torch.equal(old(x), new(x))
+    new.load_state_dict(old.state_dict())
+    assert torch.equal(old(x), new(x))
+    tensors = [value.data_ptr() for value in old.state_dict().values()]
+    assert len(tensors) == len(set(tensors))  # the head is not stored twice
+
+
+def test_taps_of_a_torchvision_network_are_its_layers() -> None:
+    from torchvision.models import get_model
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    net: Any = create("torchvision/resnet18", CIFAR, 7).eval()
+    plain = get_model("resnet18", weights=None, num_classes=7).eval()
+    plain.load_state_dict({key.removeprefix("net."): value for key, value in net.state_dict().items()})
+    nodes = {"relu": "stem", "flatten": "embed", "fc": "logits"} | {f"layer{i}": f"stage{i}" for i in range(1, 5)}
+    x = images(CIFAR, 2)
+    expected, found = create_feature_extractor(plain, nodes)(x), net.tap(x)
+    assert expected.keys() == found.keys()
+    for tap, value in expected.items():
+        torch.testing.assert_close(found[tap], value)
+
+
+def test_taps_of_a_timm_network_are_its_feature_pyramid() -> None:
+    import timm
+
+    net: Any = create("timm/resnet18", CIFAR, 7).eval()
+    plain = timm.create_model("resnet18", features_only=True).eval()
+    weights = {key.removeprefix("net."): value for key, value in net.state_dict().items() if ".fc." not in key}
+    plain.load_state_dict(weights)
+    x = images(CIFAR, 2)
+    found = net.tap(x)
+    for tap, value in zip(["stem", "stage1", "stage2", "stage3", "stage4"], plain(x), strict=True):
+        torch.testing.assert_close(found[tap], value)
+
+
+def test_a_vit_gives_every_third_of_its_twelve_blocks() -> None:
+    net: Any = create("timm/vit_tiny_patch16_224", CIFAR, 7).eval()
+    tokens: list[torch.Tensor] = []
+    for block in net.net.blocks:
+        block.register_forward_hook(lambda module, args, output: tokens.append(output))
+    taps = net.tap(images(CIFAR, 2))
+    for i in range(1, 5):
+        expected = tokens[3 * i - 1][:, 1:].transpose(1, 2).reshape(2, 192, 2, 2)  # without the class token
+        torch.testing.assert_close(taps[f"stage{i}"], expected)
+
+
+@pytest.mark.parametrize("name", ["timm/test_efficientnet", "torchvision/mobilenet_v3_small"])
+def test_a_wrapped_network_in_train_mode_moves_its_statistics_once(name: str) -> None:
+    net: Any = create(name, CIFAR, 7)
+    net.tap(images(CIFAR))
+    assert all(int(module.num_batches_tracked) == 1 for module in norms(net))
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "torchvision/mobilenet_v3_small"])
+def test_a_copy_of_a_wrapped_network_taps_itself(name: str) -> None:
+    net: Any = create(name, CIFAR, 7).eval()
+    twin, x = copy.deepcopy(net), images(CIFAR, 2)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert net.tap(x)["stage1"].abs().sum() > 0
+    assert twin.tap(x)["stage1"].abs().sum() == 0
+
+
+def test_building_a_network_twice_from_one_seed_gives_the_same_weights() -> None:
+    for name in ("shufflenetv1", "timm/test_vit"):
+        torch.manual_seed(3)
+        first = create(name, CIFAR, 10).state_dict()
+        torch.manual_seed(3)
+        second = create(name, CIFAR, 10).state_dict()
+        assert all(torch.equal(value, second[key]) for key, value in first.items())
