@@ -33,6 +33,7 @@ Outside the bench a method is an ordinary LightningModule:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -87,6 +88,12 @@ class Ramp:
 
 class Method(pl.LightningModule):
     """Base of all methods; see the module's docstring for the hooks.
+
+    Attributes:
+        epoch: finished epochs, that is the 0-based number of the one in course. Unlike Lightning's ``current_epoch`` it
+            is right from the moment a checkpoint is loaded, when the first batch of a resumed run is fetched.
+        forwards: images passed through the student and the teacher while training.
+        images_seen: training images drawn.
 
     Args:
         weights: weight of each loss term: a number, or ``{start, end, until}`` for a linear ramp (see `Ramp`). Exactly
@@ -236,6 +243,7 @@ class Method(pl.LightningModule):
         self.rng.manual_seed(seed)
         self.forwards = {"student": 0, "teacher": 0}
         self.images_seen = 0
+        self.epoch = 0
         self._stages = tuple(self.stages())
         self._stage = 0
         self._metrics = nn.ModuleList([metrics(data.task, data.num_classes) for _ in ("test", "val")])
@@ -288,7 +296,7 @@ class Method(pl.LightningModule):
         self._spans = _allocate([stage.share for stage in self._stages], self.trainer.max_epochs or 1)
 
     def on_train_epoch_start(self) -> None:
-        epoch = self.current_epoch
+        epoch = self.epoch
         self._stage = next(i for i, (start, length) in enumerate(self._spans) if epoch < start + length)
         start, length = self._spans[self._stage]
         assert self._weights is not None
@@ -328,8 +336,9 @@ class Method(pl.LightningModule):
         means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
         self.log_dict({f"loss/{name}": value for name, value in means.items()})
         for name, value in means.items():
-            if value - value != 0:
-                raise Diverged(name, self.current_epoch)
+            if not math.isfinite(value):
+                raise Diverged(name, self.epoch)
+        self.epoch += 1
 
     def _optimizers(self) -> list[Any]:
         optimizers = self.optimizers()
@@ -367,6 +376,7 @@ class Method(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["kdbench"] = {
+            "epoch": self.epoch,
             "rng": self.rng.get_state(),
             "forwards": dict(self.forwards),
             "images_seen": self.images_seen,
@@ -375,7 +385,7 @@ class Method(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["kdbench"]
         self.rng.set_state(state["rng"])
-        self.forwards, self.images_seen = dict(state["forwards"]), state["images_seen"]
+        self.epoch, self.forwards, self.images_seen = state["epoch"], dict(state["forwards"]), state["images_seen"]
 
 
 def _weight(name: str, value: float | Mapping[str, float]) -> Ramp:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from pytorch_lightning.callbacks import ModelCheckpoint
 from scipy import stats
 from torch import nn
 from torchvision.transforms import functional as TF
@@ -225,6 +226,7 @@ def test_every_dataset_config_is_complete_and_valid() -> None:
     }
     for file in files:
         fields = OmegaConf.load(file)
+        assert isinstance(fields, DictConfig)
         assert set(fields) == set(DatasetConfig.model_fields), file
         assert DatasetConfig.of(fields).name == file.stem
 
@@ -439,9 +441,9 @@ def test_views_do_not_depend_on_the_batch_size_or_the_past(digits: Dataset) -> N
     assert torch.equal(whole.index, order_of(5, 2, 1297))
     assert torch.equal(whole.view, view_of(5, 2, whole.index, 1, True))
     assert torch.equal(whole.y, digits.train.labels[whole.index])
-    expected = apply_views(
-        digits.train.images[whole.index], *whole.view.unbind(1), 1, torch.tensor(digits.mean), torch.tensor(digits.std)
-    )
+    dy, dx, flip = whole.view.unbind(1)
+    mean, std = torch.tensor(digits.mean), torch.tensor(digits.std)
+    expected = apply_views(digits.train.images[whole.index], dy, dx, flip, 1, mean, std)
     assert torch.equal(whole.x, expected)
 
 
@@ -482,10 +484,11 @@ def test_last_batch_blind_and_lazy_epoch(digits: Dataset) -> None:
     assert (blind[0].x.dtype, blind[0].y.dtype) == (torch.float32, torch.int64)
     epoch = [0]
     lazy = views_of(digits, 64, epoch_of=lambda: epoch[0])
-    epoch[0] = 4
     running = iter(lazy)
+    epoch[0] = 4
+    first = next(running)
     epoch[0] = 5
-    assert torch.equal(next(running).index, order_of(0, 4, 1297)[:64])
+    assert torch.equal(torch.cat([first.index, *(b.index for b in running)]), order_of(0, 4, 1297))
 
 
 @pytest.mark.gpu
@@ -514,6 +517,7 @@ class Recorder(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         self.seen.setdefault(self.current_epoch, []).append(batch)
         optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
         optimizer.zero_grad()
         self.manual_backward((self.bias + batch.x.mean()).square().sum())
         optimizer.step()
@@ -522,32 +526,40 @@ class Recorder(pl.LightningModule):
         self.evaluated.append((dataloader_idx, len(batch)))
 
 
-def fit(module: Recorder, data: ArrayData, epochs: int, **options: Any) -> pl.Trainer:
+def fit(
+    module: Recorder,
+    data: ArrayData,
+    epochs: int,
+    ckpt_path: Path | None = None,
+    callbacks: list[pl.Callback] | None = None,
+) -> None:
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=bool(callbacks),
+        callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, datamodule=data, **options)
-    return trainer
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
 
 
-def test_a_trainer_sees_the_views_of_its_epoch_also_after_a_resume(digits: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before_evaluation", [True, False])
+def test_a_trainer_sees_the_views_of_its_epoch_also_after_a_resume(
+    digits: Dataset, tmp_path: Path, before_evaluation: bool
+) -> None:
     def check(batches: list[Batch], epoch: int) -> None:
         index = torch.cat([b.index for b in batches])
         assert torch.equal(index, order_of(3, epoch, 1297))
         assert torch.equal(torch.cat([b.view for b in batches]), view_of(3, epoch, index, 1, True))
 
-    first = Recorder()
-    fit(first, ArrayData(digits, 64, 3), 1).save_checkpoint(tmp_path / "epoch1.ckpt")
-    resumed = Recorder()
-    fit(resumed, ArrayData(digits, 64, 3), 3, ckpt_path=tmp_path / "epoch1.ckpt")
-    whole = Recorder()
-    fit(whole, ArrayData(digits, 64, 3), 3)
+    # Lightning's counters in a checkpoint differ with the hook that wrote it.
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=before_evaluation)
+    whole, resumed = Recorder(), Recorder()
+    fit(whole, ArrayData(digits, 64, 3), 3, callbacks=[saver])
+    fit(resumed, ArrayData(digits, 64, 3), 3, ckpt_path=tmp_path / "epoch=0.ckpt")
     assert sorted(whole.seen) == [0, 1, 2]
     assert sorted(resumed.seen) == [1, 2]
     for module in (whole, resumed):
@@ -562,11 +574,11 @@ def test_module_loaders(digits: Dataset) -> None:
     data = ArrayData(with_val, 32, 0, eval_batch_size=300, drop_last=True)
     assert data.spec is with_val.spec
     assert [len(b) for b in data.train_dataloader()] == [32] * 37  # 1200 of the 1297 are left to train on
-    assert [sum(len(b) for b in loader) for loader in data.val_dataloader()] == [97, 500]
+    assert [sum(len(b) for b in loader) for loader in data.val_dataloader()] == [500, 97]
     assert [len(b) for b in data.test_dataloader()] == [300, 200]
     module = Recorder()
     fit(module, data, 1)
-    assert module.evaluated == [(0, 97), (1, 300), (1, 200)]
+    assert module.evaluated == [(0, 300), (0, 200), (1, 97)]
     assert len(ArrayData(digits, 64, 0).val_dataloader()) == 1
     loader = ArrayData(digits, 64, 7).train_dataloader()  # without a trainer
     loader.set_epoch(2)

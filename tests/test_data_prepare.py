@@ -52,6 +52,22 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache" / "downloads"
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address at which a local server offers it."""
+    folder = tmp_path / "www"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as httpd:
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
+        yield folder, f"http://127.0.0.1:{httpd.server_address[1]}/"
+        httpd.shutdown()
+
+
 def md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
@@ -106,9 +122,11 @@ def fake_mnist(monkeypatch: pytest.MonkeyPatch, cls: type[tv.MNIST], folder: Pat
 
 
 @pytest.mark.parametrize(("kind", "cls"), [("mnist", tv.MNIST), ("fashion_mnist", tv.FashionMNIST)])
-def test_mnist_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, cls: type[tv.MNIST]) -> None:
-    parts = fake_mnist(monkeypatch, cls, tmp_path / "server")
-    monkeypatch.setattr(cls, "mirrors", [NOWHERE, f"file://{tmp_path}/server/"])
+def test_mnist_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, server: tuple[Path, str], kind: str, cls: type[tv.MNIST]
+) -> None:
+    parts = fake_mnist(monkeypatch, cls, server[0])
+    monkeypatch.setattr(cls, "mirrors", [NOWHERE, server[1]])
     expect(prepare(kind), parts["train"], parts["t10k"])
     names = load(kind).classes
     assert names[:2] == (("0", "1") if kind == "mnist" else ("T-shirt/top", "Trouser"))
@@ -137,7 +155,9 @@ def test_damaged_unpacked_files_are_named(monkeypatch: pytest.MonkeyPatch, offli
 
 
 def cifar(monkeypatch: pytest.MonkeyPatch, cls: type[tv.CIFAR10], key: str) -> tuple[bytes, Any, Any]:
-    files, sums, parts = {}, {}, {}
+    files: dict[str, bytes] = {}
+    sums: dict[str, list[list[str]]] = {}
+    parts: dict[str, tuple[Any, Any]] = {}
     for split in ("train_list", "test_list"):
         images, labels = [], []
         sums[split] = []
@@ -161,7 +181,12 @@ def cifar(monkeypatch: pytest.MonkeyPatch, cls: type[tv.CIFAR10], key: str) -> t
     ("kind", "cls", "key"), [("cifar10", tv.CIFAR10, "labels"), ("cifar100", tv.CIFAR100, "fine_labels")]
 )
 def test_cifar(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: Path, kind: str, cls: type[tv.CIFAR10], key: str
+    monkeypatch: pytest.MonkeyPatch,
+    offline: Path,
+    server: tuple[Path, str],
+    kind: str,
+    cls: type[tv.CIFAR10],
+    key: str,
 ) -> None:
     data, train, test = cifar(monkeypatch, cls, key)
     with pytest.raises(UserError) as error:
@@ -170,7 +195,8 @@ def test_cifar(
     put(offline / cls.filename, data[:100])  # an interrupted download
     with pytest.raises(UserError, match=cls.tgz_md5):
         prepare(kind)
-    monkeypatch.setattr(cls, "url", f"file://{put(tmp_path / 'server' / cls.filename, data)}")
+    put(server[0] / cls.filename, data)
+    monkeypatch.setattr(cls, "url", server[1] + cls.filename)
     expect(prepare(kind), train, test)
     assert load(kind).classes[9] == "c9"
 
@@ -186,10 +212,10 @@ def test_svhn(monkeypatch: pytest.MonkeyPatch, offline: Path) -> None:
     splits, parts = {}, {}
     for split, n in (("train", 12), ("test", 11)):
         images, digits = pixels(32, 32, 3, n), np.arange(n) % 10 + 1
-        out = io.BytesIO()
-        scipy.io.savemat(out, {"X": images, "y": digits[:, None].astype(np.uint8)})
         file = f"{split}_32x32.mat"
-        splits[split] = [NOWHERE + file, file, md5(put(offline / file, out.getvalue()).read_bytes())]
+        put(offline / file, b"")
+        scipy.io.savemat(str(offline / file), {"X": images, "y": digits[:, None].astype(np.uint8)})
+        splits[split] = [NOWHERE + file, file, md5((offline / file).read_bytes())]
         parts[split] = (images.transpose(3, 0, 1, 2), digits % 10)  # the label 10 is the digit 0
     monkeypatch.setattr(tv.SVHN, "split_list", {**splits, "extra": splits["train"]})
     expect(prepare("svhn"), parts["train"], parts["test"])
@@ -248,22 +274,6 @@ def jpeg(image: NDArray[np.uint8]) -> bytes:
 
 def decoded(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder and the address at which a local server offers it."""
-    folder = tmp_path / "www"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{httpd.server_address[1]}/"
-        httpd.shutdown()
 
 
 def test_tiny_imagenet(monkeypatch: pytest.MonkeyPatch, offline: Path, server: tuple[Path, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -157,6 +158,47 @@ def test_head_is_the_classifier(name: str, num_classes: int) -> None:
     assert isinstance(net.head, nn.Linear)
     assert net.head.out_features == num_classes
     assert list(net.state_dict())[-1] == "head.bias"
+
+
+# First three logits of the second image (10 classes, train mode, float64) that the reference implementations above
+# compute from the weights of `fill_with_waves` and the images of `waves`.
+REFERENCE_LOGITS = {
+    "resnet20": (-0.456097, -0.654667, 0.808187),
+    "resnet8x4": (0.198313, -0.19332, 0.064181),
+    "wrn-16-1": (0.085374, -0.117772, -0.345661),
+    "wrn-40-2": (-0.353189, -0.262609, -0.114202),
+    "vgg8": (-0.34619, 0.252574, -0.244904),
+    "vgg13": (-0.127646, -0.192816, 0.293994),
+    "mobilenetv2-0.5": (-0.224967, -0.285049, -0.275888),
+    "shufflenetv1": (-0.178781, -0.235705, 0.165678),
+    "shufflenetv2": (0.263165, 0.282122, 0.264643),
+    "lenet5": (-1.339372, 0.004362, 1.242316),
+}
+
+
+@torch.no_grad()
+def fill_with_waves(net: nn.Module) -> None:
+    """Weights without a random generator; parameters in the order in which the networks register them."""
+    for i, (name, p) in enumerate(net.named_parameters(), start=1):
+        wave = torch.cos(torch.arange(p.numel(), dtype=torch.float64) * i * 0.7 + i).reshape(p.shape)
+        if p.ndim > 1:
+            p.copy_(wave * (2 / p[0].numel()) ** 0.5)
+        else:
+            p.copy_(0.3 * wave + (1.0 if name.endswith("weight") else 0.0))
+
+
+def waves(shape: tuple[int, int, int]) -> torch.Tensor:
+    return torch.sin(torch.arange(2 * math.prod(shape), dtype=torch.float64) * 0.37).reshape(2, *shape)
+
+
+@pytest.mark.parametrize("name", REFERENCE_LOGITS)
+def test_logits_are_those_of_the_reference_implementation(name: str) -> None:
+    shape = (1, 32, 32) if name == "lenet5" else CIFAR
+    net = create(name, shape, 10).double()
+    fill_with_waves(net)
+    with torch.no_grad():
+        found = net(waves(shape))[1, :3]
+    assert found.tolist() == pytest.approx(REFERENCE_LOGITS[name], abs=2e-6)
 
 
 # --- taps ----------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import pytest
 
 from kdbench.results.stats import gap_recovered, mean_interval, paired_difference
 
-# Extra hours of sleep of ten patients under two drugs: Student, "The probable error of a mean", Biometrika 1908; R ships
-# the data as `sleep` and its manual page works the paired test.
+# Extra hours of sleep of ten patients under two drugs: Student, "The probable error of a mean", Biometrika 1908; R
+# ships the data as `sleep` and its manual page works the paired test.
 DRUG_1 = (0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0)
 DRUG_2 = (1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4)
 

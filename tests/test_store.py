@@ -114,7 +114,7 @@ def test_without_hard_links_records_are_still_written_once(tmp_path: Path, monke
     assert hidden(store) == []
 
 
-# ---- bad files --------------------------------------------------------------------------------------------------------
+# ---- bad files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_hidden_files_are_passed_over(store: Store) -> None:
     assert len(store.load()) == 2
 
 
-# ---- failing disks ----------------------------------------------------------------------------------------------------
+# ---- failing disks --------------------------------------------------------------------------------------------------
 
 
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path: Path) -> 
     assert list((tmp_path / "deep" / "store" / "records").iterdir()) == []
 
 
-# ---- company ----------------------------------------------------------------------------------------------------------
+# ---- company --------------------------------------------------------------------------------------------------------
 
 
 def write_all(root: str, top1: float, barrier: object, wins: object) -> None:
@@ -334,7 +334,7 @@ def test_two_processes_on_one_store_do_not_harm_each_other(tmp_path: Path) -> No
     assert hidden(store) == []
 
 
-# ---- the table of records ---------------------------------------------------------------------------------------------
+# ---- the table of records -------------------------------------------------------------------------------------------
 
 
 def test_load_gives_one_flat_row_for_each_record(store: Store) -> None:

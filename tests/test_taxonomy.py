@@ -111,7 +111,10 @@ def test_unknown_leaves_make_a_chapter_of_third_parties() -> None:
     assert [chapter.title for chapter in chapters].count("third-party") == 1
     last = chapters[-1]
     assert (last.number, last.title) == (None, "third-party")
-    assert [(leaf.id, [m.name for m in leaf.methods]) for leaf in last.leaves] == [("Lab X/ideas!", ["b"]), ("acme", ["a"])]
+    assert [(leaf.id, [m.name for m in leaf.methods]) for leaf in last.leaves] == [
+        ("Lab X/ideas!", ["b"]),
+        ("acme", ["a"]),
+    ]
     assert len(chapters[:-1]) == len(load_taxonomy().chapters)
 
 

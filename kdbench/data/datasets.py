@@ -69,12 +69,12 @@ class DatasetConfig(BaseModel):
     name: StrictStr
     mean: tuple[float, ...] | None = None
     std: tuple[Positive, ...] | None = None
-    pad: StrictInt = Field(0, ge=0)
+    pad: StrictInt = Field(default=0, ge=0)
     flip: StrictBool = False
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    val: StrictInt = Field(0, ge=0)
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    val: StrictInt = Field(default=0, ge=0)
     classes: StrictInt | tuple[StrictInt | StrictStr, ...] | None = None
-    per_class: StrictInt | None = Field(None, ge=1)
+    per_class: StrictInt | None = Field(default=None, ge=1)
     root: StrictStr | None = None
 
     @classmethod

@@ -58,12 +58,13 @@ class ArrayData(pl.LightningDataModule):
             drop_last=self.drop_last,
             blind=self.blind,
             device=self._device,
-            epoch_of=(lambda: trainer.current_epoch) if trainer else None,
+            # Lightning's own count is one behind when the first batch after a resume is fetched
+            epoch_of=(lambda: getattr(trainer.lightning_module, "epoch", trainer.current_epoch)) if trainer else None,
         )
 
     def val_dataloader(self) -> list[Views]:
-        """Plain views of [test], or of [val, test] where there is a validation split."""
-        return [self._plain(name) for name in ("val", "test") if getattr(self.dataset, name) is not None]
+        """Plain views of [test], or of [test, val] where there is a validation split."""
+        return [self._plain(name) for name in ("test", "val") if getattr(self.dataset, name) is not None]
 
     def test_dataloader(self) -> Views:
         return self._plain("test")

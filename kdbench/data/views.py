@@ -109,7 +109,8 @@ class Views:
         augment: shuffle, crop (`pad`) and flip as of (seed, epoch, index), for training; else plain and in order.
         drop_last: leave out a last batch that is not full.
         blind: yield x and y of shape (B, 0), for methods that must not see data.
-        epoch_of: asked for the epoch whenever an iteration begins; without it, `set_epoch` says (at first 0).
+        epoch_of: asked for the epoch when the first batch of an iteration is fetched; without it, `set_epoch` says (at
+            first 0). Not when the iterator is made: Lightning does that before it counts the epoch of a resumed fit.
     """
 
     def __init__(
@@ -147,9 +148,7 @@ class Views:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches(self.epoch_of() if self.epoch_of else self._epoch)
-
-    def _batches(self, epoch: int) -> Iterator[Batch]:
+        epoch = self.epoch_of() if self.epoch_of else self._epoch
         n = len(self.labels)
         order = order_of(self.seed, epoch, n, self.device) if self.augment else torch.arange(n, device=self.device)
         labels = self.labels[order]

@@ -57,19 +57,18 @@ class Progress(Checkpoint):
         self.folder, self.every_seconds, self.on_epoch = folder, every_seconds, on_epoch
         self.curves: dict[str, list[float | None]] = {}
         self.seconds = 0.0
-        self.epochs = 0
         self._saved = time.monotonic()
         self._since: float | None = None
         self._rng: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"curves": self.curves, "seconds": self.seconds, "epochs": self.epochs, "rng": torch.get_rng_state()}
+        state = {"curves": self.curves, "seconds": self.seconds, "rng": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["cuda_rng"] = torch.cuda.get_rng_state_all()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.curves, self.seconds, self.epochs = state["curves"], state["seconds"], state["epochs"]
+        self.curves, self.seconds = state["curves"], state["seconds"]
         self._rng, self._cuda_rng = state["rng"], state.get("cuda_rng")
 
     def on_train_start(self, trainer: pl.Trainer, method: pl.LightningModule) -> None:
@@ -90,10 +89,10 @@ class Progress(Checkpoint):
         self._stop_clock()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, method: pl.LightningModule) -> None:
+        assert isinstance(method, Method)
         self._stop_clock()
-        self.record(trainer, self.epochs)
-        self.epochs += 1
-        last = self.epochs == trainer.max_epochs
+        self.record(trainer, method.epoch - 1)
+        last = method.epoch == trainer.max_epochs
         if last or time.monotonic() - self._saved >= self.every_seconds:
             self.save(trainer)
         self.on_epoch()
@@ -151,18 +150,18 @@ def fit(
     reason = None
     try:
         _fit_or_resume(pl_trainer, method, data, checkpoint)
-        if progress.epochs % protocol.eval_every or not _evaluated(method):
+        if method.epoch % protocol.eval_every or not _evaluated(method):
             pl_trainer.validate(method, datamodule=data, verbose=False)
-            progress.record(pl_trainer, progress.epochs - 1)
+            progress.record(pl_trainer, method.epoch - 1)
     except Diverged as error:
         reason = str(error)
-        progress.record(pl_trainer, progress.epochs)
+        progress.record(pl_trainer, method.epoch)
     except (KeyboardInterrupt, SystemExit):
         raise Interrupted from None
     finally:
         signal.signal(signal.SIGINT, previous)
     for curve in progress.curves.values():
-        curve += [None] * (progress.epochs - len(curve))
+        curve += [None] * (method.epoch - len(curve))
     return Fitted(
         curves=progress.curves,
         correct=torch.cat(method.correct["test"]).cpu() if reason is None else torch.zeros(0, dtype=torch.bool),

@@ -38,8 +38,8 @@ class WideResNet(TappedNet):
     """WRN of `depth` = 6n + 4 layers, three stages of widths 16, 32 and 64 times `widen`.
 
     Taps: ``pre_i`` is the output of the batch norm behind stage i, which is the first one in stage i+1 (or the one
-    before the pooling), and ``stage_i`` is its ReLU. RepDistiller takes the same ``pre`` but hands out the raw sum in front of
-    that batch norm as the stage. ``stem`` is the bare first convolution, as there.
+    before the pooling), and ``stage_i`` is its ReLU. RepDistiller takes the same ``pre`` but hands out the raw sum in
+    front of that batch norm as the stage. ``stem`` is the bare first convolution, as there.
     """
 
     def __init__(self, depth: int, widen: int, shape: Shape, num_classes: int) -> None:

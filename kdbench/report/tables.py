@@ -43,7 +43,16 @@ COLUMNS = (
     "extra params",
     "diverged",
 )
-_TERMINAL = ("Method", "n", "top-1 last", "Δ scratch", "Δ KD", "gap recovered %", "diverged")
+_TERMINAL = {
+    "Method": "Method",
+    "n": "n",
+    "top-1 last": "top-1 last",
+    "Δ scratch": "Δ scratch",
+    "Δ KD": "Δ KD",
+    "gap recovered %": "gap %",
+    "diverged": "div.",
+}
+"""The columns that fit into 80 characters, with their short names."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +141,8 @@ def load_records(store_root: str | Path) -> list[Record]:
 def build_tables(records: Iterable[Record]) -> list[Table]:
     """Group records into tables and compute their rows; the order of `records` plays no part.
 
-    Records share a table where data set (content and settings), student, protocol (name and config) and teacher (hash of
-    the weights) are the same. Those that used no teacher stand in the table of every teacher.
+    Records share a table where data set (content and settings), student, protocol (name and config) and teacher (hash
+    of the weights) are the same. Those that used no teacher stand in the table of every teacher.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda r: r.cell.id):
@@ -141,7 +150,14 @@ def build_tables(records: Iterable[Record]) -> list[Table]:
         dataset = record.dataset.model_dump()
         groups[
             canonical_json(
-                [cell.dataset, cell.student, cell.protocol, dataset, record.config.get("dataset"), record.config["protocol"]]
+                [
+                    cell.dataset,
+                    cell.student,
+                    cell.protocol,
+                    dataset,
+                    record.config.get("dataset"),
+                    record.config["protocol"],
+                ]
             )
         ].append(record)
     tables: list[Table] = []
@@ -171,18 +187,18 @@ def render(tables: Sequence[Table]) -> dict[str, str]:
 
 
 def render_terminal(tables: Sequence[Table]) -> Group:
-    """The tables for `rich.print`, without their costs; names are shown as they are, never read as markup."""
+    """The tables for `rich.print`, without their costs; one seed is told by the column n alone; names are shown as they are, never read as markup."""
     parts: list[RichTable | Text] = []
     for table in tables:
         shown = RichTable(box=box.SIMPLE_HEAD, title=Text(table.title), title_justify="left")
-        for column in _TERMINAL:
-            shown.add_column(column, justify="left" if column == "Method" else "right", overflow="fold")
-        shown.columns[0].min_width = 24
+        for column, short in _TERMINAL.items():
+            numeric = column != "Method"
+            shown.add_column(short, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
         for block, rows in _blocks(table.rows):
             shown.add_row(Text(block, style="bold"))
             for row in rows:
                 cells = dict(zip(COLUMNS, _cells(row), strict=True))
-                shown.add_row(*(Text(cells[column]) for column in _TERMINAL))
+                shown.add_row(*(Text(cells[column].removesuffix(" (one seed)")) for column in _TERMINAL))
         parts += [shown, *(Text(line, style="dim") for line in table.header), Text("")]
     return Group(*parts)
 
