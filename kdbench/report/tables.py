@@ -187,7 +187,10 @@ def render(tables: Sequence[Table]) -> dict[str, str]:
 
 
 def render_terminal(tables: Sequence[Table]) -> Group:
-    """The tables for `rich.print`, without their costs; one seed is told by the column n alone; names are shown as they are, never read as markup."""
+    """The tables for `rich.print`, without costs; one seed shows in the column n alone.
+
+    Names are shown as they are, never read as markup.
+    """
     parts: list[RichTable | Text] = []
     for table in tables:
         shown = RichTable(box=box.SIMPLE_HEAD, title=Text(table.title), title_justify="left")
