@@ -1,0 +1,28 @@
+# A fresh machine needs these two: make quickstart, make test.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint install
+
+quickstart: $(BIN)/kdbench
+	$(BIN)/kdbench run experiment=quickstart
+
+test: $(BIN)/pytest
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(BIN)/kdbench
+
+$(BIN)/kdbench: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(BIN)/pytest: $(BIN)/kdbench
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

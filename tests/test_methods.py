@@ -1,0 +1,737 @@
+"""Every method of the registry, by name: what it declares, what its YAML says, how it trains. A new method is tested by existing."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib
+import inspect
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep
+from omegaconf import OmegaConf
+from pytorch_lightning.loggers.logger import Logger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import kdbench
+from kdbench import models
+from kdbench.data.batch import Batch, DataSpec
+from kdbench.engine.run import Bench
+from kdbench.engine.seeding import seeded
+from kdbench.errors import Diverged, DoesNotFit, UserError
+from kdbench.method import NEEDS, Method
+from kdbench.models.base import StagedNet
+from kdbench.paths import conf_dir
+from kdbench.protocol import Protocol
+from kdbench.registry import Entry, methods
+from kdbench.results.store import Store
+from kdbench.tasks import TASKS
+from kdbench.taxonomy import load_taxonomy
+from methods.controls.scratch import Scratch
+from methods.data_free.dafl import DAFL
+from methods.intermediate.fitnet import FitNet
+from methods.logits.kd import KD
+from methods.logits.logits_mse import LogitsMSE
+from methods.online.dml import DML
+from methods.teacher_free.byot import BYOT
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning", "ignore:.*:pytorch_lightning.utilities.warnings.PossibleUserWarning")
+
+ENTRIES: dict[str, Entry] = {entry.name: entry for entry in methods()}
+every_method = pytest.mark.parametrize("name", ENTRIES)
+
+# Players whose loss is sure to fall on one repeated batch. By default all of them; in an adversarial game only some.
+SETTLING = {"dafl": {"generator"}}
+
+STUDENT, TEACHER = "resnet8x0.25", "resnet8x0.5"
+BATCH, CLASSES = 8, 6
+SPEC = DataSpec("fake", (1, 8, 8), CLASSES, n_train=2 * BATCH, n_test=BATCH)
+PROTOCOL = Protocol(
+    name="tiny",
+    epochs=2,
+    batch_size=BATCH,
+    optimizer={"_target_": "torch.optim.SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4},
+    schedule={"kind": "constant"},
+)
+PLAIN = PROTOCOL.model_copy(update={"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}})
+
+
+# ---- a tiny world -------------------------------------------------------------------------------------------------
+
+
+def network(name: str, *key: object) -> nn.Module:
+    with seeded(name, *key):
+        return models.create(name, SPEC.shape, CLASSES)
+
+
+def batches(n: int, *, seed: int = 0) -> list[Batch]:
+    rng = torch.Generator().manual_seed(seed)
+    return [
+        Batch(
+            x=torch.randn(BATCH, *SPEC.shape, generator=rng),
+            y=torch.randint(CLASSES, (BATCH,), generator=rng),
+            index=torch.arange(BATCH) + i * BATCH,
+            view=torch.zeros(BATCH, 3, dtype=torch.long),
+        )
+        for i in range(n)
+    ]
+
+
+def bind(method: Method, *, seed: int = 0, spec: DataSpec = SPEC) -> Method:
+    """A method on the tiny pair; without a teacher where it declares no need of one."""
+    teacher = network(TEACHER, "teacher") if "teacher" in method.needs else None
+    with seeded(seed, "adapters"):
+        return method.bind(
+            network(STUDENT, seed), teacher, spec, spawn=lambda k: network(STUDENT, seed, k), seed=seed
+        )
+
+
+def make(name: str, *, seed: int = 0, protocol: Protocol = PROTOCOL) -> Method:
+    return bind(ENTRIES[name].cls(**ENTRIES[name].settings, protocol=protocol), seed=seed)
+
+
+def trainer(epochs: int, **settings: Any) -> pl.Trainer:
+    defaults = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet = {"enable_model_summary": False, "num_sanity_val_steps": 0, "accelerator": "cpu", "devices": 1}
+    return pl.Trainer(max_epochs=epochs, **{**defaults, **quiet, **settings})
+
+
+def fit(method: Method, train: Any, epochs: int, val: Any = None, **settings: Any) -> Method:
+    with seeded("training"):
+        trainer(epochs, **settings).fit(method, train, val)
+    return method
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Bitwise equality."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    """Names of the parameters that differ from `before`."""
+    return {name for name, value in module.named_parameters() if not torch.equal(value, before[name])}
+
+
+class Memory(Logger):
+    """Keeps what Lightning logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, list[float]] = {}
+
+    @property
+    def name(self) -> str:
+        return "memory"
+
+    @property
+    def version(self) -> int:
+        return 0
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        for name, value in metrics.items():
+            self.values.setdefault(name, []).append(value)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+@dataclass
+class Turn:
+    """One optimiser step as the method asked for it."""
+
+    epoch: int
+    stage: str
+    player: str
+    terms: dict[str, float]
+    total: float
+    student_trains: bool
+    teacher_trains: bool
+
+
+def watch(method: Method) -> list[Turn]:
+    """A list that fills with the method's turns while it trains."""
+    seen: list[Turn] = []
+    original = method.turns
+
+    def turns(batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        for player, terms in original(batch):
+            values = {name: value.item() for name, value in terms.items()}
+            teacher = method._teacher[0]
+            seen.append(
+                Turn(
+                    epoch=method.current_epoch,
+                    stage=method.stage,
+                    player=player,
+                    terms=values,
+                    total=sum(method._weight[name] * value for name, value in values.items()),
+                    student_trains=all(module.training for module in method.student.modules()),
+                    teacher_trains=teacher is not None and any(module.training for module in teacher.modules()),
+                )
+            )
+            yield player, terms
+
+    method.turns = turns  # type: ignore[method-assign]
+    return seen
+
+
+# ---- declarations -------------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_declares_its_place_and_its_source(name: str) -> None:
+    cls = ENTRIES[name].cls
+    module = importlib.import_module(cls.__module__)
+    assert load_taxonomy().find(cls.leaf) is not None, f"{cls.leaf} is not in the taxonomy"
+    folder = cls.leaf.split("/")[0].replace("-", "_")
+    assert module.__name__.split(".")[:2] == ["methods", folder]
+    assert cls.title
+    assert (cls.__doc__ or "").strip()
+    assert cls.__doc__ != Method.__doc__
+    assert cls.needs <= NEEDS
+    assert cls.tasks
+    assert cls.tasks <= set(TASKS)
+    if cls.control == "scratch":
+        return
+    assert cls.paper
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi\.org/|DOI 10\.", module.__doc__ or ""), "the source of the idea is missing"
+
+
+@every_method
+def test_extension_marks_what_the_survey_does_not_cite(name: str) -> None:
+    cls = ENTRIES[name].cls
+    cited = {work for leaf in load_taxonomy().leaves for work in leaf.cited}
+    if cls.paper:
+        assert cls.extension == (cls.paper not in cited)
+
+
+def test_controls_stand_once_each() -> None:
+    assert Counter(e.cls.control for e in ENTRIES.values() if e.cls.control) == {"scratch": 1, "smoothing": 1, "kd": 1}
+
+
+# ---- configs ------------------------------------------------------------------------------------------------------
+
+
+def hyperparameters(cls: type[Method]) -> dict[str, Any]:
+    """Constructor parameters and their defaults, but for those of every method."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {
+        p.name: p.default for p in parameters if p.name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+
+
+@every_method
+def test_yaml_sets_every_hyperparameter_to_its_default(name: str) -> None:
+    entry = ENTRIES[name]
+    defaults = hyperparameters(entry.cls)
+    settings = {key: value for key, value in entry.settings.items() if key != "weights"}
+    assert set(settings) == set(defaults)
+    # of several YAMLs of one class, the one that is called like the file has the class's defaults
+    siblings = [other for other in ENTRIES.values() if other.cls is entry.cls]
+    if len(siblings) == 1 or name == entry.cls.__module__.rpartition(".")[2]:
+        assert settings == defaults
+
+
+@every_method
+def test_every_value_in_the_yaml_has_a_source(name: str) -> None:
+    text = (conf_dir() / "method" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert text.startswith(f"# @package method.{name}\n_target_: ") or re.match(
+        rf"# @package method\.{name}\n(#.*\n)+_target_: ", text
+    )
+    settings = text.split("\nsearch:")[0]
+    values = [line for line in settings.splitlines() if re.match(r"\s*\w+: *[^\s#]", line) and "_target_" not in line]
+    assert len(values) == len(hyperparameters(ENTRIES[name].cls)) + len(ENTRIES[name].settings["weights"])
+    for line in values:
+        assert re.search(r"\S +# \S{3}", line) or re.fullmatch(r" +\w+: 1\.0", line), f"where is this from? {line}"
+
+
+@every_method
+def test_search_ranges_are_hydras_and_hold_the_default(name: str) -> None:
+    entry = ENTRIES[name]
+    for key, text in entry.search.items():
+        override = OverridesParser.create().parse_override(f"{key}={text}")
+        assert override.is_sweep_override(), f"{key}: {text}"
+        default: Any = entry.settings
+        for part in key.split("."):
+            assert part in default, f"{key} is no setting"
+            default = default[part]
+        assert isinstance(default, (int, float, str)), f"{key} is not a value"
+        sweep = override.value()
+        if isinstance(sweep, ChoiceSweep):
+            assert default in sweep.list
+        else:
+            assert isinstance(sweep, IntervalSweep)
+            assert sweep.start is not None
+            assert sweep.end is not None
+            assert sweep.start <= default <= sweep.end
+
+
+def test_values_tuned_per_pair_reach_the_method() -> None:
+    tuned = 0
+    for path in sorted((conf_dir() / "pair").glob("*.yaml")):
+        pair: Any = OmegaConf.load(path)
+        for name, values in (pair.get("tuned") or {}).items():
+            method = OmegaConf.load(conf_dir() / "method" / f"{name}.yaml")
+            resolved: Any = OmegaConf.to_container(
+                OmegaConf.create({"pair": pair, "method": {name: method}}), resolve=True
+            )
+            for key, value in values.items():
+                assert resolved["method"][name][key] == value
+                tuned += 1
+    assert tuned >= 5
+
+
+@every_method
+def test_the_class_and_its_yaml_agree_on_the_terms(name: str) -> None:
+    cls, settings = ENTRIES[name].cls, dict(ENTRIES[name].settings)
+    weights = settings.pop("weights")
+    assert set(weights) == set(cls(**settings).terms)
+    with pytest.raises(UserError, match="unknown weight 'nonsense'"):
+        bind(cls(**settings, weights={**weights, "nonsense": 1.0}))
+    for term in weights:
+        rest = {key: value for key, value in weights.items() if key != term}
+        with pytest.raises(UserError, match=f"no weight for '{term}'"):
+            bind(cls(**settings, weights=rest))
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A short training and what was seen of it."""
+
+    method: Method
+    start: dict[str, Tensor]
+    teacher: dict[str, Tensor] | None
+    epochs: int
+    turns: list[Turn]
+    log: dict[str, list[float]]
+    forwards: Counter[str] = field(default_factory=Counter)
+
+
+@cache
+def run_of(name: str) -> Run:
+    """Two batches per epoch, with validation; as many epochs as stages, two at least."""
+    method = make(name)
+    frozen = method._teacher[0]
+    logger = Memory()
+    run = Run(
+        method,
+        state(method.student),
+        None if frozen is None else state(frozen),
+        max(2, len(method.stages())),
+        watch(method),
+        logger.values,
+    )
+    original = StagedNet.features
+
+    def features(self: StagedNet, x: Tensor) -> dict[str, Tensor]:
+        if method.trainer.training:
+            run.forwards["teacher" if self is frozen else "student"] += len(x)
+        return original(self, x)
+
+    StagedNet.features = features  # type: ignore[method-assign]
+    try:
+        fit(method, batches(2), run.epochs, batches(1, seed=9), logger=logger)
+    finally:
+        StagedNet.features = original  # type: ignore[method-assign]
+    return run
+
+
+@every_method
+def test_the_student_learns_and_every_value_is_finite(name: str) -> None:
+    run = run_of(name)
+    assert all(math.isfinite(value) for turn in run.turns for value in turn.terms.values())
+    assert run.method.epoch == run.epochs
+    everything = {key for key, _ in run.method.student.named_parameters()}
+    assert changed(run.method.student, run.start) == everything
+    assert changed(run.method.deployed(), run.start) == everything
+    assert all(value.isfinite().all() for value in run.method.state_dict().values())
+
+
+@every_method
+def test_the_teacher_stays_as_it_is_and_outside(name: str) -> None:
+    run = run_of(name)
+    frozen = run.method._teacher[0]
+    if "teacher" not in run.method.needs:
+        assert frozen is None
+        assert run.forwards["teacher"] == 0
+        return
+    assert frozen is not None
+    assert run.teacher is not None
+    assert same(state(frozen), run.teacher)
+    assert not any(p.requires_grad or p.grad is not None for p in frozen.parameters())
+    inside = {value.data_ptr() for value in (*run.method.parameters(), *run.method.buffers())}
+    inside |= {value.data_ptr() for value in run.method.state_dict().values()}
+    assert not inside & {value.data_ptr() for value in frozen.state_dict().values()}
+    assert run.forwards["teacher"] > 0
+
+
+@every_method
+def test_modes_survive_validation(name: str) -> None:
+    run = run_of(name)
+    assert {turn.epoch for turn in run.turns} == set(range(run.epochs))
+    assert all(turn.student_trains and not turn.teacher_trains for turn in run.turns)
+    assert len(run.log["test/top1"]) == run.epochs
+
+
+@every_method
+def test_terms_are_those_declared_and_are_logged(name: str) -> None:
+    run = run_of(name)
+    assert {term for turn in run.turns for term in turn.terms} == set(run.method.terms)
+    assert {turn.stage for turn in run.turns} == {stage.name for stage in run.method.stages()}
+    assert {turn.player for turn in run.turns} == {player.name for player in run.method.players()}
+    assert {key for key in run.log if key.startswith("loss/")} == {f"loss/{term}" for term in run.method.terms}
+    for term in run.method.terms:
+        means = []
+        for epoch in range(run.epochs):
+            values = [turn.terms[term] for turn in run.turns if turn.epoch == epoch and term in turn.terms]
+            means += [sum(values) / len(values)] if values else []
+        assert run.log[f"loss/{term}"] == pytest.approx(means, rel=1e-5)
+
+
+@every_method
+def test_forwards_are_counted(name: str) -> None:
+    run = run_of(name)
+    assert run.method.images_seen == run.epochs * 2 * BATCH
+    assert run.forwards["student"] >= run.method.images_seen
+    assert run.method.forwards == {"student": run.forwards["student"], "teacher": run.forwards["teacher"]}
+
+
+@every_method
+def test_the_same_seed_gives_the_same_student(name: str) -> None:
+    run = run_of(name)
+    again = fit(make(name), batches(2), run.epochs, batches(1, seed=9))
+    assert same(state(again), state(run.method))
+
+
+@every_method
+def test_needs_are_what_is_used(name: str) -> None:
+    """Labels and images matter where they are declared, and make no difference where they are not."""
+    run = run_of(name)
+    end = state(run.method.student)
+
+    others = batches(2)
+    for batch in others:
+        batch.y = (batch.y + 1) % CLASSES
+    without = state(fit(make(name), others, run.epochs).student)
+    assert same(without, end) == ("labels" not in run.method.needs)
+
+    others = batches(2)
+    for batch in others:
+        batch.x = torch.zeros(BATCH, 0) if "no_data" in run.method.needs else batch.x.flip(0)
+    without = state(fit(make(name), others, run.epochs).student)
+    assert same(without, end) == ("no_data" in run.method.needs)
+
+
+@every_method
+def test_the_loss_falls_on_one_batch(name: str) -> None:
+    method = make(name)
+    turns = watch(method)
+    fit(method, batches(1) * 30, len(method.stages()))
+    settling = SETTLING.get(name, {turn.player for turn in turns})
+    for stage, player in {(turn.stage, turn.player) for turn in turns if turn.player in settling}:
+        totals = [turn.total for turn in turns if (turn.stage, turn.player) == (stage, player)]
+        assert len(totals) == 30
+        assert sum(totals[-5:]) / 5 < totals[0] - 0.05 * abs(totals[0]), f"{player} in {stage}"
+
+
+@every_method
+def test_works_without_the_bench(name: str) -> None:
+    cls, settings = ENTRIES[name].cls, ENTRIES[name].settings
+    student = network(STUDENT, 0)
+    student.eval()  # as someone leaves it who has just evaluated it
+    networks = {"student": student} | ({"teacher": network(TEACHER, 0)} if "teacher" in cls.needs else {})
+    x, y = torch.randn(16, *SPEC.shape), torch.arange(16) % CLASSES
+    loader = DataLoader(TensorDataset(x, y), batch_size=BATCH)
+    before = state(student)
+    method = cls(**settings, **networks)
+    turns = watch(method)
+    pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    ).fit(method, train_dataloaders=loader, val_dataloaders=loader)
+    assert len({turn.epoch for turn in turns}) == 2
+    assert all(turn.student_trains for turn in turns)
+    assert changed(student, before) == {key for key, _ in student.named_parameters()}
+    assert method(x).shape == (16, CLASSES)
+    assert len(torch.cat(method.correct["test"])) == 16
+
+
+@every_method
+def test_the_students_start_is_common_to_all_methods(name: str, tmp_path: Path) -> None:
+    """Common random numbers: the initial student is a function of seed and architecture alone."""
+    bench = Bench(Store(tmp_path / "results"), tmp_path / "work")
+    teacher = network(TEACHER, 0)
+
+    def start(which: str, seed: int) -> dict[str, Tensor]:
+        entry = ENTRIES[which]
+        method = entry.cls(**entry.settings, protocol=PROTOCOL)
+        bench._bind(method, STUDENT, (None, teacher), SPEC, seed, which)
+        return state(method.deployed())
+
+    torch.manual_seed(len(name))  # the global state does not matter
+    assert same(start(name, 3), start("scratch", 3))
+    assert not same(start(name, 3), start(name, 4))
+
+
+# ---- the contract, by hand ----------------------------------------------------------------------------------------
+
+
+def sgd(net: nn.Module, loss: Tensor, lr: float) -> None:
+    """One plain step."""
+    gradients = torch.autograd.grad(loss, list(net.parameters()))
+    with torch.no_grad():
+        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+            parameter -= lr * gradient
+
+
+def close(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return all(torch.allclose(p, q, rtol=1e-4, atol=1e-6) for p, q in pairs)
+
+
+def test_weights_and_ramps_multiply_the_terms() -> None:
+    weights = {"ce": 0.3, "kd": {"start": 0.0, "end": 2.0, "until": 0.5}}
+    method = bind(KD(temperature=2.0, weights=weights, protocol=PLAIN))
+    student, teacher = copy.deepcopy(method.student), copy.deepcopy(method.teacher)
+    (batch,) = batches(1)
+    fit(method, [batch], 4)
+    for kd_weight in (1.0, 2.0, 2.0, 2.0):  # linear over the first two of four epochs
+        s, t = student(batch.x) / 2, teacher(batch.x).detach() / 2
+        kd = 4 * (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1).mean()
+        sgd(student, 0.3 * F.cross_entropy(2 * s, batch.y) + kd_weight * kd, lr=0.1)
+    assert close(method.student, student)
+
+
+def test_the_schedule_moves_the_protocols_rate_but_not_a_players_own() -> None:
+    protocol = PROTOCOL.model_copy(update={"schedule": Protocol().schedule, "lr_for": {"stud*": 0.04}})
+    method = bind(DAFL(generator_lr=0.2, protocol=protocol))
+    rates: list[list[float]] = []
+
+    class Spy(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            rates.append([group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups])
+
+    fit(method, batches(1), 8, callbacks=[Spy()])
+    decay = [1] * 5 + [0.1, 0.01, 0.001]  # at 5/8, 6/8 and 7/8
+    assert [rate[0] for rate in rates] == [0.2] * 8
+    assert [rate[1] for rate in rates] == pytest.approx([0.04 * factor for factor in decay])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    method = bind(Scratch(protocol=PROTOCOL))
+    (batch,) = batches(1)
+    batch.x[0] = torch.nan
+    with pytest.raises(Diverged, match="'ce' was not finite in epoch 1"):
+        fit(method, [batch], 2)
+
+
+def test_what_does_not_fit_is_told_in_a_sentence() -> None:
+    student, teacher = network(STUDENT, 0), network(TEACHER, 0)
+    with pytest.raises(UserError, match="KD needs a teacher"):
+        KD().bind(student, None, SPEC)
+    with pytest.raises(UserError, match="KD has no student"):
+        fit(KD(), batches(1), 1)
+    with pytest.raises(DoesNotFit, match="the teacher has 7 classes, the student 6"):
+        KD().bind(student, models.create(TEACHER, SPEC.shape, 7), SPEC)
+    with pytest.raises(DoesNotFit, match="has no tap 'stage9'"):
+        FitNet(hint="stage9").bind(student, teacher, SPEC)
+    with pytest.raises(DoesNotFit, match="does not support the task 'depth'"):
+        KD().bind(student, teacher, DataSpec("fake", SPEC.shape, CLASSES, 8, 8, task="depth"))
+    with pytest.raises(UserError, match="2 stages"):
+        fit(bind(FitNet(protocol=PROTOCOL)), batches(1), 1)
+    for wrong in ({"begin": 0.0, "end": 1.0}, {"start": 0.0, "end": "much"}, "much"):
+        with pytest.raises(UserError, match=r"weights\.kd"):
+            KD(weights={"ce": 1.0, "kd": wrong})  # type: ignore[dict-item]
+    for make_wrong in (
+        lambda: DML(peers=1),
+        lambda: DML(variant="both"),  # type: ignore[arg-type]
+        lambda: DAFL(logarithm="log2"),  # type: ignore[arg-type]
+        lambda: LogitsMSE(variant="max"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError):
+            make_wrong()
+
+
+# ---- single methods -----------------------------------------------------------------------------------------------
+
+
+class Snapshots(pl.Callback):
+    """The module's parameters at the end of every epoch."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, method: pl.LightningModule) -> None:
+        self.states.append({name: value.detach().clone() for name, value in method.named_parameters()})
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_fitnet_first_learns_the_hint_and_then_the_task() -> None:
+    method = make("fitnet")
+    start = {name: value.detach().clone() for name, value in method.named_parameters()}
+    spy = Snapshots()
+    fit(method, batches(2), 2, callbacks=[spy])
+    first, second = moved(start, spy.states[0]), moved(spy.states[0], spy.states[1])
+    until_hint = ("student.stem.", "student.stages.0.", "student.stages.1.")
+    assert first == {name for name in start if name.startswith((*until_hint, "regressor."))}
+    assert second == {name for name in start if name.startswith("student.")}
+
+
+def test_fitnet_divides_its_epochs() -> None:
+    method = make("fitnet")
+    turns = watch(method)
+    fit(method, batches(1), 8)
+    assert [turn.stage for turn in turns] == ["hint"] + ["distil"] * 7
+    # the weight of the KD term falls linearly from 4 to 1 over the second stage
+    ramp = [(turn.total - turn.terms["ce"]) / turn.terms["kd"] for turn in turns[1:]]
+    assert ramp == pytest.approx([4 - 3 * (e + 1) / 7 for e in range(7)], rel=1e-4)
+
+
+def simulate_dml(peers: Sequence[nn.Module], batch: Batch, temperature: float, alternating: bool) -> None:
+    """One batch of algorithm 1 of the paper, or of simultaneous learning, with plain steps of 0.1."""
+    old = [peer(batch.x).detach() for peer in peers]
+    for k, peer in enumerate(peers):
+        z = peer(batch.x)
+        loss = F.cross_entropy(z, batch.y)
+        for j, other in enumerate(peers):
+            if j != k:
+                target = (other(batch.x).detach() if alternating else old[j]) / temperature
+                divergence = (target.softmax(1) * (target.log_softmax(1) - (z / temperature).log_softmax(1))).sum(1)
+                loss = loss + temperature**2 * divergence.mean() / (len(peers) - 1)
+        sgd(peer, loss, lr=0.1)
+
+
+@pytest.mark.parametrize("peers", [2, 3])
+@pytest.mark.parametrize("variant", ["alternating", "simultaneous"])
+def test_dml_peers_take_turns(variant: Any, peers: int) -> None:
+    method = bind(DML(peers=peers, temperature=2.0, variant=variant, protocol=PLAIN))
+    assert isinstance(method, DML)
+    start = [state(peer) for peer in method.peers]
+    assert not same(start[0], start[1])
+    copies = {alternating: copy.deepcopy(list(method.peers)) for alternating in (True, False)}
+    (batch,) = batches(1)
+    fit(method, [batch], 1)
+    for alternating, simulated in copies.items():
+        simulate_dml(simulated, batch, 2.0, alternating)
+        agree = [close(a, b) for a, b in zip(method.peers, simulated, strict=True)]
+        # whoever steps first sees the same either way
+        assert agree == [True] + [alternating == (variant == "alternating")] * (peers - 1)
+    assert method.deployed() is method.peers[0]
+    assert all(changed(peer, before) for peer, before in zip(method.peers, start, strict=True))
+    assert method.forwards["student"] == BATCH * (peers + (peers - 1 if variant == "alternating" else 0))
+
+
+def test_byot_deploys_the_plain_network() -> None:
+    method = run_of("byot").method
+    assert isinstance(method, BYOT)
+    assert method.deployed() is method.student
+    assert method.student.state_dict().keys() == network(STUDENT, 0).state_dict().keys()
+    assert len(method.exits) == 2
+    taps = method.student_out(batches(1)[0].x)
+    terms = method.losses(taps, taps, batches(1)[0])
+    for term in ("kd", "feature"):
+        # the last exit teaches and does not learn, though the layers below it do
+        final = torch.autograd.grad(
+            terms[term], [taps.logits, taps.embed, method.student.head.weight], retain_graph=True, allow_unused=True
+        )
+        assert final == (None, None, None)
+        (below,) = torch.autograd.grad(terms[term], [taps["stage1"]], retain_graph=True)
+        assert below.abs().sum() > 0
+
+
+def test_dafl_teaches_the_images_of_the_generator_before_its_step() -> None:
+    weights = {"one_hot": 1.0, "entropy": 5.0, "activation": 0.1, "kd": 1.0}
+    method = bind(DAFL(noise=10, generator_lr=0.01, weights=weights, protocol=PLAIN))
+    assert isinstance(method, DAFL)
+    generator, teacher = copy.deepcopy(method.generator), method.teacher
+    early, late = copy.deepcopy(method.student), copy.deepcopy(method.student)
+    rng = torch.Generator()
+    rng.set_state(method.rng.get_state())
+    before = state(teacher)
+    fit(method, batches(1), 1)
+
+    z = torch.randn(BATCH, 10, generator=rng)
+    images = generator(z)
+    taps = teacher.tap(images)  # type: ignore[operator]
+    t, p = taps["logits"], taps["logits"].softmax(1).mean(0)
+    loss = F.cross_entropy(t, t.argmax(1)) + 5 * (p * p.log10()).sum() - 0.1 * taps["embed"].abs().mean()
+    adam = torch.optim.Adam(generator.parameters(), lr=0.01)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+    adam.step()
+    for student, x in ((early, images.detach()), (late, generator(z).detach())):
+        s, target = student(x), teacher(x).detach()
+        sgd(student, (target.softmax(1) * (target.log_softmax(1) - s.log_softmax(1))).sum(1).mean(), lr=0.1)
+
+    # where a gradient is nearly zero, Adam's first step is the sign of a rounding error
+    agree = [(a - b).abs() < 1e-5 for a, b in zip(method.generator.parameters(), generator.parameters(), strict=True)]
+    assert torch.cat([x.flatten() for x in agree]).double().mean() > 0.98
+    assert close(method.student, early)
+    assert not close(method.student, late)
+    assert same(state(teacher), before)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+# ---- the bench knows no method ------------------------------------------------------------------------------------
+
+# Words that are a method's name and something else too: file -> how often. The three controls are declared roles.
+ROLES = {
+    "method.py": {"kd": 0},
+    "report/tables.py": {"scratch": 2, "kd": 2},
+    "results/record.py": {"scratch": 1, "kd": 1},
+}
+
+
+def mentions(path: Path) -> Counter[str]:
+    """Names of methods, and of their classes, in a module's strings and identifiers; docstrings do not count."""
+    names = set(ENTRIES) | {entry.cls.__name__ for entry in ENTRIES.values()}
+    found: Counter[str] = Counter()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and node.value in names:
+            found[str(node.value)] += 1
+        elif isinstance(node, (ast.Name, ast.Attribute)):
+            word = node.id if isinstance(node, ast.Name) else node.attr
+            if word in {entry.cls.__name__ for entry in ENTRIES.values()}:
+                found[word] += 1
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            found.update(module for module in modules if module.split(".")[0] == "methods")
+    return found
+
+
+def test_the_bench_names_no_method() -> None:
+    root = Path(kdbench.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    assert len(files) > 20
+    for path in files:
+        allowed = {k: v for k, v in ROLES.get(path.relative_to(root).as_posix(), {}).items() if v}
+        found = mentions(path)
+        assert not found - Counter(allowed), f"{path.relative_to(root)} names methods: {dict(found)}"
+
+
+def test_a_branch_on_a_name_would_be_found(tmp_path: Path) -> None:
+    source = tmp_path / "bad.py"
+    source.write_text("from methods.logits.kd import KD\nif name == 'dkd' or isinstance(m, KD): pass\n")
+    assert mentions(source) == {"methods.logits.kd": 1, "dkd": 1, "KD": 1}
