@@ -8,7 +8,10 @@ import json
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +23,33 @@ from kdbench.errors import Interrupted, UserError
 from kdbench.paths import conf_dir, data_root
 
 if TYPE_CHECKING:
+    from kdbench.data.prepare import Row
+    from kdbench.engine.cell import Job
     from kdbench.engine.grid import Outcome
+    from kdbench.engine.run import Bench
 
 INTERRUPTED = 130
 """Exit code of a program that Ctrl-C ended (128 + SIGINT)."""
 
+WIDE = 160
+"""Columns of a table that goes into a file or a pipe."""
+
 out = Console()
+
+
+def say(what: object, *, style: str | None = None) -> None:
+    """Print text as it is, each line whole; or a table, cut to the terminal's width where there is one."""
+    if isinstance(what, str):
+        out.print(what, markup=False, highlight=False, soft_wrap=True, style=style)
+    else:
+        out.print(what, width=None if out.is_terminal else WIDE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 for anything that went wrong, 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
-    sys.path.append(os.getcwd())  # a user's method may lie where the user stands
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's method may lie where the user stands
     try:
         if args[:1] == ["run"]:
             return hydra_command("run", run, args[1:])
@@ -44,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt):
         return fail("interrupted; finished cells are kept, repeat the command to go on.", INTERRUPTED)
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # whoever read our output has gone
+        sys.stdout = None  # whoever read our output has gone
         return 0
 
 
@@ -58,11 +76,15 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"kdbench {kdbench.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    commands.add_parser("run", help="train cells: kdbench run method=dkd pair=resnet56-resnet20 seed=0 (--help for all)")
+    commands.add_parser(
+        "run", help="train cells: kdbench run method=dkd pair=resnet56-resnet20 seed=0 (--help for all)"
+    )
 
     methods = commands.add_parser("methods", help="the survey's tree, with the methods on each leaf")
     methods.add_argument("--json", action="store_true")
-    methods.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="also the methods of this folder")
+    methods.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR", help="also the methods of this folder"
+    )
     methods.set_defaults(command=list_methods)
 
     teacher = commands.add_parser("teacher", help="teachers: list them, or train one").add_subparsers(
@@ -73,23 +95,34 @@ def parser() -> argparse.ArgumentParser:
     teachers.set_defaults(command=list_teachers)
     teacher.add_parser("train", help="train one: kdbench teacher train pair=... dataset=... protocol=...")
 
-    data = commands.add_parser("data", help="prepared data sets").add_subparsers(required=True, metavar="list|prepare|verify")
+    data = commands.add_parser("data", help="prepared data sets").add_subparsers(
+        required=True, metavar="list|prepare|verify"
+    )
     listing = data.add_parser("list", help="data sets known, and which are prepared")
     listing.set_defaults(command=list_data)
     prepare = data.add_parser("prepare", help="download, or take from files at hand, and write the arrays")
-    prepare.add_argument("name", help="cifar100, ..., or a name of your own together with --source")
-    prepare.add_argument("--source", type=Path, help="a folder of images, DIR/CLASS/* or DIR/{train,test}/CLASS/*")
-    prepare.add_argument("--size", type=int, default=64, help="side of the square images of --source (default 64)")
+    prepare.add_argument("kind", help="cifar100, ..., or 'folder' for a folder of images")
+    prepare.add_argument(
+        "--source",
+        type=Path,
+        metavar="DIR",
+        help="of 'folder': DIR/CLASS/* or DIR/{train,test}/CLASS/*; else downloads",
+    )
+    prepare.add_argument("--name", help="of 'folder': what to call the result (default folder)")
+    prepare.add_argument("--size", type=int, help="of 'folder': side of the square images (default 64)")
     prepare.set_defaults(command=prepare_data)
     verify = data.add_parser("verify", help="read everything and compare with the known hash")
     verify.add_argument("name")
     verify.set_defaults(command=verify_data)
     for command in (listing, prepare, verify):
-        command.add_argument("--root", type=Path, help=f"folder of prepared data sets (default {data_root()})")
+        root = str(data_root()).replace("%", "%%")
+        command.add_argument("--root", type=Path, metavar="DIR", help=f"folder of prepared data sets (default {root})")
 
     report = commands.add_parser("report", help="regenerate the tables from the store")
-    report.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="the store (default results)")
-    report.add_argument("--out", type=Path, metavar="DIR", help="where the tables go (default RESULTS/tables)")
+    report.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="the store (default results)"
+    )
+    report.add_argument("--out", type=Path, metavar="DIR", help="the tables go to DIR/tables (default: the store)")
     report.set_defaults(command=make_report)
     return top
 
@@ -97,98 +130,156 @@ def parser() -> argparse.ArgumentParser:
 # ---- commands composed by Hydra ---------------------------------------------------------------------------------
 
 
-def hydra_command(name: str, task: Callable[[Any], Outcome | None], args: Sequence[str]) -> int:
+def hydra_command(name: str, task: Callable[[Job], Done | None], args: Sequence[str]) -> int:
     """Run `task` on each config that Hydra composes from `args`, with all of Hydra's own flags; exit code."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    outcomes: list[Outcome] = []
+    from kdbench.engine.cell import Job
+
+    done: list[Done] = []
     errors: list[str] = []
 
     def job(cfg: Any) -> None:
         # Hydra drops what a job returns and prints a trace for what it raises: both are kept here instead
         try:
-            outcome = task(cfg)
+            result = task(Job.of(cfg))
         except UserError as error:
             errors.append(str(error))
         else:
-            outcomes.extend([outcome] if outcome else [])
+            done.extend([result] if result else [])
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors reach us, to become one sentence
-    previous, sys.argv = sys.argv, [f"kdbench {name}", *args]
+    overrides = [arg for arg in args if re.match(r"~|\+{0,2}[\w./@:-]+=", arg) and not arg.startswith("-")]
+    flags = [arg for arg in args if arg not in overrides]  # Hydra wants all overrides in one place
+    previous, sys.argv = sys.argv, [f"kdbench {name}", *overrides, *flags]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="run")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         errors.append(config_error(error, args))
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):
+            raise
+        errors.append("a group cannot be null: leave it out with ~GROUP, as in ~logger.")
     finally:
         sys.argv = previous
-    if outcomes:
-        out.print(sum(outcomes[1:], start=outcomes[0]).summary(), markup=False, highlight=False, soft_wrap=True)
+    errors += conclude(done)
     for message in dict.fromkeys(errors):
         fail(message)
-    return 1 if errors or not all(outcome.ok for outcome in outcomes) else 0
+    return 1 if errors or not all(each.outcome.ok for each in done) else 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """A grid that ran: its store, the ids of its cells, and what became of them."""
+
+    results: Path
+    cells: frozenset[str]
+    outcome: Outcome
+
+
+def conclude(done: Sequence[Done]) -> list[str]:
+    """Regenerate the tables of each store, show those that the cells stand in, and sum up; returns errors."""
+    cells: dict[Path, set[str]] = defaultdict(set)
+    for each in done:
+        cells[each.results] |= each.cells
+    errors = []
+    for results, ids in cells.items():
+        try:
+            print_tables(results, ids)
+        except UserError as error:
+            errors.append(str(error))
+    if done:
+        outcomes = [each.outcome for each in done]
+        say(sum(outcomes[1:], start=outcomes[0]).summary())
+    return errors
 
 
 def config_error(error: Exception, args: Sequence[str]) -> str:
     """One sentence for Hydra's several lines, with the nearest names where a choice is unknown."""
     text = str(error)
-    missing = re.search(r"Could not find '([\w-]+)/([^']+)'", text)
-    if missing:
-        group, choice = missing.groups()
-        folders = [conf_dir()] + [Path(b) for a, b in zip(args, args[1:], strict=False) if a in ("--config-dir", "-cd")]
-        known = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-        near = difflib.get_close_matches(choice, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}."
-        return f"there is no {group} '{choice}': {hint}"
-    key = re.search(r"(?:full_key|Key): ?'?([\w.\-]+)", text) or re.search(r"Could not override '([^']+)'", text)
     first = text.strip().splitlines()[0].rstrip(".")
-    if key:
-        return f"there is no setting '{key[1]}' ({first}): see kdbench run --cfg job, or add it with +{key[1]}=VALUE."
+    if missing := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
+        group, choice = missing.groups()
+        return f"there is no {group} '{choice}': {nearest(choice, choices(group, args) or options_in(text))}"
+    if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
+        key, values = ambiguous.groups()
+        return f"{key}={values} is more than one value: write '{key}=[{values}]', or add -m for one job each."
+    if unknown := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
+        key = unknown[1] or unknown[2]
+        if key.startswith("method.") and key.count(".") > 1 and not known_settings(args, key.rsplit(".", 1)[0]):
+            return (
+                f"there is no setting '{key}': method '{key.split('.')[1]}' is not among those of method=[...], add it."
+            )
+        return f"there is no setting '{key}': {nearest(key, known_settings(args))}"
     return f"{first}: see kdbench run --help."
 
 
-def make_bench(cfg: Any) -> Any:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What to choose instead of `name`."""
+    near = difflib.get_close_matches(name, known, n=3)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"choose from {', '.join(known)}." if 0 < len(known) < 30 else "kdbench run --cfg job shows what there is."
+
+
+def choices(group: str, args: Sequence[str]) -> list[str]:
+    """The names of a config group, those of --config-dir included."""
+    folders = [conf_dir(), *map(Path, (value for flag, value in pairwise(args) if flag in ("--config-dir", "-cd")))]
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+def options_in(text: str) -> list[str]:
+    """The choices that Hydra's message lists for a group of its own."""
+    return re.findall(r"^\t([\w.-]+)$", text.partition("Available options")[2].partition("Config search")[0], re.M)
+
+
+def known_settings(args: Sequence[str], within: str = "") -> list[str]:
+    """Dotted names of all settings (`within` a part), with those choices of `args` that are whole groups."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
+    from kdbench.results.record import flatten
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+            config = OmegaConf.to_container(compose("run", [arg for arg in args if re.match(r"\w+=", arg)]))
+    except Exception:  # whatever else is wrong: this only serves a hint
+        return []
+    return [name for name in flatten(config) if name.startswith(within)]  # type: ignore[arg-type]
+
+
+def make_bench(job: Job) -> Bench:
     from kdbench.engine.run import Bench
     from kdbench.results.store import Store
 
     return Bench(
-        store=Store(cfg.paths.results),
-        work=Path(cfg.paths.work),
-        trainer=OmegaConf.to_container(cfg.trainer, resolve=True),
-        logger=OmegaConf.to_container(cfg.logger, resolve=True) if cfg.logger else None,
-        data_root=cfg.dataset.get("root"),
-        checkpoint_seconds=cfg.checkpoint_seconds,
+        store=Store(job.paths.results),
+        work=Path(job.paths.work),
+        trainer=job.trainer,
+        logger=job.logger,
+        data_root=job.dataset.get("root"),
+        checkpoint_seconds=job.checkpoint_seconds,
     )
 
 
-def run(cfg: Any) -> Outcome:
+def run(job: Job) -> Done:
     from kdbench.engine.cell import cells_of
     from kdbench.engine.grid import run_grid
 
-    cells = cells_of(cfg)
-    outcome = run_grid(cells, make_bench(cfg), out, force=cfg.force)
-    print_tables(Path(cfg.paths.results), {cell.id for cell in cells})
-    return outcome
+    cells = cells_of(job)
+    outcome = run_grid(cells, make_bench(job), out, force=job.force)
+    return Done(Path(job.paths.results), frozenset(cell.id for cell in cells), outcome)
 
 
-def train_teacher(cfg: Any) -> None:
-    from omegaconf import OmegaConf
-
+def train_teacher(job: Job) -> None:
     from kdbench.engine.cell import teacher_recipe
-    from kdbench.protocol import Protocol
 
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    recipe = teacher_recipe(resolved, Protocol.of(resolved["protocol"]))
-    teacher = make_bench(cfg).teacher(recipe, cfg.teacher.sha256)
-    out.print(
-        f"{teacher.card.name}: {teacher.card.accuracy:.2f} %, sha256 {teacher.card.sha256}\n{teacher.weights}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    teacher = make_bench(job).teacher(teacher_recipe(job), job.teacher.sha256)
+    say(f"{teacher.card.name}: {teacher.card.accuracy:.2f} %, sha256 {teacher.card.sha256}\n{teacher.weights}")
 
 
 # ---- other commands ---------------------------------------------------------------------------------------------
@@ -200,6 +291,9 @@ def list_methods(options: argparse.Namespace) -> int:
     from kdbench.registry import methods
     from kdbench.taxonomy import tree
 
+    for folder in options.config_dir:
+        if not Path(folder, "method").is_dir():
+            raise UserError(f"{folder} has no folder 'method' with YAML files: name the folder above it.")
     entries = methods(options.config_dir)
     chapters = tree(entries)
     open_leaves = [leaf.id for chapter in chapters for leaf in chapter.leaves if not leaf.methods]
@@ -224,8 +318,8 @@ def list_methods(options: argparse.Namespace) -> int:
             branch = root.add(f"{leaf.id}  [dim]{leaf.title}{'' if leaf.methods else ' (open)'}")
             for method in leaf.methods:
                 branch.add(f"[green]{method.name}[/]  {method.title}{' (extension)' if method.extension else ''}")
-        out.print(root)
-    out.print(f"{len(entries)} methods; {len(open_leaves)} leaves are still open.")
+        say(root)
+    say(f"{len(entries)} methods; {len(open_leaves)} leaves are still open.")
     return 0
 
 
@@ -247,9 +341,9 @@ def list_teachers(options: argparse.Namespace) -> int:
             str(teacher.weights),
         )
     if table.row_count:
-        out.print(table)
+        say(table)
     else:
-        out.print("no teachers yet: kdbench teacher train pair=... dataset=... protocol=... makes one.")
+        say("no teachers yet: kdbench teacher train pair=... dataset=... protocol=... makes one.")
     return 0
 
 
@@ -257,25 +351,43 @@ def list_data(options: argparse.Namespace) -> int:
     from kdbench.data.prepare import list_datasets
 
     table = Table("data set", "status", "train", "test", "image", "classes", "sha256")
-    for row in list_datasets(options.root):
+    rows = list_datasets(options.root)
+    for row in rows:
         table.add_row(*data_cells(row))
-    out.print(table)
+    say(table)
+    for row in rows:
+        if row.status == "corrupt":
+            say(f"corrupt: {row.note}")
     return 0
+
+
+def data_cells(row: Row) -> list[str]:
+    """A data set in the columns of ``kdbench data list``."""
+    sizes = [str(n) if n is not None else "-" for n in (row.n_train, row.n_test)]
+    image = "x".join(map(str, row.shape)) if row.shape else "-"
+    classes = str(row.num_classes) if row.num_classes else "-"
+    return [row.name, row.status, *sizes, image, classes, (row.sha256 or "-")[:12]]
+
+
+def describe(row: Row) -> str:
+    where = f" in {row.folder}" if row.folder else ""
+    return (
+        f"{row.name}: {row.status}{where}; {row.n_train} training and {row.n_test} test images of "
+        f"{'x'.join(map(str, row.shape or ()))}, {row.num_classes} classes, sha256 {row.sha256 or 'not known'}"
+    )
 
 
 def prepare_data(options: argparse.Namespace) -> int:
     from kdbench.data.prepare import prepare
 
-    row = prepare(options.name, options.root, options.source, size=options.size)
-    out.print(" ".join(data_cells(row)), markup=False, highlight=False)
+    say(describe(prepare(options.kind, options.root, options.source, name=options.name, size=options.size)))
     return 0
 
 
 def verify_data(options: argparse.Namespace) -> int:
     from kdbench.data.prepare import verify
 
-    row = verify(options.name, options.root)
-    out.print(" ".join(data_cells(row)), markup=False, highlight=False)
+    say(describe(verify(options.name, options.root)))
     return 0
 
 
@@ -283,7 +395,7 @@ def make_report(options: argparse.Namespace) -> int:
     from kdbench.report.tables import report
 
     for path in report(options.results, options.out or options.results):
-        out.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        say(str(path))
     return 0
 
 
@@ -292,12 +404,11 @@ def print_tables(results: Path, cells: set[str]) -> None:
     from kdbench.report.tables import build_tables, render_terminal, report
     from kdbench.results.store import Store
 
-    tables = build_tables(Store(results).load())
-    shown = [table for table in tables if cells & table.cells]
+    shown = [table for table in build_tables(Store(results).load()) if cells & table.cells]
     if shown:
         report(results, results)
-        out.print(render_terminal(shown))
-        out.print(f"tables: {results / 'tables'}", markup=False, highlight=False, soft_wrap=True)
+        say(render_terminal(shown))
+        say(f"tables: {results / 'tables'}")
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ class Method(pl.LightningModule):
         elif teacher is None:
             raise UserError(f"{name} needs a teacher: pass teacher=NETWORK.")
         self._check_weights()
-        self.student = student
+        self.student = student.train()  # Lightning keeps the mode that a network comes in
         self._teacher = (teacher,)
         self._student_name = names[0]
         self._spawn = spawn or (lambda k: _reset(copy.deepcopy(student)))
@@ -389,12 +389,14 @@ class Method(pl.LightningModule):
 
 
 def _weight(name: str, value: float | Mapping[str, float]) -> Ramp:
-    if isinstance(value, Mapping):
-        try:
-            return Ramp(**value)  # type: ignore[arg-type]
-        except TypeError:
-            raise UserError(f"weights.{name}: a ramp is {{start: A, end: B, until: SHARE}}, not {dict(value)}.") from None
-    return Ramp(float(value), float(value))
+    try:
+        if isinstance(value, Mapping):
+            return Ramp(**{key: float(number) for key, number in value.items()})
+        return Ramp(float(value), float(value))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"weights.{name} is a number or a ramp {{start: A, end: B, until: SHARE}}, not {value!r}: correct it."
+        ) from None
 
 
 def _allocate(shares: Sequence[float], epochs: int) -> list[tuple[int, int]]:

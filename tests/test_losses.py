@@ -258,7 +258,9 @@ def test_vid_is_a_gaussian_likelihood() -> None:
     mean, t, rho = random(2, 3, 4, 4, seed=1), random(2, 3, 4, 4, seed=2), random(3, seed=3)
     std = torch.tensor([math.sqrt(math.log(1 + math.exp(r)) + 1e-5) for r in rho]).view(1, 3, 1, 1).double()
     log_q = torch.distributions.Normal(mean, std).log_prob(t)
-    assert vid_loss(mean, t, rho).item() == pytest.approx((-log_q.mean() - 0.5 * math.log(2 * math.pi)).item(), rel=1e-6)
+    assert vid_loss(mean, t, rho).item() == pytest.approx(
+        (-log_q.mean() - 0.5 * math.log(2 * math.pi)).item(), rel=1e-6
+    )
 
 
 def test_vid_starts_at_the_variance_asked_for() -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import hydra
+import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError, field_validator
+from pydantic.errors import PydanticUserError
 
 from kdbench.data.datasets import DatasetConfig
 from kdbench.errors import UserError
@@ -72,10 +79,64 @@ class Cell:
 
 
 def construct(name: str, cls: type[Method], settings: Mapping[str, Any], protocol: Protocol) -> Method:
+    """A method object from its config's settings, each checked against the constructor's annotation.
+
+    Raises:
+        UserError: a setting is unknown, missing or of the wrong type.
+    """
     try:
-        return cls(**settings, protocol=protocol)
-    except TypeError as error:
-        raise UserError(f"method '{name}': {str(error).replace('__init__()', cls.__name__)}; mend its config.") from None
+        return cls(**_typed(name, cls, settings), protocol=protocol)
+    except UserError:
+        raise
+    except Exception as error:
+        what = re.sub(r"[\w.]*__init__\(\)", cls.__name__, first_line(error))
+        raise UserError(f"method '{name}': {what}; mend its settings (method.{name}.*).") from None
+
+
+def _typed(name: str, cls: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, Method) and "__init__" in vars(base):
+            with suppress(NameError):  # annotations that only a type checker can read
+                hints |= get_type_hints(base.__init__)
+    typed = dict(settings)
+    for key, value in settings.items():
+        if key in hints:
+            try:
+                typed[key] = TypeAdapter(hints[key], config=ANY_TYPE).validate_python(value)
+            except ValidationError as error:
+                raise UserError(f"{explain(error, f'method.{name}.{key}')}.") from None
+            except PydanticUserError:  # not a type that pydantic knows
+                continue
+    return typed
+
+
+def explain(error: ValidationError, prefix: str = "") -> str:
+    """The first thing that is wrong, as ``KEY=VALUE: what is expected``."""
+    first = error.errors()[0]
+    keys = [str(part) for part in first["loc"] if not str(part).startswith(("float", "dict", "mapping", "function"))]
+    where = ".".join([prefix, *keys] if prefix else keys)
+    if first["type"] == "missing":
+        return f"the config lacks '{where}'"
+    return f"{where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:!")
+
+
+def instantiate(what: str, config: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Hydra's, with one sentence about `what` for anything that goes wrong.
+
+    Raises:
+        UserError: the ``_target_`` cannot be imported, or refuses its arguments.
+    """
+    try:
+        return hydra.utils.instantiate(dict(config), *args, **kwargs)
+    except HydraException as error:
+        cause = error.__cause__ or error
+        raise UserError(f"{what}: {first_line(cause)}; mend its _target_ or arguments.") from None
 
 
 def method_class(name: str, config: Any) -> type[Method]:
@@ -90,44 +151,96 @@ def method_class(name: str, config: Any) -> type[Method]:
             f"method '{name}' was not chosen but has settings, or its YAML lacks '_target_': add it to method=[...] or "
             f"give its YAML the header '# @package method.{name}' and a _target_."
         )
+    module, _, attribute = str(target).rpartition(".")
     try:
-        cls = hydra.utils.get_class(target)
+        # not hydra.utils.get_class, which also logs several lines
+        cls = getattr(importlib.import_module(module), attribute)
     except Exception as error:
         raise UserError(
-            f"method '{name}': cannot import {target} ({str(error).splitlines()[-1]}): correct _target_, or put the file's "
-            "folder on PYTHONPATH."
+            f"method '{name}': cannot import {target} ({type(error).__name__}: {first_line(error)}): correct "
+            "_target_, or put the file's folder on PYTHONPATH."
         ) from None
-    if not issubclass(cls, Method):
+    if not isinstance(cls, type) or not issubclass(cls, Method):
         raise UserError(f"method '{name}': {target} is not a kdbench.method.Method: derive the class from it.")
     return cls
 
 
-def seeds_of(cfg: DictConfig) -> list[int]:
-    seeds = OmegaConf.to_container(cfg)["seed"]  # type: ignore[call-overload,index]
-    seeds = seeds if isinstance(seeds, list) else [seeds]
-    if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise UserError(f"seed={cfg.seed}: give one non-negative integer or a list of them, as in seed=[0,1,2].")
-    return list(dict.fromkeys(seeds))
+ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
+Text = Annotated[str, Field(min_length=1)]
+Natural = Annotated[StrictInt, Field(ge=0)]
 
 
-def cells_of(cfg: DictConfig) -> list[Cell]:
-    """All cells of one composed job: methods x seeds, seed by seed.
+class Pair(BaseModel):
+    teacher: Text
+    student: Text
+
+
+class TeacherConfig(BaseModel):
+    """How an absent teacher is trained, see ``conf/teacher/default.yaml``."""
+
+    method: dict[str, Any]
+    seed: Natural = 0
+    epochs: Annotated[StrictInt, Field(ge=1)] | None = None
+    dataset: dict[str, Any] = Field(default_factory=dict)
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class Paths(BaseModel):
+    results: Text
+    work: Text
+
+
+class Job(BaseModel):
+    """One composed config, resolved and checked: methods x seeds for one pair, data set and protocol."""
+
+    method: Annotated[dict[str, Any], Field(min_length=1)]
+    pair: Pair
+    dataset: dict[str, Any]
+    protocol: dict[str, Any]
+    teacher: TeacherConfig
+    seed: Annotated[list[Natural], Field(min_length=1)]
+    paths: Paths
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    logger: dict[str, Any] | None = None
+    force: bool = False
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value]
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> Job:
+        """Raises `UserError` naming the first setting that is wrong."""
+        try:
+            return cls.model_validate(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+        except OmegaConfBaseException as error:
+            raise UserError(f"the config cannot be resolved: {first_line(error)}; mend that setting.") from None
+        except ValidationError as error:
+            where, value = error.errors()[0]["loc"], error.errors()[0]["input"]
+            if where[0] == "seed":
+                raise UserError(
+                    f"seed={value}: give one non-negative integer or a list of them, as in seed=[0,1,2]."
+                ) from None
+            if where[0] == "method":
+                raise UserError("no method was chosen: name one or more, as in method=[scratch,kd].") from None
+            raise UserError(f"{explain(error)}; kdbench run --cfg job shows all settings.") from None
+
+
+def cells_of(job: Job) -> list[Cell]:
+    """All cells of one job: methods x seeds, seed by seed.
 
     Raises:
         UserError: a setting is wrong.
     """
-    try:
-        resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"the config cannot be resolved: {str(error).splitlines()[0]}.") from None
-    protocol = Protocol.of(resolved["protocol"])
-    for side in ("teacher", "student"):
-        if not isinstance(resolved["pair"].get(side), str):
-            raise UserError(f"pair.{side} must name a network: choose a pair or set pair.{side}=NAME.")
-    recipe = teacher_recipe(resolved, protocol)
+    protocol = Protocol.of(job.protocol)
+    check_optimizer(protocol)
+    recipe = teacher_recipe(job)
+    dataset = dataset_identity(job.dataset)
     cells = []
-    for seed in seeds_of(cfg):
-        for name, config in resolved["method"].items():
+    for seed in dict.fromkeys(job.seed):
+        for name, config in job.method.items():
             cls = method_class(name, config)
             settings = {key: value for key, value in config.items() if key not in BENCH_KEYS}
             construct(name, cls, {k: v for k, v in settings.items() if k != "_target_"}, protocol)
@@ -137,16 +250,21 @@ def cells_of(cfg: DictConfig) -> list[Cell]:
                     cls,
                     {
                         "method": {"name": name, **settings},
-                        "student": resolved["pair"]["student"],
+                        "student": job.pair.student,
                         "teacher": recipe if "teacher" in cls.needs else None,
-                        "dataset": dataset_identity(resolved["dataset"]),
+                        "dataset": dataset,
                         "protocol": protocol.model_dump(mode="json"),
                         "seed": seed,
                     },
-                    resolved["teacher"].get("sha256"),
+                    job.teacher.sha256,
                 )
             )
     return cells
+
+
+def check_optimizer(protocol: Protocol) -> None:
+    """Raises `UserError` if the protocol's optimiser cannot be made."""
+    instantiate("protocol.optimizer", protocol.optimizer, [torch.nn.Parameter(torch.zeros(1))])
 
 
 def dataset_identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,15 +272,18 @@ def dataset_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return DatasetConfig.of(config).model_dump(mode="json", exclude={"root"})
 
 
-def teacher_recipe(resolved: Mapping[str, Any], protocol: Protocol) -> dict[str, Any]:
+def teacher_recipe(job: Job) -> dict[str, Any]:
     """How the teacher of a job is trained: the job's data set and protocol, but for what `teacher` says otherwise."""
-    teacher = resolved["teacher"]
-    method = {key: value for key, value in teacher["method"].items() if key not in BENCH_KEYS}
-    changes = {"epochs": teacher["epochs"]} if teacher.get("epochs") else {}
+    teacher, protocol = job.teacher, Protocol.of(job.protocol)
+    changes = {"epochs": teacher.epochs} if teacher.epochs else {}
+    method = {key: value for key, value in teacher.method.items() if key not in BENCH_KEYS}
+    construct(
+        "teacher", method_class("teacher", method), {k: v for k, v in method.items() if k != "_target_"}, protocol
+    )
     return {
-        "name": resolved["pair"]["teacher"],
+        "name": job.pair.teacher,
         "method": method,
-        "dataset": dataset_identity({**resolved["dataset"], **(teacher.get("dataset") or {})}),
+        "dataset": dataset_identity({**job.dataset, **teacher.dataset}),
         "protocol": protocol.model_copy(update=changes).model_dump(mode="json"),
-        "seed": teacher["seed"],
+        "seed": teacher.seed,
     }

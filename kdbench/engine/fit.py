@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from kdbench.errors import Diverged, Interrupted, UserError
@@ -132,9 +133,8 @@ def fit(
     """
     protocol = method.protocol
     progress = Progress(work, checkpoint_seconds, on_epoch)
-    quiet()
-    pl_trainer = pl.Trainer(
-        **trainer,
+    pl_trainer = make_trainer(
+        trainer,
         max_epochs=protocol.epochs,
         precision=protocol.precision,
         check_val_every_n_epoch=protocol.eval_every,
@@ -169,6 +169,28 @@ def fit(
         peak_memory_mb=peak_memory_mb(method.device),
         reason=reason,
     )
+
+
+def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
+    """Lightning's trainer from the user's `settings` and the bench's own.
+
+    Raises:
+        UserError: a setting is unknown, or asks for a device that is not there.
+    """
+    quiet()
+    try:
+        trainer = pl.Trainer(**settings, **bench)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        what = str(error).strip().splitlines()[0].rstrip(".").replace("Trainer.__init__() ", "")
+        raise UserError(
+            f"trainer: {what}; mend trainer.accelerator, trainer.devices or what was added to them."
+        ) from None
+    if trainer.world_size > 1:
+        raise UserError(
+            "a cell trains on one device: set trainer.devices=1, and start several sweeps on one store to "
+            "use more of them."
+        )
+    return trainer
 
 
 def _fit_or_resume(trainer: pl.Trainer, method: Method, data: pl.LightningDataModule, checkpoint: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
-from kdbench.engine.cell import Cell
-from kdbench.engine.run import Bench, Busy
+from kdbench.engine.cell import Cell, first_line
+from kdbench.engine.run import Bench, BusyError
 from kdbench.errors import DoesNotFit, UserError
+from kdbench.results.record import Record, cell_id
 
 
 @dataclass
@@ -52,10 +56,16 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
         UserError: nothing can be run at all (no data, an unwritable store).
     """
     bench.store.check_writable()
+    for config in {cell_id(dict(c.config["dataset"])): c.config["dataset"] for c in cells}.values():
+        bench.dataset(config)
     outcome = Outcome()
     todo = []
     for cell in cells:
-        record = None if force else bench.finished(cell)
+        try:
+            record = None if force else bench.finished(cell)
+        except UserError as error:
+            outcome.failed.append(f"{cell}: {error}")
+            continue
         if record is None:
             todo.append(cell)
         elif record.status == "diverged":
@@ -64,9 +74,10 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
             outcome.skipped.append(str(cell))
     if not todo:
         return outcome
+    bench.check()
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", table_column=Column(overflow="ellipsis", no_wrap=True)),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("epochs"),
@@ -83,7 +94,7 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
                 task = progress.tasks[0]
                 progress.update(bar, total=(task.total or 0) + epochs)
             if not console.is_terminal:
-                console.print(f"training {name}", markup=False, highlight=False)
+                console.print(f"training {name}", markup=False, highlight=False, soft_wrap=True)
 
         bench.on_start, bench.on_epoch = on_start, lambda: progress.advance(bar)
         queue = [(cell, False) for cell in todo]
@@ -92,7 +103,7 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
             ends = progress.tasks[0].completed + cell.protocol.epochs
             try:
                 record = bench.run(cell, force=force, wait=wait)
-            except Busy:
+            except BusyError:
                 queue.append((cell, True))
                 continue
             except DoesNotFit as error:
@@ -100,15 +111,28 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
             except UserError as error:
                 outcome.failed.append(f"{cell}: {error}")
             except Exception as error:  # one failed cell never stops a sweep
-                log = bench.work / "cells" / f"{cell.id}.error.log"
-                log.write_text(traceback.format_exc())
-                first = (str(error) or type(error).__name__).splitlines()[0]
-                outcome.failed.append(f"{cell}: {type(error).__name__}: {first} (traceback in {log})")
+                what = f"{cell}: {type(error).__name__}: {first_line(error)}"
+                outcome.failed.append(f"{what} (traceback in {write_log(bench, cell)})")
             else:
                 if record.status == "diverged":
                     outcome.diverged.append(f"{cell} ({record.reason}); lower its learning rate or weights")
                 else:
                     outcome.ran.append(str(cell))
+                    console.print(result(record), markup=False, highlight=False, soft_wrap=True)
             progress.update(bar, completed=max(ends, progress.tasks[0].completed))
     return outcome
 
+
+def result(record: Record) -> str:
+    cell, metrics = record.cell, record.metrics
+    accuracy = f"{metrics.last:.2f} %" if metrics else "diverged"
+    return f"{cell.method} {cell.pair} {cell.dataset} seed {cell.seed}: {accuracy}, {record.cost.train_seconds:.0f} s"
+
+
+def write_log(bench: Bench, cell: Cell) -> Path:
+    """The traceback of the exception at hand, in a file."""
+    log = bench.work / "cells" / f"{cell.id}.error.log"
+    with suppress(OSError):  # the disk may be what failed
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(traceback.format_exc())
+    return log

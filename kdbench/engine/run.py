@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
@@ -26,8 +25,8 @@ from kdbench import models
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.data.module import ArrayData
-from kdbench.engine.cell import Cell, construct, method_class
-from kdbench.engine.fit import Fitted, fit
+from kdbench.engine.cell import Cell, construct, instantiate, method_class
+from kdbench.engine.fit import Fitted, fit, make_trainer
 from kdbench.engine.seeding import key, seeded
 from kdbench.engine.teachers import Teacher, Teachers, check_pin, stem
 from kdbench.errors import UserError
@@ -38,7 +37,7 @@ from kdbench.results.store import Store, writing_to
 from kdbench.tasks import TASKS
 
 
-class Busy(Exception):
+class BusyError(Exception):
     """Another process is training this cell or teacher."""
 
 
@@ -60,6 +59,16 @@ class Bench:
         self._datasets: dict[str, Dataset] = {}
         self._loaded: dict[tuple[str, str], nn.Module] = {}
 
+    def check(self) -> None:
+        """Fail now rather than in every cell.
+
+        Raises:
+            UserError: the work folder cannot be written, or the trainer or logger cannot be made.
+        """
+        with writing_to(self.work):
+            (self.work / "cells").mkdir(parents=True, exist_ok=True)
+        make_trainer(self.trainer, logger=False, enable_checkpointing=False)
+
     # ---- data and teachers --------------------------------------------------------------------------------------
 
     def dataset(self, config: Mapping[str, Any]) -> Dataset:
@@ -72,7 +81,7 @@ class Bench:
         """The teacher of a recipe; it is trained first where it is absent.
 
         Raises:
-            Busy: another process is training it and `wait` is false.
+            BusyError: another process is training it and `wait` is false.
         """
         found = self.teachers.find(recipe)
         if found is None:
@@ -119,8 +128,9 @@ class Bench:
         dataset = self.dataset(cell.config["dataset"])
         if record.dataset.sha256 != dataset.content_hash:
             raise UserError(
-                f"{cell} has a record made from other data ({record.dataset.sha256[:12]}, now {dataset.content_hash[:12]}): "
-                "restore the data, use another store (paths.results=DIR), or run again with force=true."
+                f"{cell} has a record made from other data ({record.dataset.sha256[:12]}, now "
+                f"{dataset.content_hash[:12]}): restore the data, "
+                "use another store (paths.results=DIR), or run again with force=true."
             )
         if record.teacher and cell.teacher:
             teacher = self.teachers.find(cell.teacher)
@@ -128,8 +138,9 @@ class Bench:
                 check_pin(teacher, cell.pinned_teacher)
             if teacher and teacher.card.sha256 != record.teacher.sha256:
                 raise UserError(
-                    f"{cell} has a record made with the teacher {record.teacher.sha256[:12]}, but the one at {teacher.weights} "
-                    f"is {teacher.card.sha256[:12]}: restore it, use another store, or run again with force=true."
+                    f"{cell} has a record made with the teacher {record.teacher.sha256[:12]}, but the one at "
+                    f"{teacher.weights} is {teacher.card.sha256[:12]}: restore it, use another "
+                    "store, or run again with force=true."
                 )
         return record
 
@@ -137,12 +148,14 @@ class Bench:
         """Train one cell, or resume it, and store its record.
 
         Raises:
-            Busy: another process is at it, and `wait` is false.
+            BusyError: another process is at it, and `wait` is false.
             DoesNotFit: the method cannot serve this pair or data set.
             Interrupted: Ctrl-C; the cell can be resumed.
             UserError: anything else that the user can mend.
         """
         dataset = self.dataset(cell.config["dataset"])
+        if cell.teacher and self.teachers.find(cell.teacher) is None:
+            self._rehearse(cell, dataset.spec)
         teacher = self.teacher(cell.teacher, cell.pinned_teacher, wait=wait) if cell.teacher else None
         with self._locked(cell.id, wait) as work:
             done = None if force else self.store.get(cell.id)
@@ -150,7 +163,8 @@ class Bench:
                 return done
             method = cell.make_method()
             frozen = self._load(teacher, dataset.spec) if teacher else None
-            self._bind(method, cell.student, (teacher, frozen), dataset.spec, cell.seed, cell.name)
+            named = (teacher.card.name, frozen) if teacher and frozen else None
+            self._bind(method, cell.student, named, dataset.spec, cell.seed, cell.name)
             self.on_start(str(cell), method.protocol.epochs)
             fitted = self._fit(method, dataset, cell.seed, work, cell.id)
             record = make_record(cell, method, dataset, teacher, fitted)
@@ -159,6 +173,14 @@ class Bench:
                 self.teachers.keep(teacher)
             shutil.rmtree(work, ignore_errors=True)
             return record
+
+    def _rehearse(self, cell: Cell, spec: DataSpec) -> None:
+        """Bind the method to an untrained teacher: what does not fit is known before hours go into a trained one."""
+        assert cell.teacher is not None
+        name = str(cell.teacher["name"])
+        with seeded("rehearsal"):
+            untrained = models.create(name, spec.shape, spec.num_classes)
+        self._bind(cell.make_method(), cell.student, (name, untrained), spec, cell.seed, cell.name)
 
     def _load(self, teacher: Teacher, spec: DataSpec) -> nn.Module:
         name = (teacher.card.sha256, spec.name)
@@ -170,12 +192,12 @@ class Bench:
         self,
         method: Method,
         student: str,
-        teacher: tuple[Teacher | None, nn.Module | None] | None,
+        teacher: tuple[str, nn.Module] | None,
         spec: DataSpec,
         seed: int,
         name: str,
     ) -> None:
-        card, frozen = teacher or (None, None)
+        teacher_name, frozen = teacher or (None, None)
 
         def spawn(k: int) -> nn.Module:
             # the k-th network of a seed is the same for every method: common random numbers
@@ -188,18 +210,16 @@ class Bench:
                 net,
                 frozen,
                 spec,
-                names=(student, card.card.name if card else None),
+                names=(student, teacher_name),
                 spawn=spawn,
                 seed=key(seed, "method", name),
             )
 
     def _fit(self, method: Method, dataset: Dataset, seed: int, work: Path, name: str) -> Fitted:
-        data = ArrayData(
-            dataset, batch_size=method.protocol.batch_size, seed=seed, blind="no_data" in method.needs
-        )
+        data = ArrayData(dataset, batch_size=method.protocol.batch_size, seed=seed, blind="no_data" in method.needs)
         logger = None
         if self.logger is not None:
-            logger = hydra.utils.instantiate(dict(self.logger), name=name, version="")
+            logger = instantiate("logger", self.logger, name=name, version="")
         with seeded(seed, "training"):
             return fit(
                 method,
@@ -221,7 +241,7 @@ class Bench:
             try:
                 lock.acquire(blocking=wait)
             except Timeout:
-                raise Busy from None
+                raise BusyError from None
         try:
             (folder / name).mkdir(exist_ok=True)  # whoever held the lock before may have finished and removed it
             yield folder / name
@@ -260,9 +280,7 @@ def make_record(cell: Cell, method: Method, dataset: Dataset, teacher: Teacher |
             n_test=spec.n_test,
             num_classes=spec.num_classes,
         ),
-        teacher=rec.TeacherInfo(
-            name=teacher.card.name, sha256=teacher.card.sha256, accuracy=teacher.card.accuracy
-        )
+        teacher=rec.TeacherInfo(name=teacher.card.name, sha256=teacher.card.sha256, accuracy=teacher.card.accuracy)
         if teacher
         else None,
         status="finished" if finished else "diverged",

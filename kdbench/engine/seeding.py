@@ -1,4 +1,4 @@
-"""Common random numbers: independent streams for the student, the adapters and the data, each a function of its own key."""
+"""Common random numbers: streams for the student, the adapters and the data, each a function of its own key."""
 
 from __future__ import annotations
 

@@ -69,8 +69,8 @@ class Teacher:
             net.load_state_dict(load_file(self.weights))
         except RuntimeError:
             raise UserError(
-                f"{self.weights} does not hold a {self.card.name} of {data.num_classes} classes: delete it and its .json "
-                "to train this teacher again."
+                f"{self.weights} does not hold a {self.card.name} of {data.num_classes} classes: delete it and its "
+                ".json to train this teacher again."
             ) from None
         return net.eval().requires_grad_(False)
 
@@ -140,8 +140,8 @@ def check_pin(teacher: Teacher, pinned: str | None) -> None:
     """Raises `UserError` if other weights were demanded."""
     if pinned and pinned != teacher.card.sha256:
         raise UserError(
-            f"the teacher at {teacher.weights} has sha256 {teacher.card.sha256[:12]}, but teacher.sha256={pinned[:12]} was "
-            "demanded: put those weights there, or drop teacher.sha256."
+            f"the teacher at {teacher.weights} has sha256 {teacher.card.sha256[:12]}, but teacher.sha256={pinned[:12]} "
+            "was demanded: put those weights there, or drop teacher.sha256."
         )
 
 
@@ -149,14 +149,16 @@ def _read(card: Path) -> Teacher:
     try:
         return Teacher(Card.model_validate_json(card.read_bytes()), card.with_suffix(".safetensors"))
     except (ValidationError, OSError):
-        raise UserError(f"{card} is no teacher's card: delete it and its .safetensors to train the teacher again.") from None
+        raise UserError(
+            f"{card} is no teacher's card: delete it and its .safetensors to train the teacher again."
+        ) from None
 
 
 def _check(teacher: Teacher) -> None:
     if not teacher.weights.exists() or _sha256(teacher.weights) != teacher.card.sha256:
         raise UserError(
-            f"{teacher.weights} is missing or does not match the sha256 {teacher.card.sha256[:12]} in its .json: restore the "
-            "file, or delete both to train this teacher again."
+            f"{teacher.weights} is missing or does not match the sha256 {teacher.card.sha256[:12]} in its .json: "
+            "restore the file, or delete both to train this teacher again."
         )
 
 

@@ -14,7 +14,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -193,16 +192,24 @@ def render_terminal(tables: Sequence[Table]) -> Group:
     """
     parts: list[RichTable | Text] = []
     for table in tables:
-        shown = RichTable(box=box.SIMPLE_HEAD, title=Text(table.title), title_justify="left")
-        for column, short in _TERMINAL.items():
-            numeric = column != "Method"
-            shown.add_column(short, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-        for block, rows in _blocks(table.rows):
-            shown.add_row(Text(block, style="bold"))
+        blocks = [(block, [_terminal_cells(row) for row in rows]) for block, rows in _blocks(table.rows)]
+        lines = [list(_TERMINAL.values()), *(line for _, lines in blocks for line in lines)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+        def grid(rows: list[list[str]], style: str = "", widths: list[int] = widths) -> RichTable:
+            # one grid per block, all of the same widths, lets a block's name be as long as the table
+            grid = RichTable.grid(padding=(0, 2, 0, 0))
+            for column, width in zip(_TERMINAL, widths, strict=True):
+                method = column == "Method"
+                grid.add_column(justify="left" if method else "right", min_width=width, no_wrap=not method, style=style)
             for row in rows:
-                cells = dict(zip(COLUMNS, _cells(row), strict=True))
-                shown.add_row(*(Text(cells[column].removesuffix(" (one seed)")) for column in _TERMINAL))
-        parts += [shown, *(Text(line, style="dim") for line in table.header), Text("")]
+                grid.add_row(*map(Text, row))
+            return grid
+
+        parts += [Text(table.title, style="bold"), Text(""), grid([list(_TERMINAL.values())], "italic")]
+        for block, rows in blocks:
+            parts += [Text(block, style="bold"), grid(rows)]
+        parts += [Text(""), *(Text(line, style="dim") for line in table.header), Text("")]
     return Group(*parts)
 
 
@@ -391,6 +398,11 @@ def _mean(values: list[float]) -> float | None:
 
 def _blocks(rows: list[Row]) -> list[tuple[str, list[Row]]]:
     return [(block, list(group)) for block, group in groupby(rows, key=lambda row: row.block)]
+
+
+def _terminal_cells(row: Row) -> list[str]:
+    cells = dict(zip(COLUMNS, _cells(row), strict=True))
+    return [cells[column].removesuffix(" (one seed)") for column in _TERMINAL]
 
 
 def _cells(row: Row) -> list[str]:
