@@ -24,9 +24,9 @@ def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
 def to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps (B, C, H, W), the larger one average-pooled to the size of the smaller (as in RepDistiller)."""
     if a.shape[2] > b.shape[2]:
-        return F.adaptive_avg_pool2d(a, b.shape[2:]), b
+        return F.adaptive_avg_pool2d(a, (b.shape[2], b.shape[3])), b
     if a.shape[2] < b.shape[2]:
-        return a, F.adaptive_avg_pool2d(b, a.shape[2:])
+        return a, F.adaptive_avg_pool2d(b, (a.shape[2], a.shape[3]))
     return a, b
 
 

@@ -37,7 +37,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import reduce
+from operator import add
+from typing import Any, ClassVar, Literal
 
 import hydra
 import pytorch_lightning as pl
@@ -107,7 +109,7 @@ class Method(pl.LightningModule):
     title: ClassVar[str]
     extension: ClassVar[bool] = False
     """True for methods that the survey does not cite."""
-    control: ClassVar[str | None] = None
+    control: ClassVar[Literal["scratch", "smoothing", "kd"] | None] = None
     """``scratch``, ``smoothing`` or ``kd`` for the three controls that stand in every table."""
     needs: ClassVar[frozenset[str]] = frozenset({"teacher", "labels"})
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
@@ -274,7 +276,7 @@ class Method(pl.LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One optimiser for every (stage, player)."""
         self._optimizer_of: dict[tuple[int, str], int] = {}
-        optimizers = []
+        optimizers: list[torch.optim.Optimizer] = []
         for index in range(len(self._stages)):
             self._stage = index
             for player in self.players():
@@ -318,7 +320,7 @@ class Method(pl.LightningModule):
         optimizers = self._optimizers()
         for player, terms in self.turns(batch):
             optimizer = optimizers[self._optimizer_of[self._stage, player]]
-            loss = sum(self._weight[name] * value for name, value in terms.items())
+            loss = reduce(add, (self._weight[name] * value for name, value in terms.items()))
             optimizer.zero_grad(set_to_none=True)
             self.manual_backward(loss)
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Losses against the formulas of the papers, written out anew; schedules and ramps against PyTorch's and the papers'."""
+"""Losses against the formulas of the papers, written out anew; schedules and ramps against PyTorch's."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_regressor_reaches_the_hints_shape(guided: tuple[int, ...], hint: tuple[
 
 def test_regressor_of_odd_sizes() -> None:
     regressor = Regressor((3, 7, 7), (5, 5, 5))
-    assert regressor[0].weight.shape == (5, 3, 3, 3)  # type: ignore[union-attr]
+    assert regressor[0].weight.shape == (5, 3, 3, 3)
     assert regressor(torch.zeros(2, 3, 7, 7)).shape == (2, 5, 5, 5)
     with pytest.raises(DoesNotFit, match="choose another hint"):
         Regressor((3, 4, 4), (5, 7, 7))

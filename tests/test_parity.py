@@ -62,7 +62,7 @@ class Arrays:
         return self.leaves.setdefault(name, self[name].requires_grad_())
 
     def load(self, module: nn.Module, names: Mapping[str, str]) -> None:
-        """Copy the reference's parameters into ours; `names`: our name -> the reference's. All of ours must be named."""
+        """Copy the reference's parameters into ours; `names`: each name of ours -> the reference's."""
         module.to(self.dtype)
         parameters = dict(module.named_parameters())
         assert set(names) == set(parameters)
@@ -234,8 +234,11 @@ def data_free_onehot_balance(v: Arrays) -> dict[str, Tensor]:
 
 CASES: dict[str, Callable[[Arrays], dict[str, Tensor]]] = {
     f.__name__: f
-    for f in (kd, logits_mse, label_smoothing, label_smoothing_uniform, dkd, fitnet, at, sp, rkd, pkt, vid, dml)
-    + (dml_official, byot, dafl, data_free_onehot_balance)
+    for f in (
+        *(kd, logits_mse, label_smoothing, label_smoothing_uniform, dkd, rkd),
+        *(fitnet, at, sp, pkt, vid),
+        *(dml, dml_official, byot, dafl, data_free_onehot_balance),
+    )
 }
 
 
@@ -319,7 +322,7 @@ def test_a_wrong_expectation_fails(case: str) -> None:
         if key.startswith(("loss", "grad_", "out_")):
             wrong = np.array(values[key])
             index = np.unravel_index(np.abs(wrong).argmax(), wrong.shape)
-            # the gradient of a constant side, or of a bias in front of batch norm, is zero: 1 % of the other gradients then
+            # the gradient of a constant side, or of a bias in front of batch norm, is zero: then 1 % of the others
             alike = [np.abs(values[k]).max() for k in values if k.startswith("grad_")] if "grad" in key else [0]
             wrong[index] += 0.01 * max(np.abs(wrong[index]), *alike)
             with pytest.raises(AssertionError, match=key):

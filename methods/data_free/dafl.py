@@ -51,9 +51,7 @@ class Generator(nn.Module):
         self.middle = [max(side // 2, 1) for side in self.size]
         self.linear = nn.Linear(noise, 128 * self.small[0] * self.small[1])
         self.norm = nn.BatchNorm2d(128)
-        self.block1 = nn.Sequential(
-            nn.Conv2d(128, 128, 3, padding=1), nn.BatchNorm2d(128, eps=0.8), nn.LeakyReLU(0.2)
-        )
+        self.block1 = nn.Sequential(nn.Conv2d(128, 128, 3, padding=1), nn.BatchNorm2d(128, eps=0.8), nn.LeakyReLU(0.2))
         self.block2 = nn.Sequential(
             nn.Conv2d(128, 64, 3, padding=1),
             nn.BatchNorm2d(64, eps=0.8),
@@ -95,7 +93,9 @@ class DAFL(Method):
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         if min(data.shape[1:]) < 4:
-            raise DoesNotFit(f"DAFL's generator makes images of at least 4x4, not {data.shape}: choose another data set.")
+            raise DoesNotFit(
+                f"DAFL's generator makes images of at least 4x4, not {data.shape}: choose another data set."
+            )
         self.generator = Generator(self.noise, data.shape)
 
     def players(self) -> Sequence[Player]:

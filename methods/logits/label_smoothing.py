@@ -53,5 +53,3 @@ class LabelSmoothing(Method):
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
         return {"ce": label_smoothing_loss(s.logits, batch.y, self.epsilon, self.variant)}
-
-
