@@ -83,7 +83,7 @@ class Ramp:
     until: float = 1.0
 
     def at(self, epoch: int, epochs: int) -> float:
-        """Value in the 0-based `epoch` out of `epochs`; the first epoch is already one step up, as epochs count from 1."""
+        """Value in the 0-based `epoch` out of `epochs`; the first is already one step up, as epochs count from 1."""
         progress = min((epoch + 1) / max(self.until * epochs, 1.0), 1.0)
         return self.start + (self.end - self.start) * progress
 
@@ -157,7 +157,7 @@ class Method(pl.LightningModule):
         return (Player("student", list(self.parameters())),)
 
     def turns(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """One batch of play: each yielded (player, terms) is one backward pass and one optimiser step of that player."""
+        """One batch of play: each yielded (player, terms) is one backward pass and one step of that player."""
         yield "student", self.losses(self.student_out(batch.x), self.teach(batch), batch)  # type: ignore[arg-type]
 
     def after_step(self, batch: Batch) -> None:

@@ -51,9 +51,7 @@ from methods.logits.logits_mse import LogitsMSE
 from methods.online.dml import DML
 from methods.teacher_free.byot import BYOT
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning:pytorch_lightning", "ignore:.*:pytorch_lightning.utilities.warnings.PossibleUserWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers)")
 
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in methods()}
 every_method = pytest.mark.parametrize("name", ENTRIES)
