@@ -37,12 +37,12 @@ WIDE = 160
 out = Console()
 
 
-def say(what: object, *, style: str | None = None) -> None:
+def say(what: object) -> None:
     """Print text as it is, each line whole; or a table, cut to the terminal's width where there is one."""
     if isinstance(what, str):
-        out.print(what, markup=False, highlight=False, soft_wrap=True, style=style)
+        out.print(what, markup=False, highlight=False, soft_wrap=True)
     else:
-        out.print(what, width=None if out.is_terminal else WIDE)
+        (out if out.is_terminal else Console(width=WIDE)).print(what)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,6 +140,7 @@ def hydra_command(name: str, task: Callable[[Job], Done | None], args: Sequence[
 
     done: list[Done] = []
     errors: list[str] = []
+    bugs: list[Exception] = []
 
     def job(cfg: Any) -> None:
         # Hydra drops what a job returns and prints a trace for what it raises: both are kept here instead
@@ -147,6 +148,9 @@ def hydra_command(name: str, task: Callable[[Job], Done | None], args: Sequence[
             result = task(Job.of(cfg))
         except UserError as error:
             errors.append(str(error))
+        except Exception as error:
+            bugs.append(error)
+            raise
         else:
             done.extend([result] if result else [])
 
@@ -156,12 +160,10 @@ def hydra_command(name: str, task: Callable[[Job], Done | None], args: Sequence[
     previous, sys.argv = sys.argv, [f"kdbench {name}", *overrides, *flags]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="run")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        errors.append(config_error(error, args))
-    except ValueError as error:
-        if not str(error).startswith("Config group override"):
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if bugs:
             raise
-        errors.append("a group cannot be null: leave it out with ~GROUP, as in ~logger.")
+        errors.append(config_error(error, args))
     finally:
         sys.argv = previous
     errors += conclude(done)
@@ -190,10 +192,12 @@ def conclude(done: Sequence[Done]) -> list[str]:
             print_tables(results, ids)
         except UserError as error:
             errors.append(str(error))
-    if done:
-        outcomes = [each.outcome for each in done]
-        say(sum(outcomes[1:], start=outcomes[0]).summary())
-    return errors
+    if not done:
+        return []
+    outcomes = [each.outcome for each in done]
+    outcome = sum(outcomes[1:], start=outcomes[0])
+    say(outcome.summary())
+    return [error for error in errors if not any(error in line for line in outcome.failed)]
 
 
 def config_error(error: Exception, args: Sequence[str]) -> str:
@@ -213,6 +217,8 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
                 f"there is no setting '{key}': method '{key.split('.')[1]}' is not among those of method=[...], add it."
             )
         return f"there is no setting '{key}': {nearest(key, known_settings(args))}"
+    if first.startswith("Config group override"):
+        return "a group cannot be null: leave it out with ~GROUP, as in ~logger."
     return f"{first}: see kdbench run --help."
 
 

@@ -81,7 +81,7 @@ class Protocol(_Strict):
             raise UserError(f"protocol.{where}: {first['msg']}; see conf/protocol for the fields.") from None
 
     def lr(self, student: str) -> float:
-        """Base learning rate for a student architecture: the first pattern of `lr_for` that matches, else the optimiser's."""
+        """Base learning rate of an architecture: the first pattern of `lr_for` that matches, else the optimiser's."""
         for pattern, lr in self.lr_for.items():
             if fnmatch(student, pattern):
                 return lr

@@ -107,7 +107,7 @@ class Spec:
 
 
 def aligned(student: Spec, teacher: Spec, kind: str = "stage") -> list[tuple[str, str]]:
-    """Pairs of (student tap, teacher tap) of equal depth, counted from the deepest where the numbers of stages differ."""
+    """Pairs (student tap, teacher tap) of equal depth, counted from the deepest where the numbers of stages differ."""
     s, t = student.all(kind), teacher.all(kind)
     n = min(len(s), len(t))
     if n == 0:
@@ -117,7 +117,7 @@ def aligned(student: Spec, teacher: Spec, kind: str = "stage") -> list[tuple[str
 
 @torch.no_grad()
 def probe(name: str, net: nn.Module, shape: tuple[int, int, int]) -> Spec:
-    """Tap shapes of `net` on images of `shape` (C, H, W), found by one forward pass that leaves no trace in the network."""
+    """Tap shapes of `net` on images of `shape` (C, H, W), by one forward pass that leaves no trace in the network."""
     training = net.training
     net.eval()
     like = next(net.parameters())

@@ -10,7 +10,7 @@ TASKS = {"classification": "top1"}
 
 
 def metrics(task: str, num_classes: int) -> MetricCollection:
-    """Metrics of a task as fractions; for classification ``top1``, and ``top5`` where there are more than five classes."""
+    """Metrics of a task as fractions; classification has ``top1``, and ``top5`` with more than five classes."""
     assert task in TASKS, task
     names = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
     return MetricCollection(

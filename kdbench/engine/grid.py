@@ -87,8 +87,10 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
     with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=sum(cell.protocol.epochs for cell in todo))
         ends = 0.0
+        begun: set[str] = set()
 
         def on_start(name: str, epochs: int) -> None:
+            begun.add(name)
             progress.update(bar, description=escape(name))
             if name.startswith("teacher "):  # not in the plan until now
                 task = progress.tasks[0]
@@ -116,6 +118,8 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
             else:
                 if record.status == "diverged":
                     outcome.diverged.append(f"{cell} ({record.reason}); lower its learning rate or weights")
+                elif str(cell) not in begun:  # another process finished it while this one waited
+                    outcome.skipped.append(str(cell))
                 else:
                     outcome.ran.append(str(cell))
                     console.print(result(record), markup=False, highlight=False, soft_wrap=True)

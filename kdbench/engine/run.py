@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
+from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -58,6 +60,7 @@ class Bench:
         self.teachers = Teachers(self.store.root)
         self._datasets: dict[str, Dataset] = {}
         self._loaded: dict[tuple[str, str], nn.Module] = {}
+        self._failed: dict[str, UserError] = {}
 
     def check(self) -> None:
         """Fail now rather than in every cell.
@@ -82,11 +85,24 @@ class Bench:
 
         Raises:
             BusyError: another process is training it and `wait` is false.
+            UserError: it cannot be trained, or other weights were demanded by their sha256 (`pinned`).
         """
+        name = stem(recipe)
+        if name in self._failed:  # not again for every cell
+            raise self._failed[name]
         found = self.teachers.find(recipe)
         if found is None:
-            with self._locked(stem(recipe), wait) as work:
-                found = self.teachers.find(recipe) or self._train_teacher(recipe, work)
+            if pinned:
+                raise UserError(
+                    f"there is no teacher {name}, so none of teacher.sha256={pinned[:12]}: put its .safetensors and .json into "
+                    f"{self.teachers.kept}, or drop teacher.sha256 to train it."
+                )
+            with self._locked(name, wait) as work:
+                try:
+                    found = self.teachers.find(recipe) or self._train_teacher(recipe, work)
+                except UserError as error:
+                    self._failed[name] = error
+                    raise
         check_pin(found, pinned)
         return found
 
@@ -98,7 +114,7 @@ class Bench:
         settings = {name: value for name, value in recipe["method"].items() if name != "_target_"}
         method = construct("teacher", cls, settings, protocol)
         self._bind(method, recipe["name"], None, dataset.spec, recipe["seed"], "teacher")
-        fitted = self._fit(method, dataset, recipe["seed"], work, "teacher-" + recipe["name"])
+        fitted = self._fit(method, dataset, recipe["seed"], work, f"teacher {recipe['name']}")
         if fitted.reason:
             shutil.rmtree(work, ignore_errors=True)
             raise UserError(f"the teacher {recipe['name']} diverged ({fitted.reason}): lower protocol.optimizer.lr.")
@@ -166,7 +182,7 @@ class Bench:
             named = (teacher.card.name, frozen) if teacher and frozen else None
             self._bind(method, cell.student, named, dataset.spec, cell.seed, cell.name)
             self.on_start(str(cell), method.protocol.epochs)
-            fitted = self._fit(method, dataset, cell.seed, work, cell.id)
+            fitted = self._fit(method, dataset, cell.seed, work, str(cell))
             record = make_record(cell, method, dataset, teacher, fitted)
             self.store.write(record, overwrite=force)
             if teacher:
@@ -215,12 +231,9 @@ class Bench:
                 seed=key(seed, "method", name),
             )
 
-    def _fit(self, method: Method, dataset: Dataset, seed: int, work: Path, name: str) -> Fitted:
+    def _fit(self, method: Method, dataset: Dataset, seed: int, work: Path, title: str) -> Fitted:
         data = ArrayData(dataset, batch_size=method.protocol.batch_size, seed=seed, blind="no_data" in method.needs)
-        logger = None
-        if self.logger is not None:
-            logger = instantiate("logger", self.logger, name=name, version="")
-        with seeded(seed, "training"):
+        with self._logging(re.sub(r"[^A-Za-z0-9._-]+", "-", title), work.name) as logger, seeded(seed, "training"):
             return fit(
                 method,
                 data,
@@ -230,6 +243,20 @@ class Bench:
                 checkpoint_seconds=self.checkpoint_seconds,
                 on_epoch=self.on_epoch,
             )
+
+    @contextmanager
+    def _logging(self, name: str, version: str) -> Iterator[Logger | None]:
+        """The logger of one run, closed behind it: an open one would swallow the next run's values."""
+        if self.logger is None:
+            yield None
+            return
+        logger = instantiate("logger", self.logger, name=name, version=version)
+        try:
+            yield logger
+        finally:
+            finish = getattr(logger.experiment, "finish", None)
+            if callable(finish):
+                finish()
 
     @contextmanager
     def _locked(self, name: str, wait: bool) -> Iterator[Path]:
