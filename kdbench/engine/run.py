@@ -94,8 +94,8 @@ class Bench:
         if found is None:
             if pinned:
                 raise UserError(
-                    f"there is no teacher {name}, so none of teacher.sha256={pinned[:12]}: put its .safetensors and .json into "
-                    f"{self.teachers.kept}, or drop teacher.sha256 to train it."
+                    f"there is no teacher {name}, so none of teacher.sha256={pinned[:12]}: put its .safetensors and "
+                    f".json into {self.teachers.kept}, or drop teacher.sha256 to train it."
                 )
             with self._locked(name, wait) as work:
                 try:
