@@ -25,8 +25,8 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     last = notebook.cells[-1].outputs[-1]["data"]["text/plain"]
     # the means of 70.5, 70.75, 71 and of 69, 69.2, 69.4
-    assert "70.750" in last
-    assert "1.550" in last
+    assert "70.75" in last
+    assert "1.55" in last
 
 
 def test_notebook_is_committed_without_outputs() -> None:
