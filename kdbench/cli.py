@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 import kdbench
 from kdbench.errors import Interrupted, UserError
@@ -224,7 +224,7 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """What to choose instead of `name`."""
-    near = difflib.get_close_matches(name, known, n=3)
+    near = [other for other in known if other.endswith(f".{name}")] or difflib.get_close_matches(name, known, n=3)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"choose from {', '.join(known)}." if 0 < len(known) < 30 else "kdbench run --cfg job shows what there is."
@@ -252,7 +252,8 @@ def known_settings(args: Sequence[str], within: str = "") -> list[str]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-            config = OmegaConf.to_container(compose("run", [arg for arg in args if re.match(r"\w+=", arg)]))
+            groups = [arg for arg in args if (conf_dir() / arg.partition("=")[0]).is_dir()]
+            config = OmegaConf.to_container(compose("run", groups))
     except Exception:  # whatever else is wrong: this only serves a hint
         return []
     return [name for name in flatten(config) if name.startswith(within)]  # type: ignore[arg-type]
@@ -283,8 +284,12 @@ def run(job: Job) -> Done:
 
 def train_teacher(job: Job) -> None:
     from kdbench.engine.cell import teacher_recipe
+    from kdbench.engine.grid import watched
 
-    teacher = make_bench(job).teacher(teacher_recipe(job), job.teacher.sha256)
+    bench = make_bench(job)
+    bench.check()
+    with watched(bench, out, 0):
+        teacher = bench.teacher(teacher_recipe(job), job.teacher.sha256)
     say(f"{teacher.card.name}: {teacher.card.accuracy:.2f} %, sha256 {teacher.card.sha256}\n{teacher.weights}")
 
 
@@ -332,7 +337,8 @@ def list_methods(options: argparse.Namespace) -> int:
 def list_teachers(options: argparse.Namespace) -> int:
     from kdbench.engine.teachers import Teachers
 
-    table = Table("teacher", "data set", "protocol", "epochs", "seed", "top-1 %", "sha256", "file")
+    columns = ("teacher", "data set", "protocol", "epochs", "seed", "top-1 %", "sha256")
+    table = Table(*(Column(name, no_wrap=True) for name in columns), Column("file", overflow="fold"))
     for teacher in Teachers(options.results).all():
         recipe = teacher.card.recipe
         protocol = recipe["protocol"]

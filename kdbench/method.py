@@ -113,6 +113,9 @@ class Method(pl.LightningModule):
     """``scratch``, ``smoothing`` or ``kd`` for the three controls that stand in every table."""
     needs: ClassVar[frozenset[str]] = frozenset({"teacher", "labels"})
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+    survey: ClassVar[Mapping[str, str]] = {}
+    """What the survey's table says of such a method: one short entry for each column that ``taxonomy.yaml`` gives the
+    table of `leaf`, by the column's key. Reports print it."""
 
     taps = Taps()
     terms: tuple[str, ...] = ("ce",)

@@ -1,10 +1,10 @@
-"""The survey's tree of ideas (``taxonomy.yaml``) and where methods stand in it."""
+"""The survey's tree of ideas (``taxonomy.yaml``), the columns of its tables, and where methods stand in it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Mapping
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Protocol
 
@@ -24,6 +24,7 @@ class Leaf(_Strict):
         section: number in the survey, null outside it.
         question: what an experiment on this leaf should answer.
         cited: bibliography keys of the works that the survey cites and whose primary leaf this is.
+        open: why no method stands here yet; null where one does.
     """
 
     id: str
@@ -31,14 +32,40 @@ class Leaf(_Strict):
     title: str
     question: str
     cited: tuple[str, ...]
+    open: str | None = None
+
+    @property
+    def heading(self) -> str:
+        """Section and title."""
+        return f"{self.section or ''} {self.title}".strip()
+
+
+class SurveyTable(_Strict):
+    """Leaves whose methods are described by the same columns.
+
+    Attributes:
+        survey: number of the survey's table, ``unnumbered`` where only its existence is known, null where it has none.
+        columns: heading of each column, in order, by the key that a method declares (`kdbench.method.Method.survey`).
+    """
+
+    id: str
+    title: str
+    survey: str | None
+    columns: Mapping[str, str]
+    leaves: tuple[Leaf, ...]
 
 
 class Chapter(_Strict):
     """A chapter of the survey, or (`number` null) what the bench adds to it."""
 
+    id: str
     number: int | None
     title: str
-    leaves: tuple[Leaf, ...]
+    tables: tuple[SurveyTable, ...]
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        return [leaf for table in self.tables for leaf in table.leaves]
 
 
 class Taxonomy(_Strict):
@@ -48,7 +75,13 @@ class Taxonomy(_Strict):
 
     @model_validator(mode="after")
     def _each_once(self) -> Taxonomy:
-        for what in ([leaf.id for leaf in self.leaves], [work for leaf in self.leaves for work in leaf.cited]):
+        tables = [table for chapter in self.chapters for table in chapter.tables]
+        for what in (
+            [chapter.id for chapter in self.chapters],
+            [table.id for table in tables],
+            [leaf.id for leaf in self.leaves],
+            [work for leaf in self.leaves for work in leaf.cited],
+        ):
             twice = sorted({item for item in what if what.count(item) > 1})
             if twice:
                 raise ValueError(f"stands twice in the taxonomy: {', '.join(twice)}")
@@ -58,14 +91,28 @@ class Taxonomy(_Strict):
     def leaves(self) -> list[Leaf]:
         return [leaf for chapter in self.chapters for leaf in chapter.leaves]
 
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, Chapter, SurveyTable, Leaf]]:
+        places = [
+            (chapter, table, leaf) for chapter in self.chapters for table in chapter.tables for leaf in table.leaves
+        ]
+        return {leaf.id: (index, chapter, table, leaf) for index, (chapter, table, leaf) in enumerate(places)}
+
     def find(self, leaf_id: str) -> Leaf | None:
         """The leaf, or None for an id that is not in the tree (a third party's)."""
-        return next((leaf for leaf in self.leaves if leaf.id == leaf_id), None)
+        return self._places[leaf_id][3] if leaf_id in self._places else None
+
+    def chapter_of(self, leaf_id: str) -> Chapter | None:
+        """The chapter of a leaf, or None for a third party's leaf."""
+        return self._places[leaf_id][1] if leaf_id in self._places else None
+
+    def table_of(self, leaf_id: str) -> SurveyTable | None:
+        """The table whose columns describe the methods of a leaf, or None for a third party's leaf."""
+        return self._places[leaf_id][2] if leaf_id in self._places else None
 
     def order(self, leaf_id: str) -> tuple[int, str]:
         """Sort key: the order of the tree, then ids that are not in it, by name."""
-        ids = [leaf.id for leaf in self.leaves]
-        return (ids.index(leaf_id), "") if leaf_id in ids else (len(ids), leaf_id)
+        return (self._places[leaf_id][0], "") if leaf_id in self._places else (len(self._places), leaf_id)
 
 
 @cache

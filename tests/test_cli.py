@@ -75,7 +75,7 @@ def test_lists_of_methods_and_seeds_make_a_grid(kd: Kdbench) -> None:
     ]
     assert len({r.teacher.sha256 for r in kd.records() if r.teacher}) == 1
     assert (kd.results / "tables" / "README.md").exists()
-    assert re.search(r"^ +scratch +2 ", result.out, re.M)
+    assert re.search(r"^ *scratch +2 ", result.out, re.M)
 
 
 def test_hydra_sweep_is_one_grid(kd: Kdbench) -> None:
@@ -159,6 +159,7 @@ BAD = {
     "logger=null": ["~logger"],
     "hydra/launcher=nope": ["hydra/launcher", "basic"],
     "sede=1": ["no setting 'sede'", "seed"],
+    "precision=16-mixed": ["no setting 'precision'", "protocol.precision"],
     "protocol.epoch=1": ["no setting 'protocol.epoch'", "protocol.epochs"],
     "+protocol.foo=1": ["protocol.foo"],
     "seed=-1": ["seed=-1", "seed=[0,1,2]"],
@@ -336,7 +337,7 @@ def test_teachers_are_listed_trained_and_pinned(alone: Kdbench) -> None:
     assert sha
     assert kd("teacher", "train", *SMALL).out == trained.out.partition("\n")[2]  # found, not trained again
     listed = kd("teacher", "list").out
-    assert re.search(rf"resnet20 .* digits .* lite .* 2 .* 0 .* {sha[1][:12]} .*\.safetensors", listed)
+    assert re.search(rf"resnet20 .* digits .* lite .* 2 .* 0 .* {sha[1][:12]} ", listed)
     assert kd.run("method=[kd]", f"teacher.sha256={sha[1]}").code == 0
     assert "training teacher" not in kd.run("method=[kd]", "seed=1").out
     other = "0" * 64
@@ -405,7 +406,7 @@ def test_a_method_of_ones_own_needs_no_registration(kd: Kdbench, tmp_path: Path)
         "weights": {"ce": 1.0, "mine": 0.1},
     }
     assert set(record.curves) >= {"loss/ce", "loss/mine", "test/top1"}
-    assert re.search(r"^ +mine +1 ", result.out, re.M)
+    assert re.search(r"^ *mine +1 ", result.out, re.M)
     data = json.loads(kd("methods", "--json", "--config-dir", "own_conf").out)
     assert data["methods"]["mine"]["class"] == "own_method.Mine"
     assert data["methods"]["mine"]["search"] == {"power": "choice(1,2)"}
@@ -435,6 +436,7 @@ def test_no_logger(kd: Kdbench) -> None:
     assert not (kd.work / "logs").exists()
 
 
+@pytest.mark.slow
 def test_wandb_offline_gives_one_run_per_cell(kd: Kdbench) -> None:
     args = ["run", *SMALL, "method=[scratch,ls]", "logger=wandb", "logger.offline=true"]
     process = kd.spawn(*args, WANDB_MODE="offline", WANDB_SILENT="true", WANDB_DIR=str(kd.root))
@@ -462,4 +464,6 @@ def test_long_messages_are_not_wrapped(kd: Kdbench, tmp_path: Path) -> None:
     deep = tmp_path / ("a" * 60) / ("b" * 60)
     result = kd.run("method=scratch", f"paths.results={deep}")
     assert f"tables: {deep / 'tables'}\n" in result.out
-    one_sentence(kd.run("method=scratch", f"paths.results={deep}", "dataset.val=1", "pair.student=resnet21"), "resnet21")
+    one_sentence(
+        kd.run("method=scratch", f"paths.results={deep}", "dataset.val=1", "pair.student=resnet21"), "resnet21"
+    )

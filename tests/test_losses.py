@@ -185,14 +185,25 @@ def test_rkd_is_the_papers_sums() -> None:
     assert found[1].item() == pytest.approx(np.mean(triplets), rel=1e-9)
 
 
-def test_rkd_sees_shape_alone() -> None:
+@pytest.mark.parametrize("scale", [1e-3, 3.7])
+def test_rkd_sees_shape_alone(scale: float) -> None:
     s, t = random(B, 4, seed=1), random(B, 7, seed=2)
     before = rkd_terms(s, t)
-    moved = 3.7 * s @ rotation(4) + random(1, 4, seed=5)
+    moved = scale * (s @ rotation(4) + random(1, 4, seed=5))
     for a, b in zip(rkd_terms(moved, t), before, strict=True):
         assert a.item() == pytest.approx(b.item(), rel=1e-9)
     for a in rkd_terms(moved, s):
         assert a.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_rkd_has_a_gradient_where_embeddings_coincide() -> None:
+    s = random(B, 4, seed=1)
+    s[1] = s[0]
+    s.requires_grad_()
+    for loss in rkd_terms(s, random(B, 7, seed=2)):
+        (found,) = gradient(loss, s)
+        assert found is not None
+        assert found.isfinite().all()
 
 
 # ---- features -----------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ class Turn:
     player: str
     terms: dict[str, float]
     total: float
-    student_trains: bool
+    all_train: bool
     teacher_trains: bool
 
 
@@ -200,7 +200,7 @@ def watch(method: Method) -> list[Turn]:
                     player=player,
                     terms=values,
                     total=sum(method._weight[name] * value for name, value in values.items()),
-                    student_trains=all(module.training for module in method.student.modules()),
+                    all_train=all(module.training for module in method.modules()),
                     teacher_trains=teacher is not None and any(module.training for module in teacher.modules()),
                 )
             )
@@ -411,7 +411,7 @@ def test_the_teacher_stays_as_it_is_and_outside(name: str) -> None:
 def test_modes_survive_validation(name: str) -> None:
     run = run_of(name)
     assert {turn.epoch for turn in run.turns} == set(range(run.epochs))
-    assert all(turn.student_trains and not turn.teacher_trains for turn in run.turns)
+    assert all(turn.all_train and not turn.teacher_trains for turn in run.turns)
     assert len(run.log["test/top1"]) == run.epochs
 
 
@@ -465,6 +465,19 @@ def test_needs_are_what_is_used(name: str) -> None:
 
 
 @every_method
+def test_peers_are_declared(name: str) -> None:
+    entry, asked = ENTRIES[name], []
+
+    def spawn(k: int) -> nn.Module:
+        asked.append(k)
+        return network(STUDENT, 0, k)
+
+    entry.cls(**entry.settings).bind(network(STUDENT, 0), network(TEACHER, 0), SPEC, spawn=spawn)
+    assert bool(asked) == ("peers" in entry.cls.needs)
+    assert 0 not in asked  # that is the student itself
+
+
+@every_method
 def test_the_loss_falls_on_one_batch(name: str) -> None:
     method = make(name)
     turns = watch(method)
@@ -494,7 +507,7 @@ def test_works_without_the_bench(name: str) -> None:
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     ).fit(method, train_dataloaders=loader, val_dataloaders=loader)
     assert len({turn.epoch for turn in turns}) == 2
-    assert all(turn.student_trains for turn in turns)
+    assert all(turn.all_train for turn in turns)
     assert changed(student, before) == {key for key, _ in student.named_parameters()}
     assert method(x).shape == (16, CLASSES)
     assert len(torch.cat(method.correct["test"])) == 16
@@ -723,6 +736,8 @@ def test_dafl_teaches_the_images_of_the_generator_before_its_step() -> None:
 # Words that are a method's name and something else too: file -> how often. The three controls are declared roles.
 ROLES = {
     "method.py": {"scratch": 1, "kd": 1},
+    "report/model.py": {"scratch": 1, "kd": 1},
+    "report/settings.py": {"scratch": 1, "kd": 1},
     "report/tables.py": {"scratch": 2, "kd": 2},
     "results/record.py": {"scratch": 1, "kd": 1},
 }

@@ -14,7 +14,10 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from kdbench.errors import UserError
-from kdbench.report.tables import COLUMNS, MARKER, Row, Table, build_tables, render, render_terminal, report
+from kdbench.report import build_tables, render, render_terminal, report
+from kdbench.report.markdown import MARKER
+from kdbench.report.model import Row, Table
+from kdbench.report.sheet import COLUMNS
 from kdbench.results.record import Record
 from kdbench.results.store import Store
 
@@ -49,9 +52,8 @@ def row(table: Table, label: str) -> Row:
 
 
 def markdown(records: list[Record]) -> str:
-    (text,) = [
-        text for name, text in render(build_tables(records)).items() if name.endswith(".md") and name != "README.md"
-    ]
+    """The overview of the one table that `records` make."""
+    (text,) = [text for name, text in render(records, ["md"]).items() if len(Path(name).parts) == 2 and "README" not in name]
     return text
 
 
@@ -115,8 +117,8 @@ def test_shown_numbers() -> None:
 
 
 def test_the_oracle_is_not_shown() -> None:
-    table = only([make_record(metrics={"oracle": 91.23}, curves={"test_top1": [91.23]})])
-    assert "91.23" not in "".join(render([table]).values())
+    records = [make_record(metrics={"oracle": 91.23}, curves={"test_top1": [91.23]})]
+    assert "91.23" not in "".join(render(records).values())
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -267,7 +269,7 @@ def test_what_is_not_comparable_never_shares_a_table(overrides: dict[str, Any]) 
     tables = build_tables(records)
     assert sorted([row.method for row in table.rows] for table in tables) == [["at"], ["sp"]]
     assert len({table.name for table in tables}) == 2
-    assert len(render(tables)) == 5  # two of Markdown, two of CSV, the index
+    assert sum(len(Path(name).parts) == 2 for name in render(records)) == 7  # two in three formats, the index
 
 
 def test_one_run_from_scratch_stands_in_the_table_of_every_teacher() -> None:
@@ -331,7 +333,7 @@ def test_underscores_inside_names_stay_readable() -> None:
 
 
 def test_the_csv_has_full_precision() -> None:
-    (text,) = [text for name, text in render(build_tables(sample())).items() if name.endswith(".csv")]
+    text = render(sample(), ["csv"])["tables/cifar100-resnet56-resnet20-crd240.csv"]
     rows = {row["method"]: row for row in csv.DictReader(io.StringIO(text))}
     kd = row(only(sample()), "kd")
     assert kd.top1 is not None
@@ -380,7 +382,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "b" / "tables") == before
     report(first, tmp_path / "a")
     assert contents(tmp_path / "a" / "tables") == before
-    assert render(build_tables(records)) == render(build_tables(records[::-1]))
+    assert render(records) == render(records[::-1])
 
 
 def test_stale_tables_go_and_other_files_stay(tmp_path: Path) -> None:

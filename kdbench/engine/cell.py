@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError, field_validator
 from pydantic.errors import PydanticUserError
+from pydantic_core import ErrorDetails
 
 from kdbench.data.datasets import DatasetConfig
 from kdbench.errors import UserError
@@ -112,13 +113,17 @@ def _typed(name: str, cls: type[Method], settings: Mapping[str, Any]) -> dict[st
 
 
 def explain(error: ValidationError, prefix: str = "") -> str:
-    """The first thing that is wrong, as ``KEY=VALUE: what is expected``."""
-    first = error.errors()[0]
-    keys = [str(part) for part in first["loc"] if not str(part).startswith(("float", "dict", "mapping", "function"))]
-    where = ".".join([prefix, *keys] if prefix else keys)
-    if first["type"] == "missing":
+    """What is wrong, as ``KEY=VALUE: what is expected``; of several things the deepest, for that is the nearest."""
+
+    def keys(details: ErrorDetails) -> list[str]:
+        parts = map(str, details["loc"])
+        return [part for part in parts if not part.startswith(("float", "dict[", "mapping[", "function-"))]
+
+    worst = max(error.errors(), key=lambda details: len(keys(details)))
+    where = ".".join([*([prefix] if prefix else []), *keys(worst)])
+    if worst["type"] == "missing":
         return f"the config lacks '{where}'"
-    return f"{where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{where}={worst['input']!r}: {worst['msg'][0].lower()}{worst['msg'][1:]}"
 
 
 def first_line(error: BaseException) -> str:

@@ -79,6 +79,8 @@ class Progress(Checkpoint):
                 torch.cuda.set_rng_state_all(self._cuda_rng)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, method: pl.LightningModule) -> None:
+        # Lightning fills this again behind our epoch's end, with values that the new epoch may not measure
+        trainer.callback_metrics.clear()
         self._since = time.monotonic()
 
     def _stop_clock(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -76,29 +76,7 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
         return outcome
     bench.check()
 
-    columns = (
-        TextColumn("{task.description}", table_column=Column(overflow="ellipsis", no_wrap=True)),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=sum(cell.protocol.epochs for cell in todo))
-        ends = 0.0
-        begun: set[str] = set()
-
-        def on_start(name: str, epochs: int) -> None:
-            begun.add(name)
-            progress.update(bar, description=escape(name))
-            if name.startswith("teacher "):  # not in the plan until now
-                task = progress.tasks[0]
-                progress.update(bar, total=(task.total or 0) + epochs)
-            if not console.is_terminal:
-                console.print(f"training {name}", markup=False, highlight=False, soft_wrap=True)
-
-        bench.on_start, bench.on_epoch = on_start, lambda: progress.advance(bar)
+    with watched(bench, console, sum(cell.protocol.epochs for cell in todo)) as (progress, begun):
         queue = [(cell, False) for cell in todo]
         while queue:
             cell, wait = queue.pop(0)
@@ -123,8 +101,38 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
                 else:
                     outcome.ran.append(str(cell))
                     console.print(result(record), markup=False, highlight=False, soft_wrap=True)
-            progress.update(bar, completed=max(ends, progress.tasks[0].completed))
+            progress.update(progress.tasks[0].id, completed=max(ends, progress.tasks[0].completed))
     return outcome
+
+
+@contextmanager
+def watched(bench: Bench, console: Console, epochs: int) -> Iterator[tuple[Progress, set[str]]]:
+    """One progress bar over `epochs` for whatever the bench trains meanwhile; in a file or pipe, a line for each start.
+
+    Also yields the names of what was begun.
+    """
+    columns = (
+        TextColumn("{task.description}", table_column=Column(overflow="ellipsis", no_wrap=True)),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    begun: set[str] = set()
+    with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=epochs)
+
+        def on_start(name: str, more: int) -> None:
+            begun.add(name)
+            progress.update(bar, description=escape(name))
+            if name.startswith("teacher "):  # not in the plan until now
+                progress.update(bar, total=(progress.tasks[0].total or 0) + more)
+            if not console.is_terminal:
+                console.print(f"training {name}", markup=False, highlight=False, soft_wrap=True)
+
+        bench.on_start, bench.on_epoch = on_start, lambda: progress.advance(bar)
+        yield progress, begun
 
 
 def result(record: Record) -> str:

@@ -1,5 +1,22 @@
 """Reports: pure functions of a result store."""
 
-from kdbench.report.tables import build_tables, load_records, render_terminal, report
+from kdbench.report.filters import FILTERS, select
+from kdbench.report.model import build_tables, load_records
+from kdbench.report.pairwise import compare
+from kdbench.report.tables import FORMATS, check, generate, render, report, write
+from kdbench.report.terminal import render_terminal
 
-__all__ = ["build_tables", "load_records", "render_terminal", "report"]
+__all__ = [
+    "FILTERS",
+    "FORMATS",
+    "build_tables",
+    "check",
+    "compare",
+    "generate",
+    "load_records",
+    "render",
+    "render_terminal",
+    "report",
+    "select",
+    "write",
+]

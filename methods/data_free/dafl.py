@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,14 @@ class DAFL(Method):
     needs = frozenset({"teacher", "no_data"})
     taps = Taps(teacher=("embed",))
     terms = ("one_hot", "entropy", "activation", "kd")
+    survey: ClassVar = {
+        "original_data": "no",
+        "prior": "confidence, activation and class balance of the teacher",
+        "generators": "1",
+        "input": "noise",
+        "discriminator": "the teacher, fixed",
+        "multi_task": "no",
+    }
 
     def __init__(
         self, noise: int = 100, generator_lr: float = 0.2, logarithm: Logarithm = "log10", **kwargs: Any

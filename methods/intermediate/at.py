@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,6 +35,14 @@ class AT(Method):
     title = "AT"
     taps = Taps(student=("stage*",), teacher=("stage*",))
     terms = ("ce", "at")
+    survey: ClassVar = {
+        "teacher_transform": "attention map",
+        "student_transform": "attention map",
+        "knowledge": "spatial attention",
+        "position": "end of each stage",
+        "distance": "L2 of normalised maps",
+        "lost": "channels",
+    }
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         assert teacher is not None

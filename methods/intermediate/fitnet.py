@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,6 +63,14 @@ class FitNet(Method):
     leaf = "intermediate/features"
     paper = "romero2014fitnets"
     title = "FitNet"
+    survey: ClassVar = {
+        "teacher_transform": "none",
+        "student_transform": "convolutional regressor",
+        "knowledge": "feature map",
+        "position": "one middle layer",
+        "distance": "L2",
+        "lost": "none",
+    }
 
     def __init__(
         self, hint: str = "stage2", hint_share: float = 0.125, temperature: float = 3.0, **kwargs: Any

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from kdbench.data.batch import Batch
@@ -38,6 +40,14 @@ class PKT(Method):
     title = "PKT"
     taps = Taps(student=("embed",), teacher=("embed",))
     terms = ("ce", "pkt")
+    survey: ClassVar = {
+        "teacher_transform": "cosine affinity",
+        "student_transform": "cosine affinity",
+        "knowledge": "similarity of samples",
+        "position": "pooled features",
+        "distance": "KL",
+        "lost": "the features beyond their affinity",
+    }
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
         return {"ce": cross_entropy(s.logits, batch.y), "pkt": pkt_loss(s.embed, t.embed)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,6 +32,14 @@ class SP(Method):
     title = "SP"
     taps = Taps(student=("stage-1",), teacher=("stage-1",))
     terms = ("ce", "sp")
+    survey: ClassVar = {
+        "teacher_transform": "Gram matrix of the batch",
+        "student_transform": "Gram matrix of the batch",
+        "knowledge": "similarity of samples",
+        "position": "last stage",
+        "distance": "Frobenius",
+        "lost": "channels and positions",
+    }
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         assert teacher is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,14 @@ class VID(Method):
     title = "VID"
     taps = Taps(student=("stage*",), teacher=("stage*",))
     terms = ("ce", "vid")
+    survey: ClassVar = {
+        "teacher_transform": "none",
+        "student_transform": "1x1 convolutions",
+        "knowledge": "feature map",
+        "position": "end of each stage",
+        "distance": "Gaussian NLL, a bound on I(T; S)",
+        "lost": "none",
+    }
 
     def __init__(self, initial_variance: float = 5.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

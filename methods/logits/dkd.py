@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,10 @@ class DKD(Method):
     title = "DKD"
     extension = True
     terms = ("ce", "dkd")
+    survey: ClassVar = {
+        "description": "softened probabilities, the target class apart from the others",
+        "objective": "CE(y, s) + α TCKD + β NCKD",
+    }
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -23,6 +23,10 @@ class KD(Method):
     title = "KD"
     control = "kd"
     terms = ("ce", "kd")
+    survey: ClassVar = {
+        "description": "softened class probabilities of one teacher",
+        "objective": "(1 - α) CE(y, s) + α T² KL(t/T, s/T)",
+    }
 
     def __init__(self, temperature: float = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ class LabelSmoothing(Method):
     control = "smoothing"
     needs = frozenset({"labels"})
     terms = ("ce",)
+    survey: ClassVar = {
+        "description": "a uniform teacher made by hand",
+        "objective": "CE((1 - ε) y + ε/K, s)",
+    }
 
     def __init__(self, epsilon: float = 0.1, variant: Variant = "uniform", **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -32,6 +32,10 @@ class LogitsMSE(Method):
     title = "Mimic logits"
     needs = frozenset({"teacher"})
     terms = ("mimic",)
+    survey: ClassVar = {
+        "description": "raw logits of one teacher, no labels",
+        "objective": "½ ‖t - s‖²",
+    }
 
     def __init__(self, variant: Variant = "sum", **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,6 +49,10 @@ class RKD(Method):
     title = "RKD"
     taps = Taps(student=("embed",), teacher=("embed",))
     terms = ("ce", "distance", "angle")
+    survey: ClassVar = {
+        "description": "distances and angles between the embeddings of a batch",
+        "objective": "CE(y, s) + λ_D Huber(distances) + λ_A Huber(angles)",
+    }
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
         distance, angle = rkd_terms(s.embed, t.embed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,13 @@ class DML(Method):
     title = "DML"
     needs = frozenset({"labels", "peers"})
     terms = ("ce", "mutual")
+    survey: ClassVar = {
+        "type": "individual students",
+        "students": "2 or more",
+        "targets": "each peer's prediction",
+        "loss": "CE + KL",
+        "adaptation": "none",
+    }
 
     def __init__(
         self, peers: int = 2, temperature: float = 1.0, variant: Variant = "alternating", **kwargs: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,13 @@ class BYOT(Method):
     needs = frozenset({"labels"})
     taps = Taps(student=("stage*", "embed"))
     terms = ("ce", "kd", "feature")
+    survey: ClassVar = {
+        "logits_hints": "logits and features",
+        "deep_supervision": "exits on inner stages",
+        "augmentation": "none",
+        "architecture": "none",
+        "task": "classification",
+    }
 
     def __init__(self, temperature: float = 3.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -1,0 +1,29 @@
+"""Sheets as CSV: the same rows in full, for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from kdbench.report.sheet import Sheet
+
+CSV_MARKER = "kdbench_table"
+"""First column of every generated CSV; holds the name of the table."""
+
+
+def comma_separated(sheet: Sheet) -> str:
+    """The text of a sheet's file: 10 significant digits, empty where there is no value, the trust line last."""
+    if not sheet.values:
+        return f"{CSV_MARKER},trust\n"
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fieldnames=[CSV_MARKER, *sheet.values[0]], lineterminator="\n")
+    writer.writeheader()
+    for values in sheet.values:
+        writer.writerow({CSV_MARKER: sheet.path} | {key: _text(value) for key, value in values.items()})
+    return file.getvalue()
+
+
+def _text(value: Any) -> Any:
+    # the digits beyond differ from one numerical library to the next, and the files are compared byte for byte
+    return f"{value + 0.0:.10g}" if isinstance(value, float) else value

@@ -1,0 +1,53 @@
+"""The list of all generated tables, and the survey's tree with what the store holds of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from kdbench.report.markdown import MARKER, escape, line
+from kdbench.report.model import Table
+from kdbench.report.sheet import Sheet
+from kdbench.taxonomy import load_taxonomy
+
+
+def index(tables: Sequence[Table], sheets: Sequence[Sheet], formats: Sequence[str]) -> str:
+    """Markdown with links to the files of `sheets` in all `formats`."""
+    chapters: dict[str, list[Sheet]] = defaultdict(list)
+    for sheet in sheets:
+        folder, _, name = sheet.path.rpartition("/")
+        chapters[folder if name else ""].append(sheet)
+    lines = [MARKER, "# Tables", "", "Numbers of different tables are not comparable.", ""]
+    lines += [line(["Table", "Rows", "Teacher", "By chapter"]), "|---|---:|---|---|"]
+    for table in tables:
+        teacher = table.header[0].removeprefix("Teacher: ")
+        parts = "; ".join(_links(sheet.path.rpartition("/")[2], sheet.path, formats) for sheet in chapters[table.name])
+        lines.append(line([_links(table.name, table.name, formats), str(len(table.rows)), escape(teacher), parts]))
+    across = [sheet for folder in chapters for sheet in chapters[folder] if folder == "across-pairs"]
+    if across:
+        lines += ["", "## Across pairs", "", *(f"- {_links(sheet.title, sheet.path, formats)}" for sheet in across)]
+    return "\n".join([*lines, "", *_coverage(tables)]) + "\n"
+
+
+def _links(text: str, path: str, formats: Sequence[str]) -> str:
+    others = "".join(f" ([{suffix.upper()}]({path}.{suffix}))" for suffix in formats if suffix != "md")
+    return f"[{escape(text)}]({path}.md){others}"
+
+
+def _coverage(tables: Sequence[Table]) -> list[str]:
+    """Every leaf of the survey: the methods with records, or why there is none."""
+    methods: dict[str, set[str]] = defaultdict(set)
+    for table in tables:
+        for row in table.rows:
+            methods[row.leaf].add(row.method)
+    lines = ["## The survey's tree", "", line(["Section", "Methods with records"]), "|---|---|"]
+    for chapter in load_taxonomy().chapters:
+        lines.append(line([f"**{escape(f'{chapter.number or str()} {chapter.title}'.strip())}**", ""]))
+        for leaf in chapter.leaves:
+            found = escape(", ".join(sorted(methods.pop(leaf.id, set()))))
+            lines.append(
+                line([escape(leaf.heading), found or (f"open: {escape(leaf.open)}" if leaf.open else "none yet")])
+            )
+    for leaf_id in sorted(methods):
+        lines.append(line([f"third-party: {escape(leaf_id)}", escape(", ".join(sorted(methods[leaf_id])))]))
+    return lines

@@ -1,0 +1,192 @@
+"""Two methods compared, in words and numbers."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from kdbench.errors import UserError
+from kdbench.report.model import Table, build_tables
+from kdbench.report.settings import Comparison, Setting, compare_settings, reference, settings_of
+from kdbench.report.sheet import estimate, p_value
+from kdbench.results.record import Record, unpack_correct
+from kdbench.results.stats import Interval, gap_recovered, holm, improvement_probability, mcnemar, mean_interval
+
+
+@dataclass(frozen=True)
+class _Match:
+    """One setting of either method in one table; `delta` is a - b."""
+
+    table: Table
+    a: Setting
+    b: Setting
+    delta: Comparison | None
+
+    @property
+    def winner(self) -> Setting | None:
+        """The better of the two, where they can be told apart."""
+        if self.delta is None or not self.delta.significant:
+            return None
+        return self.a if self.delta.mean > 0 else self.b
+
+
+def compare(records: Iterable[Record], a: str, b: str) -> str:
+    """The paired comparison of two methods wherever both stand in one table, as plain text.
+
+    Differences are of runs with the same seed, last epoch, in points of accuracy. "Better" is said where the paired
+    t-test over seeds has p < 0.05 after Holm's correction over all comparisons of the text. The test over examples is
+    about the networks at hand, and decides nothing.
+
+    Args:
+        a, b: a method's name, with settings behind a colon where it has several: ``kd:temperature=4``,
+            ``kd:temperature=4,weights.kd=0.9``. Without them all settings are compared.
+
+    Raises:
+        UserError: an unknown method or setting, the same one twice, or no table that holds both.
+    """
+    records = list(records)
+    tables = build_tables(records)
+    chosen = [(table, _choose(table, a), _choose(table, b)) for table in tables]
+    for index, text in ((1, a), (2, b)):
+        if not any(each[index] for each in chosen):
+            raise _unknown(text, records)
+    both = [each for each in chosen if each[1] and each[2]]
+    if not both:
+        places = [", ".join(each[0].title for each in chosen if each[index]) for index in (1, 2)]
+        raise UserError(
+            f"{a} and {b} share no table: {a} stands in {places[0]}, {b} in {places[1]}; run one where the other is."
+        )
+    matches = _corrected(
+        [
+            _Match(table, one, other, compare_settings(one, other))
+            for table, ones, others in both
+            for one in ones
+            for other in others
+            if one.records is not other.records and one.label != other.label
+        ]
+    )
+    if not matches:
+        raise UserError(f"{a} and {b} are the same setting: name two methods, or two settings as in kd:temperature=4.")
+    parts = [_paragraph(match) for match in matches]
+    cohorts: dict[tuple[str, str, str], list[_Match]] = defaultdict(list)
+    for match in matches:
+        if match.delta:
+            cohorts[match.table.cohort, match.a.method, match.b.method].append(match)
+    parts += [_summary(group) for group in cohorts.values() if len({match.table.name for match in group}) > 1]
+    return "\n\n".join(parts) + "\n"
+
+
+def _choose(table: Table, text: str) -> list[Setting]:
+    """The settings that `text` (``NAME`` or ``NAME:key=value,...``) names, in the table's order."""
+    name, _, rest = text.partition(":")
+    wanted = dict(item.partition("=")[::2] for item in rest.split(",") if item)
+    return [
+        setting
+        for setting in settings_of(table.records)
+        if setting.method == name
+        and all(
+            value in (setting.values.get(key), setting.values.get(f"method.{key}")) for key, value in wanted.items()
+        )
+    ]
+
+
+def _unknown(text: str, records: Sequence[Record]) -> UserError:
+    name = text.partition(":")[0]
+    known = sorted({record.cell.method for record in records})
+    if name in known:
+        labels = [setting.label for setting in settings_of([r for r in records if r.cell.method == name])]
+        return UserError(f"No record is of the setting '{text}': {name} has {'; '.join(dict.fromkeys(labels))}.")
+    near = difflib.get_close_matches(name, known, n=3) or known
+    return UserError(f"No record is of a method '{name}': did you mean {' or '.join(near)}?")
+
+
+def _corrected(matches: list[_Match]) -> list[_Match]:
+    adjusted = holm([match.delta.p if match.delta else None for match in matches])
+    return [
+        replace(match, delta=match.delta and replace(match.delta, holm=p))
+        for match, p in zip(matches, adjusted, strict=True)
+    ]
+
+
+def _paragraph(match: _Match) -> str:
+    a, b, delta = match.a, match.b, match.delta
+    lines = [f"{match.table.title}: {a.label} against {b.label}"]
+    lines += [f"  {setting.label}: {_reached(setting, match.table)}" for setting in (a, b)]
+    if delta is None:
+        lines.append("  They share no finished seed, so nothing is paired: not distinguishable.")
+        return "\n".join(lines)
+    x, y = a.scores, b.scores
+    common = sorted(x.keys() & y.keys())
+    each = ", ".join(f"seed {seed} {x[seed] - y[seed]:+.2f}" for seed in common)
+    wins, losses = (sum(sign * (x[seed] - y[seed]) > 0 for seed in common) for sign in (1, -1))
+    lines.append(f"  Difference: {estimate(delta, '+')} points ({each}); {a.label} won {wins}, lost {losses}.")
+    if delta.half is not None:
+        corrected = f", {p_value(delta.holm)} after Holm" if delta.p is not None else ""
+        lines.append(f"  Seeds: {p_value(delta.p)} (paired t-test, n = {delta.n}{corrected}).")
+    else:
+        lines.append("  Seeds: one in common, so no interval and no test.")
+    lines.append(_examples(match, common))
+    lines.append(f"  {_conclusion(match)}")
+    return "\n".join(lines)
+
+
+def _reached(setting: Setting, table: Table) -> str:
+    scores = list(setting.scores.values())
+    if not scores:
+        return f"no finished run, {len(setting.records)} diverged"
+    words = [f"{estimate(mean_interval(scores))} %, n = {len(scores)}"]
+    start = reference(settings_of(table.records), "scratch")
+    if start and table.teacher is not None and start.records != setting.records:
+        scratch = math.fsum(start.scores.values()) / len(start.scores)
+        gap = gap_recovered(math.fsum(scores) / len(scores), scratch, table.teacher)
+        if gap is not None:
+            words.append(f"{100 * gap:.1f} % of the gap recovered")
+    diverged = len(setting.records) - len(scores)
+    return ", ".join([*words, f"{diverged} diverged"] if diverged else words)
+
+
+def _examples(match: _Match, common: Sequence[int]) -> str:
+    assert match.delta is not None
+    runs = [{r.cell.seed: r.correct for r in side.finished} for side in (match.a, match.b)]
+    first = second = 0
+    tests = []
+    for seed in common:
+        one, other = runs[0][seed], runs[1][seed]
+        assert one is not None
+        assert other is not None
+        test = mcnemar(unpack_correct(one), unpack_correct(other))
+        first, second = first + test.first, second + test.second
+        tests.append(f"seed {seed} {p_value(test.p)}")
+    combined = f"{p_value(match.delta.p_examples)} (exact sign flips of the mean over seeds"
+    return (
+        f"  Examples: {first} right by {match.a.label} alone, {second} by {match.b.label} alone; {combined}; "
+        f"McNemar: {', '.join(tests)})."
+    )
+
+
+def _conclusion(match: _Match) -> str:
+    winner = match.winner
+    if winner is None:
+        return f"{match.a.label} and {match.b.label} are not distinguishable here."
+    return f"{winner.label} is better than {(match.b if winner is match.a else match.a).label}."
+
+
+def _summary(matches: Sequence[_Match]) -> str:
+    """Over the tables of one data set and protocol."""
+    first = matches[0]
+    a, b = first.a.method, first.b.method
+    wins = sum(match.winner is match.a for match in matches)
+    losses = sum(match.winner is match.b for match in matches)
+    chance = improvement_probability([(list(m.a.scores.values()), list(m.b.scores.values())) for m in matches])
+    return (
+        f"Over {len(matches)} comparisons on {first.table.dataset}, {first.table.protocol}: {a} is better in {wins}, "
+        f"{b} in {losses}, {len(matches) - wins - losses} not distinguishable; P({a} > {b}) = {_chance(chance)}."
+    )
+
+
+def _chance(value: Interval) -> str:
+    interval = f" [{value.low:.2f}, {value.high:.2f}]" if value.low is not None and value.high is not None else ""
+    return f"{value.value:.2f}{interval}"

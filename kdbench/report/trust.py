@@ -1,0 +1,94 @@
+"""What a reader must know to trust, and to compare, the numbers of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kdbench.report.settings import Comparison, Setting, shown
+from kdbench.results.record import Record, digest, flatten
+from kdbench.results.stats import ALPHA, mean_interval
+
+
+def header(records: Sequence[Record], teacher: float | None, scratch: Setting | None, kd: Setting | None) -> list[str]:
+    """The facts, one a line."""
+    first = records[0]
+    data, environments = first.dataset, [record.environment for record in records]
+    diverged = sum(record.status == "diverged" for record in records)
+    student_line = f"Student: {first.cell.student}, no run from scratch."
+    if scratch:
+        start = mean_interval(list(scratch.scores.values()))
+        spread = "(one seed)" if start.half is None else f"± {start.half:.2f}"
+        student_line = f"Student: {first.cell.student}, from scratch {start.mean:.2f} {spread} %."
+    references = [
+        f"{name} is against {reference.label}"
+        for name, reference in (("Δ scratch", scratch), ("Δ KD", kd))
+        if reference
+    ]
+    protocol = first.config["protocol"]
+    settings = flatten(protocol) if isinstance(protocol, dict) else {}
+    listed = ", ".join(f"{key}={shown(value)}" for key, value in sorted(settings.items()))
+    return [
+        f"Teacher: {_teacher(records, teacher)}.",
+        student_line,
+        f"Data: {first.cell.dataset} (sha256 {data.sha256[:12]}), {data.n_train} training, {data.n_val} validation and "
+        f"{data.n_test} test images, {data.num_classes} classes.",
+        f"Protocol: {first.cell.protocol}{f' ({listed})' if listed else ''}.",
+        "Selection: the last epoch, in percent of the test set; the best test epoch is never ranked.",
+        f"Seeds: {_seeds(records)}. ± is a 95 % t-interval over seeds, for Δ over the differences between "
+        f"runs of the same seed.{f' {_sentence(references)}' if references else ''}",
+        f"Records: {len(records)}, {diverged} of them diverged; those count in the last column alone.",
+        f"Made on {_unique(e.device for e in environments)}; precision {_unique(e.precision for e in environments)}; "
+        f"kdbench {_unique(e.kdbench for e in environments)}, torch {_unique(e.torch for e in environments)}, "
+        f"lightning {_unique(e.lightning for e in environments)}, Python {_unique(e.python for e in environments)}; "
+        f"engine path {_unique(e.path for e in environments)}.",
+    ]
+
+
+def trust_line(
+    records: Sequence[Record], teacher: float | None, seeds: int, deltas: Sequence[Sequence[Comparison | None]]
+) -> str:
+    """Protocol, selection, seeds, interval and test, teacher, device, versions and number of records, in one line.
+
+    Args:
+        seeds: the most that any row has.
+        deltas: the comparisons with each control; those with one are a family of Holm's correction.
+    """
+    first, environments = records[0], [record.environment for record in records]
+    diverged = sum(record.status == "diverged" for record in records)
+    versions = ("kdbench", "torch", "lightning")
+    if seeds > 1:
+        tests = " + ".join(str(sum(1 for delta in column if delta and delta.p is not None)) for column in deltas)
+        spread = f"± 95 % t-interval over seeds, bold: paired t-test p < {ALPHA} after Holm ({tests} tests)"
+    else:
+        spread = "one seed: no interval and no test"
+    return "; ".join(
+        [
+            f"protocol {first.cell.protocol} ({digest(first.config['protocol'])[:12]})",
+            "selection: last epoch",
+            f"seeds {_seeds(records)}",
+            spread,
+            f"teacher {_teacher(records, teacher)}",
+            _unique(e.device for e in environments),
+            ", ".join(f"{name} {_unique(getattr(e, name) for e in environments)}" for name in versions),
+            f"{len(records)} records, {diverged} diverged",
+        ]
+    )
+
+
+def _teacher(records: Sequence[Record], accuracy: float | None) -> str:
+    teachers = [record.teacher for record in records if record.teacher]
+    if not teachers:
+        return "none"
+    return f"{_unique(t.name for t in teachers)}, {accuracy:.2f} % (sha256 {teachers[0].sha256[:12]})"
+
+
+def _seeds(records: Sequence[Record]) -> str:
+    return ", ".join(map(str, sorted({record.cell.seed for record in records})))
+
+
+def _sentence(clauses: list[str]) -> str:
+    return "; ".join(clauses) + "."
+
+
+def _unique(values: Iterable[str]) -> str:
+    return " / ".join(sorted(set(values)))
