@@ -45,7 +45,7 @@ def all_numbers(kd: Kdbench) -> dict[str, dict[str, Any]]:
 
 def wait_for(kd: Kdbench, pattern: str, process: subprocess.Popen[str], count: int = 1) -> None:
     """Until `count` such files are in the working directory of a command that still runs."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while len(list(kd.root.glob(pattern))) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
@@ -72,7 +72,7 @@ def test_interrupted_grids_can_be_resumed(alone: Kdbench, signum: signal.Signals
     wait_for(kd, "results/records/*.json", process)
     wait_for(kd, "runs/cells/*/last.ckpt", process)
     process.send_signal(signum)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err == "kdbench: interrupted; finished cells are kept, repeat the command to go on.\n"
     assert "Traceback" not in out
@@ -117,7 +117,7 @@ def test_many_kills_change_no_number(alone: Kdbench, monkeypatch: pytest.MonkeyP
     command = ["run", *SEVERAL, *extra]
     whole = other(alone, "whole", monkeypatch)
     process = whole.spawn(*command)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
 
     kd = other(alone, "killed", monkeypatch)
@@ -126,7 +126,7 @@ def test_many_kills_change_no_number(alone: Kdbench, monkeypatch: pytest.MonkeyP
     while True:
         process = kd.spawn(*command)
         try:
-            _, err = process.communicate(timeout=4 + 4 * rng.random() if kills < 9 else 120)
+            _, err = process.communicate(timeout=4 + 4 * rng.random() if kills < 9 else 600)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -159,7 +159,7 @@ def test_two_processes_share_a_grid(alone: Kdbench) -> None:
     kd = alone
     command = ["run", *SMALL, "method=[scratch,kd]", "seed=[0,1]", "protocol.epochs=4"]
     both = [kd.spawn(*command), kd.spawn(*command)]
-    outputs = [process.communicate(timeout=120) for process in both]
+    outputs = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     started = [line for out, _ in outputs for line in out.splitlines() if line.startswith("training ")]
     assert len(started) == len(set(started)) == 4 + 1  # each cell, and the teacher, once

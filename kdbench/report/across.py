@@ -117,7 +117,7 @@ def _shown(values: dict[str, Any], name: str, scale: float, digits: int) -> str:
     if values[name] is None:
         return "-"
     middle, *ends = (
-        f"{unsigned_zero(scale * value, digits):.{digits}f}"
+        f"{unsigned_zero(round(scale * value, 9), digits):.{digits}f}"
         for value in (values[name], values[f"{name}_low"], values[f"{name}_high"])
         if value is not None
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from kdbench.report.tables import CSV_MARKER, MARKER
+from kdbench.report.csv import CSV_MARKER
+from kdbench.report.markdown import MARKER, escape, line
 from kdbench.results.claims import STATUSES, TEACHER_TOLERANCE, TOLERANCE, Claim, Comparison, Status, compare_claims
 from kdbench.results.record import Record
 from kdbench.results.stats import Estimate
@@ -151,18 +151,9 @@ def _markdown(comparisons: Sequence[Comparison]) -> str:
     lines = [MARKER, "# Paper vs ours", "", TRUST, ""]
     lines += [f"{claims} claims, {untested} of them untested; {records} records join the others.", ""]
     for table in [*tables, coverage]:
-        lines += [f"## {_escape(table.title)}", "", _line(table.header), "|" + "---|" * len(table.header)]
-        lines += [*(_line(map(_escape, row)) for row in table.rows), ""]
+        lines += [f"## {escape(table.title)}", "", line(table.header), "|" + "---|" * len(table.header)]
+        lines += [*(line(map(escape, row)) for row in table.rows), ""]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _escape(text: str) -> str:
-    """`text` as Markdown shows it literally, in one cell of a table."""
-    return re.sub(r"([\\`*<>\[\]|~&$_])", r"\\\1", " ".join(text.split()))
 
 
 _COLUMNS = (
@@ -201,11 +192,13 @@ _COLUMNS = (
 
 
 def _csv(comparisons: Sequence[Comparison]) -> str:
-    """Full precision; empty where there is no value."""
+    """Ten significant digits; empty where there is no value."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    writer.writerows(_values(comparison) for comparison in comparisons if comparison.cells)
+    for comparison in comparisons:
+        if comparison.cells:
+            writer.writerow(f"{v + 0.0:.10g}" if isinstance(v, float) else v for v in _values(comparison))
     return file.getvalue()
 
 

@@ -2,6 +2,7 @@ r"""Sheets as LaTeX: one ``table`` for each grid, to be \input into a paper that
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -20,7 +21,6 @@ _SPECIAL = {
     "[": "{[}",  # behind \\ it would begin an optional argument, as a star would mean something
     "]": "{]}",
     "*": "{*}",
-    "-": "-{}",  # two would become a dash
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 _SYMBOLS = {
@@ -51,7 +51,8 @@ def latex(sheet: Sheet) -> str:
 
 def escape(text: str) -> str:
     """`text` as LaTeX shows it literally, in one line."""
-    return "".join(map(_character, " ".join(text.split())))
+    literal = "".join(map(_character, " ".join(text.split())))
+    return re.sub("-(?=-)", "-{}", literal)  # two hyphens would become a dash
 
 
 def _character(character: str) -> str:
@@ -95,4 +96,5 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    return rf"\textbf{{{escape(cell.text)}}}" if cell.bold else escape(cell.text)
+    text = re.sub(r"^-(?=\d)", "$-$", escape(cell.text))
+    return rf"\textbf{{{text}}}" if cell.bold else text

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from kdbench.errors import UserError
 from kdbench.report.model import Table, build_tables
 from kdbench.report.settings import Comparison, Setting, compare_settings, reference, settings_of
-from kdbench.report.sheet import estimate, p_value
+from kdbench.report.sheet import p_value, unsigned_zero
 from kdbench.results.record import Record, unpack_correct
 from kdbench.results.stats import Interval, gap_recovered, holm, improvement_probability, mcnemar, mean_interval
 
@@ -122,7 +122,8 @@ def _paragraph(match: _Match) -> str:
     common = sorted(x.keys() & y.keys())
     each = ", ".join(f"seed {seed} {x[seed] - y[seed]:+.2f}" for seed in common)
     wins, losses = (sum(sign * (x[seed] - y[seed]) > 0 for seed in common) for sign in (1, -1))
-    lines.append(f"  Difference: {estimate(delta, '+')} points ({each}); {a.label} won {wins}, lost {losses}.")
+    size = f"{unsigned_zero(delta.mean, 2):+.2f}" + ("" if delta.half is None else f" ± {delta.half:.2f}")
+    lines.append(f"  Difference: {size} points ({each}); {a.label} won {wins}, lost {losses}.")
     if delta.half is not None:
         corrected = f", {p_value(delta.holm)} after Holm" if delta.p is not None else ""
         lines.append(f"  Seeds: {p_value(delta.p)} (paired t-test, n = {delta.n}{corrected}).")
@@ -137,7 +138,9 @@ def _reached(setting: Setting, table: Table) -> str:
     scores = list(setting.scores.values())
     if not scores:
         return f"no finished run, {len(setting.records)} diverged"
-    words = [f"{estimate(mean_interval(scores))} %, n = {len(scores)}"]
+    reached = mean_interval(scores)
+    spread = "one seed" if reached.half is None else f"± {reached.half:.2f}, n = {reached.n}"
+    words = [f"{reached.mean:.2f} % {spread}"]
     start = reference(settings_of(table.records), "scratch")
     if start and table.teacher is not None and start.records != setting.records:
         scratch = math.fsum(start.scores.values()) / len(start.scores)

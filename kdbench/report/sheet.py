@@ -110,7 +110,7 @@ def row_values(row: Row) -> dict[str, Any]:
             f"{name}_n": delta.n if delta else 0,
             f"{name}_p": delta and delta.p,
             f"{name}_p_holm": delta and delta.holm,
-            f"{name}_p_examples": delta and delta.p_examples,
+            f"{name}_p_examples": delta and round(delta.p_examples, 6),  # further digits are those of the transform
         }
     return values | {
         "gap_recovered": row.gap,
@@ -135,7 +135,8 @@ def verdict(rows: Sequence[Row], kd: Row | None) -> str:
         return f"{start}; it shares no seed with {kd.label}, so it cannot be compared with KD."
     if delta.half is None:
         return f"{start}; on one seed not distinguishable from KD (Δ {delta.mean:+.2f}, no interval and no test)."
-    size = f"Δ {estimate(delta, '+')}, {p_value(delta.holm)} after Holm, n = {delta.n}"
+    tested = f"{p_value(delta.holm)} after Holm" if delta.holm is not None else p_value(None)
+    size = f"Δ {estimate(delta, '+')}, {tested}, n = {delta.n}"
     if not delta.significant:
         return f"{start}; not distinguishable from KD ({size})."
     return f"{start}; {'better' if delta.mean > 0 else 'worse'} than KD ({size})."
@@ -162,7 +163,7 @@ def number(value: float | None) -> str:
 def p_value(p: float | None) -> str:
     """``p = 0.021``; very small ones as a bound."""
     if p is None:
-        return "no p-value, as the differences do not spread"
+        return "no p-value as the differences do not spread"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kdbench.report.chapters import blocks_of
 from kdbench.report.model import Row, Table
-from kdbench.report.sheet import COLUMNS, row_cells
+from kdbench.report.sheet import COLUMNS, row_cells, verdict
 
 _SHOWN = {
     "Method": "Method",
@@ -50,7 +50,13 @@ def render_terminal(tables: Sequence[Table]) -> Group:
         parts += [Text(table.title, style="bold"), Text(""), grid([head], "italic")]
         for block, rows in blocks:
             parts += [Text(block, style="bold"), grid(rows)]
-        parts += [Text(""), *(Text(line, style="dim") for line in table.header), Text("")]
+        best = verdict(table.rows, table.control("kd"))
+        parts += [
+            Text(""),
+            *([Text(best)] if best else []),
+            *(Text(line, style="dim") for line in table.header),
+            Text(""),
+        ]
     return Group(*parts)
 
 

@@ -139,7 +139,7 @@ def sign_flip(pairs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     with the other sign. p = P(|Σ ±D_i| >= |Σ D_i|) under independent fair signs. For one seed this is `mcnemar`.
 
     The distribution is that of a sum of c_k steps of ±k, c_k = number of examples with |D_i| = k; its probabilities
-    are the inverse Fourier transform of Π_k cos(kθ)^c_k, exact to about 1e-14.
+    are the inverse Fourier transform of Π_k cos(kθ)^c_k, exact to about 1e-14 (so smaller p-values are noise).
 
     Raises:
         ValueError: there is no pair, or the pairs are not of the same examples.
