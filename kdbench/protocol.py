@@ -19,7 +19,7 @@ class _Strict(BaseModel):
 class Schedule(_Strict):
     """Learning rate as a factor of its base value; a function of progress in [0, 1), so short runs keep the shape.
 
-    ``multistep`` multiplies by `gamma` at each of `milestones`; ``cosine`` falls to zero; ``constant`` stays. `warmup`
+    ``multistep`` multiplies by `gamma` at each of `milestones`; ``cosine`` falls from there to zero; ``constant`` stays. `warmup`
     is the share of the epochs that climb linearly to the base value.
     """
 
@@ -34,7 +34,7 @@ class Schedule(_Strict):
         if epoch < climb:
             return (epoch + 1) / (climb + 1)
         if self.kind == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+            return 0.5 * (1 + math.cos(math.pi * (epoch - climb) / (epochs - climb)))
         if self.kind == "constant":
             return 1.0
         return self.gamma ** sum(epoch >= math.floor(m * epochs + 0.5) for m in self.milestones)
