@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import random
 import shutil
@@ -183,7 +184,6 @@ def test_a_diverged_cell_is_kept_and_counted(kd: Kdbench) -> None:
 
 
 def test_a_diverged_teacher_is_trained_once_and_fails_its_cells_alone(alone: Kdbench) -> None:
-    # label smoothing diverges as well, so the other cells have the good learning rate: the teacher's is pinned apart
     result = alone.run("method=[kd,dkd]", "protocol.optimizer.lr=1e9")
     assert result.code == 1
     assert [line.split()[:2] for line in result.messages] == [["failed:", "kd"], ["failed:", "dkd"]]
@@ -256,8 +256,6 @@ def test_a_record_of_other_data_or_another_teacher(alone: Kdbench) -> None:
     weights = card.with_suffix(".safetensors")
     changed = weights.read_bytes()[:-1] + b"\x01"
     weights.write_bytes(changed)
-    import hashlib
-
     data = json.loads(card.read_text())
     card.write_text(json.dumps({**data, "sha256": hashlib.sha256(changed).hexdigest()}))
     result = kd.run("method=[scratch,kd]")
@@ -316,15 +314,13 @@ def test_a_full_disk_keeps_what_was_trained(kd: Kdbench, monkeypatch: pytest.Mon
         result = kd.run("method=scratch")
         one_sentence(result, "failed: scratch", "No space left on device", "free some space")
     assert not list(kd.results.rglob("*.json"))
-    (checkpoint,) = kd.work.glob("cells/*/last.ckpt")
-    written = checkpoint.stat().st_mtime_ns
+    assert list(kd.work.glob("cells/*/last.ckpt"))
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(fit.Method, "training_step", refuse)  # only the record was missing
     assert kd.run("method=scratch").code == 0
-    assert written
     assert kd.record("scratch").cost.images_seen == 2 * 200
 
 

@@ -115,7 +115,7 @@ def test_shown_numbers() -> None:
     assert cells(text, "fitnet")["Δ KD"] == "-0.70 ± 2.54"
     shown = cells(text, "scratch")
     assert (shown["top-1 last"], shown["Δ scratch"], shown["gap recovered %"]) == ("69.20 ± 0.50", "-", "-")
-    assert shown["Δ KD"] == "-1.40 ± 0.86"
+    assert shown["Δ KD"] == "**-1.40 ± 0.86**"
 
 
 def test_the_oracle_is_not_shown() -> None:

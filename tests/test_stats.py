@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import product
 
+import numpy as np
 import pytest
+from scipy.stats import binomtest, mannwhitneyu, norm
 
-from kdbench.results.stats import gap_recovered, mean_interval, paired_difference
+from kdbench.results.stats import (
+    Interval,
+    average_ranks,
+    gap_recovered,
+    holm,
+    improvement_probability,
+    iqm,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    sign_flip,
+)
 
 # Extra hours of sleep of ten patients under two drugs: Student, "The probable error of a mean", Biometrika 1908; R
 # ships the data as `sleep` and its manual page works the paired test.
@@ -89,3 +103,134 @@ def test_gap_recovered() -> None:
 @pytest.mark.parametrize("teacher", [70.0, 69.0])
 def test_no_gap_below_a_teacher_that_is_not_better(teacher: float) -> None:
     assert gap_recovered(71.0, 70.0, teacher) is None
+
+
+# ---- many tests -----------------------------------------------------------------------------------------------------
+
+
+def test_holm() -> None:
+    """R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm"); at 5 % the first and the last are rejected."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_counts_only_what_was_tested() -> None:
+    assert holm([0.04, None, 0.01]) == [0.04, None, 0.02]
+    assert holm([None]) == [None]
+    assert holm([]) == []
+    assert holm([0.6, 0.7, 0.8]) == [1.0, 1.0, 1.0]
+
+
+# ---- examples -------------------------------------------------------------------------------------------------------
+
+
+def discordant(first: int, second: int, same: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    """Correctness of two networks of which each alone is right on so many examples."""
+    a = [True] * first + [False] * second + [True] * same + [False] * same
+    b = [False] * first + [True] * second + [True] * same + [False] * same
+    order = np.random.default_rng(0).permutation(len(a))
+    return np.array(a)[order], np.array(b)[order]
+
+
+@pytest.mark.parametrize(("first", "second", "p"), [(9, 1, 22 / 1024), (1, 9, 22 / 1024), (0, 3, 0.25), (4, 4, 1.0)])
+def test_mcnemar_by_hand(first: int, second: int, p: float) -> None:
+    """2 · Σ_{k <= min} C(n, k) / 2^n."""
+    result = mcnemar(*discordant(first, second))
+    assert (result.first, result.second) == (first, second)
+    assert result.p == pytest.approx(p)
+
+
+def test_mcnemar_of_equal_networks() -> None:
+    assert mcnemar([True, False], [True, False]).p == 1.0
+    with pytest.raises(ValueError, match="different examples"):
+        mcnemar([True], [True, False])
+
+
+@pytest.mark.parametrize(("first", "second"), [(9, 1), (0, 3), (59, 121), (30, 31), (5, 5), (1, 0), (400, 330)])
+def test_sign_flips_of_one_seed_are_mcnemars(first: int, second: int) -> None:
+    expected = binomtest(first, first + second).pvalue
+    assert sign_flip([discordant(first, second)]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_sign_flips_by_enumeration(seeds: int) -> None:
+    """All 2^n signs of the n examples, by hand."""
+    rng = np.random.default_rng(seeds)
+    for _ in range(10):
+        a, b = rng.random((seeds, 9)) < 0.8, rng.random((seeds, 9)) < 0.5
+        d = (a.astype(int) - b).sum(0)
+        sums = [abs(int(np.dot(signs, d))) for signs in product((-1, 1), repeat=9)]
+        expected = sum(value >= abs(int(d.sum())) for value in sums) / len(sums)
+        assert sign_flip(list(zip(a, b, strict=True))) == pytest.approx(expected, abs=1e-12)
+
+
+def test_sign_flips_of_a_test_set_follow_the_normal_law() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(rng.random(10_000) < 0.71, rng.random(10_000) < 0.70) for _ in range(3)]
+    d = sum(a.astype(int) - b for a, b in pairs)
+    z = (abs(d.sum()) - 1) / math.sqrt((d**2).sum())  # the sum moves in steps of 2
+    assert sign_flip(pairs) == pytest.approx(2 * norm.sf(z), rel=0.01)
+    assert sign_flip([(b, a) for a, b in pairs]) == sign_flip(pairs)
+
+
+def test_sign_flips_take_the_same_examples() -> None:
+    with pytest.raises(ValueError, match="at least one pair"):
+        sign_flip([])
+    with pytest.raises(ValueError, match="not of the same examples"):
+        sign_flip([([True], [False]), ([True, True], [False, True])])
+
+
+# ---- pairs ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_interquartile_mean_is_that_of_the_middle_half() -> None:
+    values = [float(v) for v in range(12)]  # the middle half is 3..8
+    random.Random(0).shuffle(values)
+    assert iqm([values[:4], values[4:6], values[6:]]).value == pytest.approx(5.5)
+    assert iqm([[1.0], [2.0], [3.0], [10.0]]) == Interval(2.5, None, None)
+    assert iqm([[0.0, 0.0, 100.0]]).value == pytest.approx(100 / 3)  # a quarter of three, rounded down, is none
+
+
+def test_the_bootstrap_draws_within_pairs() -> None:
+    """By enumeration: of the 16 resamples of [0, 1] and [10, 20] the lowest has IQM (0 + 10) / 2, as one in 16 do."""
+    outcomes = sorted(
+        float(np.mean(sorted((*low, *high))[1:3]))
+        for low in product((0, 1), repeat=2)
+        for high in product((10, 20), repeat=2)
+    )
+    assert (outcomes[0], outcomes[-1]) == (5.0, 10.5)
+    interval = iqm([[0.0, 1.0], [10.0, 20.0]])
+    assert (interval.low, interval.high) == (5.0, 10.5)
+    assert iqm([[0.0, 1.0], [10.0, 20.0]]) == interval  # the same resamples in every call
+
+
+def test_improvement_is_the_mann_whitney_share_averaged_over_pairs() -> None:
+    rng = np.random.default_rng(1)
+    pairs = [(rng.integers(0, 5, 4).tolist(), rng.integers(0, 5, 3).tolist()) for _ in range(5)]
+    expected = np.mean([mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in pairs])
+    result = improvement_probability(pairs)
+    assert result.value == pytest.approx(expected)
+    assert result.low is not None
+    assert result.high is not None
+    assert result.low < result.value < result.high
+    assert improvement_probability([(b, a) for a, b in pairs]).value == pytest.approx(1 - expected)
+
+
+def test_improvement_by_hand() -> None:
+    assert improvement_probability([([1.0], [0.0]), ([1.0], [1.0])]) == Interval(0.75, None, None)
+    assert improvement_probability([([2.0, 3.0], [0.0, 1.0])]) == Interval(1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="on every pair"):
+        improvement_probability([([1.0], [])])
+
+
+def test_average_ranks_are_demsars() -> None:
+    """AUC of four variants of C4.5: Demsar, JMLR 2006, table 6; the tie in "voting" is resolved as the paper does."""
+    table = {
+        "C4.5": (0.763, 0.599, 0.954, 0.628, 0.882, 0.936, 0.661, 0.583, 0.775, 1.0, 0.940, 0.619, 0.972, 0.957),
+        "m": (0.768, 0.591, 0.971, 0.661, 0.888, 0.931, 0.668, 0.583, 0.838, 1.0, 0.962, 0.666, 0.981, 0.978),
+        "cf": (0.771, 0.590, 0.968, 0.654, 0.886, 0.916, 0.609, 0.563, 0.866, 1.0, 0.965, 0.614, 0.9751, 0.946),
+        "m+cf": (0.798, 0.569, 0.967, 0.657, 0.898, 0.931, 0.685, 0.625, 0.875, 1.0, 0.962, 0.669, 0.975, 0.970),
+    }
+    ranks = average_ranks(table)
+    assert list(ranks) == list(table)
+    assert [round(rank, 3) for rank in ranks.values()] == [3.143, 2.0, 2.893, 1.964]
+    assert average_ranks({}) == {}

@@ -119,7 +119,7 @@ def test_unknown_leaves_make_a_chapter_of_third_parties() -> None:
     assert len(chapters[:-1]) == len(load_taxonomy().chapters)
 
 
-# ---- the tree and the methods that ship with it -----------------------------------------------------------------------
+# ---- the tree and the methods that ship with it ---------------------------------------------------------------------
 
 
 def test_every_leaf_has_methods_or_a_reason_why_it_is_open() -> None:
@@ -129,14 +129,6 @@ def test_every_leaf_has_methods_or_a_reason_why_it_is_open() -> None:
     neither = sorted(leaf.id for leaf in leaves.values() if not leaf.methods and not leaf.open)
     assert not both, f"take the reason from these leaves, they have a method now: {both}"
     assert not neither, f"these leaves have no method: say why ('open:' in taxonomy.yaml): {neither}"
-
-
-@pytest.mark.parametrize("entry", methods(), ids=lambda entry: entry.name)
-def test_what_the_survey_cites_is_no_extension(entry: Entry) -> None:
-    if entry.cls.control:
-        pytest.skip("a control")
-    cited = {work for leaf in load_taxonomy().leaves for work in leaf.cited}
-    assert entry.extension == (entry.paper not in cited)
 
 
 @pytest.mark.parametrize("entry", methods(), ids=lambda entry: entry.name)

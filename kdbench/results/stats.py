@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.fft import irfft, next_fast_len
+from scipy.fft import irfft
 from scipy.stats import binomtest, rankdata, trim_mean
 from scipy.stats import t as student_t
 
@@ -158,19 +158,27 @@ def sign_flip(pairs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     observed = abs(int(differences.sum()))
     if observed == 0:
         return 1.0
-    size = next_fast_len(2 * reach + 2 + reach % 2, real=True)  # from -reach to reach, without overlap
-    angles = 2 * np.pi / size * np.arange(size // 2 + 1)
-    sign, logarithm = np.ones(len(angles)), np.zeros(len(angles))  # powers of thousands are slow where they underflow
+    size = 2048 * (reach // 1024 + 1)  # from -reach to reach without overlap; in few sizes, to be cached
+    cosines = _cosines(size)
+    sign, logarithm = np.ones(len(cosines)), np.zeros(len(cosines))  # powers of thousands are slow where they underflow
+    before, cosine = np.ones(len(cosines)), cosines
     with np.errstate(divide="ignore"):
-        for k in np.flatnonzero(steps[1:]) + 1:
-            cosine = np.cos(k * angles)
-            logarithm += steps[k] * np.log(np.abs(cosine))
+        for k in range(1, len(steps)):
+            if steps[k]:
+                logarithm += steps[k] * np.log(np.abs(cosine))
             if steps[k] % 2:
                 sign *= np.sign(cosine)
+            before, cosine = cosine, 2 * cosines * cosine - before  # cos (k + 1)θ
     spectrum = sign * np.exp(np.maximum(logarithm, -700.0))
     # the sum is symmetric, so its characteristic function is real and index j holds P(Σ = j)
     probability = irfft(spectrum, size)[observed : reach + 1]
     return float(np.clip(2 * probability.sum(), 0.0, 1.0))
+
+
+@lru_cache(maxsize=32)
+def _cosines(size: int) -> NDArray[np.float64]:
+    """cos θ at the non-negative frequencies of a real transform."""
+    return np.cos(2 * np.pi / size * np.arange(size // 2 + 1))
 
 
 def _same_examples(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
