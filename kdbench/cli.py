@@ -122,8 +122,20 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--results", type=Path, default=Path("results"), metavar="DIR", help="the store (default results)"
     )
-    report.add_argument("--out", type=Path, metavar="DIR", help="the tables go to DIR/tables (default: the store)")
+    report.add_argument("--out", type=Path, metavar="DIR", help="write under DIR (default: the store itself)")
+    report.add_argument("--filter", default="", metavar="KEY=VALUE,...", help="as in dataset=cifar100,protocol=lite")
+    report.add_argument("--format", default=None, metavar="FORMAT,...", help="of md, csv, tex, html (default: all)")
+    report.add_argument("--check", action="store_true", help="write nothing; fail where a file is not up to date")
+    report.add_argument("--wandb", metavar="PROJECT", help="publish to this wandb project too")
     report.set_defaults(command=make_report)
+
+    compare = commands.add_parser("compare", help="two methods, paired by seed and by example")
+    compare.add_argument("a", metavar="A", help="a method, or one setting of it as in kd:temperature=4")
+    compare.add_argument("b", metavar="B")
+    compare.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="the store (default results)"
+    )
+    compare.set_defaults(command=compare_methods)
     return top
 
 
@@ -404,10 +416,29 @@ def verify_data(options: argparse.Namespace) -> int:
 
 
 def make_report(options: argparse.Namespace) -> int:
-    from kdbench.report.tables import report
+    from kdbench.report import FORMATS, check, generate, report
 
-    for path in report(options.results, options.out or options.results):
+    filters = dict(item.partition("=")[::2] for item in options.filter.split(",") if item)
+    formats = options.format.split(",") if options.format else tuple(FORMATS)
+    folder = options.out or options.results
+    if options.check:
+        stale = check(folder, generate(options.results, filters, formats))
+        for line in stale:
+            say(line)
+        return fail(f"{len(stale)} file(s) do not follow from the store: run kdbench report.") if stale else 0
+    for path in report(options.results, folder, filters, formats):
         say(str(path))
+    if options.wandb:
+        from kdbench.report.publish import publish
+
+        say(f"wandb: {publish(generate(options.results, filters, formats), options.wandb, Path('runs'))}")
+    return 0
+
+
+def compare_methods(options: argparse.Namespace) -> int:
+    from kdbench.report import compare, load_records
+
+    say(compare(load_records(options.results), options.a, options.b))
     return 0
 
 

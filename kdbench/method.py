@@ -250,6 +250,7 @@ class Method(pl.LightningModule):
         self.images_seen = 0
         self.epoch = 0
         self._stages = tuple(self.stages())
+        _allocate([stage.share for stage in self._stages], self.protocol.epochs)  # too few epochs are noticed now
         self._stage = 0
         self._metrics = nn.ModuleList([metrics(data.task, data.num_classes) for _ in ("test", "val")])
         self._bound = True

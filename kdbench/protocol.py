@@ -66,7 +66,8 @@ class Protocol(_Strict):
     @field_validator("optimizer")
     @classmethod
     def _optimizer_is_a_recipe(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        if "_target_" not in value or not isinstance(value.get("lr"), (int, float)):
+        lr = value.get("lr")
+        if "_target_" not in value or isinstance(lr, bool) or not isinstance(lr, (int, float)):
             raise ValueError("the optimizer needs '_target_' and a number 'lr'")
         return value
 

@@ -209,7 +209,6 @@ def test_bad_input_is_told_in_one_sentence(kd: Kdbench, override: str) -> None:
     assert not kd.leftovers()
 
 
-@pytest.mark.xfail(strict=True, reason="conf/run.yaml says 'optional experiment': a wrong name is silently ignored")
 def test_unknown_experiment(kd: Kdbench) -> None:
     one_sentence(kd.run("method=scratch", "experiment=nope"), "no experiment 'nope'")
 

@@ -114,8 +114,8 @@ def test_check_names_what_is_missing_stale_and_extra(tmp_path: Path) -> None:
     (tables / "old" / "gone.tex").write_text(next(text for name, text in texts.items() if name.endswith(".tex")))
     (tables / "old" / "notes.md").write_text("# Mine\n")
     assert check(tmp_path, texts) == [
-        f"stale: {tables / group}.md",
         f"missing: {tables / group / '04-one-teacher.tex'}",
+        f"stale: {tables / group}.md",
         f"extra: {tables / 'old' / 'gone.tex'}",
     ]
     write(tmp_path, texts)

@@ -245,5 +245,6 @@ def trial(label: str, net: Wrapped, shape: Shape) -> None:
 def unknown(name: str, known: Collection[str]) -> str:
     """One sentence about a network `name` that does not exist, with the closest of the `known` ones."""
     close = difflib.get_close_matches(name, known, n=3)
-    mend = f"did you mean {' or '.join(close)}?" if close else "kdbench.models.names() lists the zoo."
+    few = f"choose from {', '.join(known)}." if len(known) < 40 else "look it up in that library's list of models."
+    mend = f"did you mean {' or '.join(close)}?" if close else few
     return f"unknown network '{name}': {mend} (torchvision/NAME and timm/NAME work too.)"

@@ -69,12 +69,12 @@
 
   const leafTitle = new Map();
   const leafChapter = new Map();
-  chapters.forEach((chapter, index) => {
+  for (const chapter of chapters) {
     for (const leaf of chapter.leaves) {
       leafTitle.set(leaf.id, leaf.title);
-      leafChapter.set(leaf.id, index);
+      leafChapter.set(leaf.id, chapter.title);
     }
-  });
+  }
   for (const row of rows) {
     const table = tables[row.table];
     row.dataset = table.dataset;
@@ -89,7 +89,6 @@
     ].join("\n").toLowerCase();
   }
   const range = tables.map(() => [Infinity, -Infinity]);
-  const scratch = tables.map(() => null);
   for (const row of rows) {
     if (row.top1 === null) continue;
     const bounds = range[row.table];
@@ -98,7 +97,6 @@
   }
   tables.forEach((table, index) => {
     if (table.teacher) range[index][1] = Math.max(range[index][1], table.teacher[2]);
-    scratch[index] = table.scratch;
   });
 
   // ---- numbers ----
@@ -182,7 +180,7 @@
     ["gap", "Gap %", "Share of the gap between the student from scratch (0) and its teacher (100) that is recovered.", (row) => [row.gap === null ? NONE : fixed(100 * row.gap, 1)]],
     ["macs", "MACs", "Multiply-accumulates of the deployed network for one image.", (row) => [big(row.macs)]],
     ["params", "Params", "Parameters of the deployed network.", (row) => [big(row.params)]],
-    ["extra", "Extra params", "Parameters that only training needs: adapters, heads, generators.", (row) => [big(row.extra)], "rest"],
+    ["extra", "Extra", "Parameters that only training needs: adapters, heads, generators.", (row) => [big(row.extra)], "rest"],
     ["minutes", "Train min", "Minutes of training, mean over seeds; comparable on one device only.", number("minutes", 2)],
     ["images", "Images", "Training images drawn, over all epochs and stages.", (row) => [big(row.images)], "rest"],
     ["sf", "S fwd", "Student forwards for each image drawn.", number("sf", 2), "rest"],
@@ -193,6 +191,8 @@
   const UPWARD = new Set([...TEXT, "macs", "params", "extra", "minutes", "images", "sf", "tf"]);
   const VIEWS = ["results", "plots", "taxonomy"];
   const COSTS = { minutes: "training minutes", images: "training images", sf: "student forwards per image", tf: "teacher forwards per image" };
+
+  const wide = matchMedia("(min-width: 901px)");
 
   // ---- state, kept in the address ----
   const DEFAULTS = { q: "", chapter: "", leaf: "", data: "", pair: "", protocol: "", seeds: 0, sort: "-top1", flat: false, view: "results", scope: "", cost: "minutes" };
@@ -212,6 +212,8 @@
     state.flat = given.get("flat") === "1";
     if (VIEWS.includes(text("view"))) state.view = text("view");
     if (Object.hasOwn(COSTS, text("cost"))) state.cost = text("cost");
+    if (!options.chapter.has(state.chapter)) state.chapter = "";
+    fillLeaves();
     for (const [key, values] of Object.entries(options)) if (!values.has(state[key])) state[key] = "";
     open = new Set((given.get("open") ?? "").split(",").filter((id) => rowById.has(id)));
   }
@@ -243,15 +245,14 @@
   function fillLeaves() {
     const counts = new Map();
     for (const row of rows) counts.set(row.leaf, (counts.get(row.leaf) || 0) + 1);
-    const leaves = chapters.filter((_, index) => state.chapter === "" || String(index) === state.chapter);
+    const leaves = chapters.filter((chapter) => state.chapter === "" || chapter.title === state.chapter);
     fill("leaf", leaves.flatMap((chapter) => chapter.leaves).filter((leaf) => counts.has(leaf.id))
       .map((leaf) => [leaf.id, `${leaf.title} (${counts.get(leaf.id)})`]), "all");
   }
   function fillFilters() {
     const counts = new Map();
     for (const row of rows) counts.set(row.chapter, (counts.get(row.chapter) || 0) + 1);
-    fill("chapter", chapters.map((chapter, index) => [String(index), `${chapter.title} (${counts.get(index) || 0})`])
-      .filter((_, index) => counts.has(index)), "all");
+    fill("chapter", chapters.filter(({ title }) => counts.has(title)).map(({ title }) => [title, `${title} (${counts.get(title)})`]), "all");
     fillLeaves();
     for (const [id, key] of [["data", "dataset"], ["pair", "pair"], ["protocol", "protocol"]]) fill(id, counted(key), "all");
     byId("order").replaceChildren(...COLUMNS.flatMap((column) => [
@@ -272,7 +273,7 @@
   function chosen() {
     const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
     return rows.filter((row) =>
-      (state.chapter === "" || String(row.chapter) === state.chapter) &&
+      (state.chapter === "" || row.chapter === state.chapter) &&
       (state.leaf === "" || row.leaf === state.leaf) &&
       (state.data === "" || row.dataset === state.data) &&
       (state.pair === "" || row.pair === state.pair) &&
@@ -313,7 +314,7 @@
       groups.get(row.table).push({ row });
     }
     units = [...groups.keys()].sort((a, b) => a - b)
-      .flatMap((table) => [{ head: table, count: groups.get(table).length }, ...groups.get(table), { foot: table }]);
+      .flatMap((table) => [{ head: table, count: groups.get(table).length }, ...groups.get(table), ...(tables.length > 1 ? [{ foot: table }] : [])]);
   }
   function heading() {
     const key = state.sort.replace(/^-/, "");
@@ -325,7 +326,7 @@
         role: "columnheader", scope: "col", class: kinds.join(" ").trim(),
         "aria-sort": active ? (falling ? "descending" : "ascending") : "none",
       }, h("button", { type: "button", title: column.help, "data-key": column.key, onclick: () => sortBy(column.key) },
-        column.label, h("span", { class: "arrow", "aria-hidden": "true" }, active ? (falling ? "↓" : "↑") : "")));
+        column.label, active && h("span", { class: "arrow", "aria-hidden": "true" }, falling ? "↓" : "↑")));
     });
     return h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, cells));
   }
@@ -458,17 +459,21 @@
       ["training", `${row.images.toLocaleString("en")} images, ${fixed(row.sf, 2)} student and ${fixed(row.tf, 2)} teacher forwards for each, ${(row.extra ?? 0).toLocaleString("en")} extra parameters`],
     ];
     const config = flatten(Object.fromEntries(row.config.map((index) => configs[index])), "", []);
-    const made = machines.map((machine) => ["made on", Object.entries(machine).filter(([, value]) => value !== null).map(([key, value]) => `${key} ${value}`).join(", ")]);
-    const fact = (text) => [text.split(":", 1)[0].split(" ", 2)[0].toLowerCase(), text];
+    const made = machines.map((machine) => ["machine", Object.entries(machine).filter(([, value]) => value !== null).map(([key, value]) => `${key} ${value}`).join(", ")]);
     return h("tr", { role: "row", class: "detail" }, h("td", { role: "cell", colspan: visible().length }, h("div", { class: "sheet" },
-      h("section", {},
-        h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": `Seeds of ${row.label}` }, dataTable("Seeds: the last epoch is ranked, the best test epoch (oracle) never.", heads, lines, [0])),
-        reasons, h("div", {}, charts(row))),
-      h("section", {}, h("h3", {}, "Row"), facts(about)),
-      h("section", {}, h("h3", {}, "Config"), facts(config.map(([key, value]) => [key, h("span", { class: "mono" }, name(value))]))),
-      h("section", {}, h("h3", {}, "Table"), facts([...table.facts.map(fact).map(([, text]) => splitFact(text)), ...made])))));
+      h("div", {},
+        h("section", {},
+          h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": `Seeds of ${row.label}` }, dataTable("Seeds: the last epoch is ranked, the best test epoch (oracle) never.", heads, lines, [0])),
+          reasons),
+        h("section", {}, charts(row)),
+        fold("Config", h("div", { class: "config" }, facts(config.map(([key, value]) => [key, h("span", { class: "mono" }, name(value))]))))),
+      h("div", {},
+        h("section", {}, h("h3", {}, "Row"), facts(about)),
+        fold("What its table stands on", facts([...table.facts.map(splitFact), ...made]))))));
   }
+  const fold = (title, content) => h("details", { open: wide.matches }, h("summary", {}, h("h3", {}, title)), content);
   const splitFact = (text) => {
+    if (text.startsWith("Made on ")) return ["made on", text.slice(8)];
     const at = text.indexOf(": ");
     return at > 0 && at < 12 ? [text.slice(0, at).toLowerCase(), text.slice(at + 2)] : ["", text];
   };
@@ -575,8 +580,9 @@
   const where = (row, several) => (several ? `${row.label}, ${row.pair}` : row.label);
   const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
-  function scatter(points, key, title, axis, several) {
-    const width = 560, height = 370, left = 46, right = 16, top = 14, bottom = 40;
+  function scatter(points, key, title, axis, several, room) {
+    const width = Math.max(300, Math.round(room)), height = Math.round(Math.min(Math.max(width * 0.62, 270), 400));
+    const left = 46, right = 16, top = 14, bottom = 40;
     const front = paretoFront(points, key);
     const teachers = new Set(points.map((row) => row.table));
     const [only] = teachers;
@@ -624,6 +630,7 @@
       for (const spot of spots) if (spot.row.role === role) path += glyph(role, spot.x, spot.y, size);
       if (path) plot.append(h("path", { class: `marks m-${role}`, d: path }));
     }
+    plot.spots = spots;
     nameSome(plot, front.slice().reverse(), spots, several, { width, right, top });
     return plot;
   }
@@ -659,7 +666,7 @@
   function gaps(points, several, room) {
     const shown = points.slice(0, GAP_ROWS);
     const width = Math.max(320, Math.round(room)), line = 21, top = 26, bottom = 12;
-    const left = Math.min(Math.round(width * 0.36), 20 + 6.6 * Math.max(...shown.map((row) => where(row, several).length)));
+    const left = Math.min(Math.round(width * 0.42), 20 + 6.6 * Math.max(...shown.map((row) => where(row, several).length)));
     const letters = Math.max(8, Math.floor((left - 22) / 6.4));
     const height = top + bottom + line * shown.length;
     const ends = shown.flatMap((row) => [100 * row.gap, ...(row.gapLow === null ? [] : [100 * row.gapLow, 100 * row.gapHigh])]);
@@ -746,7 +753,7 @@
       counts.set(cohort, (counts.get(cohort) || 0) + 1);
     }
     const title = new Map();
-    for (const cohort of [...counts.keys()].sort((a, b) => a - b)) {
+    for (const cohort of counts.keys()) {
       const table = tables.find((each) => each.cohort === cohort);
       const text = `${table.dataset}, ${table.protocol}`;
       const same = [...title.values()].filter((each) => each.text === text).length;
@@ -756,8 +763,8 @@
       panel.replaceChildren(h("p", { class: "note" }, "Nothing matches these filters."));
       return;
     }
-    const most = [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0])[0][0];
-    const cohort = counts.has(Number(state.scope)) && state.scope !== "" ? Number(state.scope) : most;
+    const most = [...counts].reduce((best, each) => (each[1] > best[1] ? each : best))[0];
+    const cohort = counts.has(state.scope) ? state.scope : most;
     const inside = selection.filter((row) => tables[row.table].cohort === cohort);
     // a run without a teacher stands in several tables, but is one point
     const seen = new Set();
@@ -787,7 +794,7 @@
         figure.append(h("p", { class: "soft" }, "No finished seed among these rows."));
         return;
       }
-      const plot = scatter(usable, key, heading, axis, several);
+      const plot = scatter(usable, key, heading, axis, several, figure.clientWidth);
       figure.append(plot, equivalent(heading, ["Method", "Pair", "Top-1 %", "±", axis, "Pareto front"], () => {
         const front = new Set(paretoFront(usable, key));
         return usable.slice().sort((a, b) => b.top1 - a.top1).map((row) => [opener(row), name(row.pair), fixed(row.top1, 2), fixed(row.half, 2), row[key] >= 1000 ? big(row[key]) : fixed(row[key], 2), front.has(row) ? "yes" : ""]);
@@ -822,18 +829,19 @@
       row.records.forEach((run) => perMethod.get(key).add(run));
     }
     const status = (leaf) => (count.has(leaf.id) ? "measured" : leaf.methods.length ? "listed" : "open");
-    const words = { measured: "measured", listed: "has methods, no records", open: "open" };
+    const words = { measured: "measured", listed: "with methods but no records", open: "open" };
     const all = chapters.flatMap((chapter) => chapter.leaves);
     const tally = (kind, leaves) => leaves.filter((leaf) => status(leaf) === kind).length;
     const summary = (leaves) => ["measured", "listed", "open"].map((kind) => [tally(kind, leaves), words[kind]]).filter(([number]) => number)
       .map(([number, word]) => `${number} ${word}`).join(", ");
     panel.append(h("div", { class: "glance" }, h("p", {}, `${plural(all.length, "leaf").replace("leafs", "leaves")}: ${summary(all)}.`),
       ["measured", "listed", "open"].map((kind) => h("span", { class: "key" }, h("span", { class: `cell ${kind}`, "aria-hidden": "true" }), words[kind]))));
+    panel.append(h("ul", { class: "overview" }, chapters.map((chapter) => h("li", {},
+      h("span", { class: "cells", "aria-hidden": "true" }, chapter.leaves.map((leaf) => h("span", { class: `cell ${status(leaf)}`, title: leaf.title }))),
+      h("span", {}, name(chapter.title), h("span", { class: "sr" }, `: ${summary(chapter.leaves)}`))))));
     for (const chapter of chapters) {
       panel.append(h("section", { class: "chapter" },
-        h("header", {}, h("h2", {}, name(chapter.title)),
-          h("span", { class: "cells", "aria-hidden": "true" }, chapter.leaves.map((leaf) => h("span", { class: `cell ${status(leaf)}`, title: leaf.title }))),
-          h("span", { class: "soft" }, summary(chapter.leaves))),
+        h("div", { class: "title" }, h("h2", {}, name(chapter.title)), h("span", { class: "soft" }, summary(chapter.leaves))),
         h("ul", { class: "leaves" }, chapter.leaves.map((leaf) => leafCard(leaf, status(leaf), words, count, perMethod)))));
     }
   }
@@ -864,7 +872,7 @@
   function draw() {
     showFilters();
     selection = chosen();
-    const found = new Set(selection.flatMap((row) => row.table));
+    const found = new Set(selection.map((row) => row.table));
     byId("status").textContent = selection.length === rows.length
       ? `${plural(rows.length, "row")} in ${plural(tables.length, "table")}`
       : `${selection.length.toLocaleString("en")} of ${plural(rows.length, "row")} in ${plural(found.size, "table")}`;
@@ -909,7 +917,6 @@
   new IntersectionObserver((entries) => {
     if (entries.some((entry) => entry.isIntersecting) && drawn < units.length) grow(BATCH);
   }, { rootMargin: "300px" }).observe(byId("grow").parentNode);
-  const wide = matchMedia("(min-width: 901px)");
   const unfold = () => { byId("more").open = wide.matches; };
   wide.addEventListener("change", unfold);
   unfold();

@@ -125,7 +125,7 @@ def _unique_records(tables: Sequence[Table]) -> list[Record]:
 def _payload(tables: Sequence[Table], records: Sequence[Record], entries: Sequence[MethodLike]) -> dict[str, Any]:
     numbers = {record.cell.id: index for index, record in enumerate(records)}
     settings = [(table, settings_of(table.records)) for table in tables]
-    cohorts, configs, environments = _Pool(), _Pool(), _Pool()
+    configs, environments = _Pool(), _Pool()
     rows = [
         _row(index, row, setting, table, numbers, configs)
         for index, (table, group) in enumerate(settings)
@@ -139,7 +139,7 @@ def _payload(tables: Sequence[Table], records: Sequence[Record], entries: Sequen
             if name not in known:
                 unknown[name] = _Unknown(name, info.leaf, name, info.paper, info.extension)
     return {
-        "tables": [_table(table, cohorts) for table in tables],
+        "tables": [_table(table) for table in tables],
         "chapters": _chapters([*entries, *unknown.values()], {row["leaf"] for row in rows}),
         "rows": _columns(rows),
         "records": _columns([_record(record, environments) for record in records]),
@@ -149,14 +149,14 @@ def _payload(tables: Sequence[Table], records: Sequence[Record], entries: Sequen
     }
 
 
-def _table(table: Table, cohorts: _Pool) -> dict[str, Any]:
+def _table(table: Table) -> dict[str, Any]:
     teacher = next((record.teacher for record in table.records if record.teacher), None)
     return {
         "dataset": table.dataset,
         "pair": table.pair,
         "student": table.records[0].cell.student,
         "protocol": table.protocol,
-        "cohort": cohorts.add(table.cohort),
+        "cohort": table.cohort[:8],
         "teacher": None if teacher is None else [teacher.name, teacher.sha256[:12], _rounded(table.teacher)],
         "facts": table.header,
         "trust": table.trust,

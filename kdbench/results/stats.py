@@ -15,6 +15,7 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.fft import irfft
+from scipy.special import stdtr
 from scipy.stats import binomtest, rankdata, trim_mean
 from scipy.stats import t as student_t
 
@@ -80,7 +81,7 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], level: flo
     _, error = _mean_and_error(differences)
     p = None
     if error is not None and error > _NO_SPREAD:
-        p = 2 * float(student_t.sf(abs(estimate.mean) / error, len(common) - 1))
+        p = 2 * float(stdtr(len(common) - 1, -abs(estimate.mean) / error))
     return Difference(estimate.mean, estimate.n, estimate.low, estimate.high, p)
 
 

@@ -31,6 +31,8 @@ class Regressor(nn.Sequential):
     """
 
     def __init__(self, guided: tuple[int, ...], hint: tuple[int, ...]) -> None:
+        if len(guided) != 3 or len(hint) != 3:
+            raise DoesNotFit("FitNet regresses maps, (C, H, W): choose a stage as the hint (method.fitnet.hint).")
         (c_s, h_s, _), (c_t, h_t, _) = guided, hint
         conv: nn.Module
         if h_s == 2 * h_t:
