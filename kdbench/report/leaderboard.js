@@ -424,7 +424,7 @@
   }
   function dataTable(caption, heads, lines, texts) {
     const kind = (index) => (texts.includes(index) ? "text" : null);
-    return h("table", { class: "data" }, h("caption", {}, caption),
+    return h("table", { class: "data" }, h("caption", { class: "sr" }, caption),
       h("thead", {}, h("tr", {}, heads.map((head, index) => h("th", { scope: "col", class: kind(index) }, head)))),
       h("tbody", {}, lines.map((cells) => h("tr", {}, cells.map((cell, index) =>
         index === 0 ? h("th", { scope: "row", class: kind(index) }, cell) : h("td", { class: kind(index) }, cell))))));
@@ -463,7 +463,8 @@
     return h("tr", { role: "row", class: "detail" }, h("td", { role: "cell", colspan: visible().length }, h("div", { class: "sheet" },
       h("div", {},
         h("section", {},
-          h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": `Seeds of ${row.label}` }, dataTable("Seeds: the last epoch is ranked, the best test epoch (oracle) never.", heads, lines, [0])),
+          h("h3", {}, "Seeds"), h("p", { class: "soft" }, "The last epoch is ranked, the best test epoch (oracle) never."),
+          h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": `Seeds of ${row.label}` }, dataTable(`Seeds of ${row.label}`, heads, lines, [0])),
           reasons),
         h("section", {}, charts(row)),
         fold("Config", h("div", { class: "config" }, facts(config.map(([key, value]) => [key, h("span", { class: "mono" }, name(value))]))))),
@@ -652,7 +653,10 @@
       if (front.includes(row)) plot.append(h("circle", { class: "ring", cx: spot.x.toFixed(1), cy: spot.y.toFixed(1), r: 6.5 }));
       const text = short(where(row, several), 30);
       const wide = 6.3 * text.length;
-      for (const [dx, dy, anchor] of [[9, 4, "start"], [-9, 4, "end"], [9, -7, "start"], [-9, -7, "end"], [9, 15, "start"], [-9, 15, "end"]]) {
+      const beside = [[9, 4, "start"], [-9, 4, "end"]];
+      const above = [[9, -7, "start"], [-9, -7, "end"]]; // the front runs to the right
+      const places = front.includes(row) ? [...above, ...beside] : [...beside, ...above];
+      for (const [dx, dy, anchor] of [...places, [9, 15, "start"], [-9, 15, "end"]]) {
         const start = anchor === "start" ? spot.x + dx : spot.x + dx - wide;
         const area = [start, spot.y + dy - 10, start + wide, spot.y + dy + 3];
         if (area[0] < 48 || area[2] > box.width - box.right || area[1] < box.top - 8 || clashes(area)) continue;
@@ -695,10 +699,12 @@
   function equivalent(caption, heads, lines) {
     const details = h("details", { class: "equivalent" }, h("summary", {}, "The same as a table"));
     details.addEventListener("toggle", () => {
-      if (!details.open || details.childElementCount > 1) return;
-      const shown = lines().slice(0, 200);
-      const more = lines().length > 200 ? " The first 200; the view Results has all." : "";
-      details.append(h("div", { tabindex: "0", role: "region", "aria-label": caption }, dataTable(caption + more, heads, shown, [0, 1])));
+      if (details.childElementCount > 1) return;
+      const all = lines();
+      const shown = all.slice(0, 200);
+      details.append(
+        h("div", { tabindex: "0", role: "region", "aria-label": caption }, dataTable(caption, heads, shown, [0, 1])),
+        h("p", { class: "soft" }, all.length > shown.length ? `The first ${shown.length} of ${all.length.toLocaleString("en")}; the view Results has all.` : ""));
     });
     return details;
   }
