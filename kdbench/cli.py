@@ -416,22 +416,23 @@ def verify_data(options: argparse.Namespace) -> int:
 
 
 def make_report(options: argparse.Namespace) -> int:
+    from kdbench.registry import methods
     from kdbench.report import FORMATS, check, generate, report
 
     filters = dict(item.partition("=")[::2] for item in options.filter.split(",") if item)
-    formats = options.format.split(",") if options.format else tuple(FORMATS)
-    folder = options.out or options.results
+    formats = options.format.split(",") if options.format else FORMATS
+    folder, known = options.out or options.results, methods()
     if options.check:
-        stale = check(folder, generate(options.results, filters, formats))
+        stale = check(folder, generate(options.results, filters, formats, known))
         for line in stale:
             say(line)
         return fail(f"{len(stale)} file(s) do not follow from the store: run kdbench report.") if stale else 0
-    for path in report(options.results, folder, filters, formats):
+    for path in report(options.results, folder, filters, formats, known):
         say(str(path))
     if options.wandb:
         from kdbench.report.publish import publish
 
-        say(f"wandb: {publish(generate(options.results, filters, formats), options.wandb, Path('runs'))}")
+        say(f"wandb: {publish(generate(options.results, filters, formats, known), options.wandb, Path('runs'))}")
     return 0
 
 
@@ -444,14 +445,15 @@ def compare_methods(options: argparse.Namespace) -> int:
 
 def print_tables(results: Path, cells: set[str]) -> None:
     """Regenerate the store's tables, and show those that the cells stand in."""
-    from kdbench.report.tables import build_tables, render_terminal, report
+    from kdbench.registry import methods
+    from kdbench.report import build_tables, render_terminal, report
     from kdbench.results.store import Store
 
     shown = [table for table in build_tables(Store(results).load()) if cells & table.cells]
     if shown:
-        report(results, results)
+        report(results, results, methods=methods())
         say(render_terminal(shown))
-        say(f"tables: {results / 'tables'}")
+        say(f"tables: {results / 'tables'}, leaderboard: {results / 'leaderboard.html'}")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ class _Strict(BaseModel):
 class Schedule(_Strict):
     """Learning rate as a factor of its base value; a function of progress in [0, 1), so short runs keep the shape.
 
-    ``multistep`` multiplies by `gamma` at each of `milestones`; ``cosine`` falls from there to zero; ``constant`` stays. `warmup`
-    is the share of the epochs that climb linearly to the base value.
+    `warmup` is the share of the epochs that climb linearly to the base value. Then ``multistep`` multiplies by `gamma`
+    at each of `milestones`, ``cosine`` falls to zero, and ``constant`` stays.
     """
 
     kind: Literal["multistep", "cosine", "constant"] = "multistep"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kdbench.report.markdown import MARKER, escape, line
 from kdbench.report.model import Table
@@ -11,13 +11,16 @@ from kdbench.report.sheet import Sheet
 from kdbench.taxonomy import load_taxonomy
 
 
-def index(tables: Sequence[Table], sheets: Sequence[Sheet], formats: Sequence[str]) -> str:
-    """Markdown with links to the files of `sheets` in all `formats`."""
+def index(
+    tables: Sequence[Table], sheets: Sequence[Sheet], formats: Sequence[str], others: Mapping[str, str] | None = None
+) -> str:
+    """Markdown with links to the files of `sheets` in all `formats`, and to `others` (path -> what it is)."""
     chapters: dict[str, list[Sheet]] = defaultdict(list)
     for sheet in sheets:
         folder, _, name = sheet.path.rpartition("/")
         chapters[folder if name else ""].append(sheet)
     lines = [MARKER, "# Tables", "", "Numbers of different tables are not comparable.", ""]
+    lines += [f"- [{text}]({path})" for path, text in (others or {}).items()] + [""] * bool(others)
     lines += [line(["Table", "Rows", "Teacher", "By chapter"]), "|---|---:|---|---|"]
     for table in tables:
         teacher = table.header[0].removeprefix("Teacher: ")

@@ -295,7 +295,7 @@
   }
 
   // ---- the table ----
-  const BATCH = 60;
+  const BATCH = 40;
   let units = []; // a table's heading, its rows, its trust line
   let drawn = 0;
   let selection = [];

@@ -6,53 +6,82 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kdbench.errors import UserError
+from kdbench.report import leaderboard
 from kdbench.report.across import across_pairs
 from kdbench.report.chapters import chapter_sheets, overview
+from kdbench.report.claims import render_claims
 from kdbench.report.csv import CSV_MARKER, comma_separated
 from kdbench.report.filters import select
 from kdbench.report.index import index
 from kdbench.report.latex import LATEX_MARKER, latex
+from kdbench.report.leaderboard import HTML_MARKER
 from kdbench.report.markdown import MARKER, markdown
 from kdbench.report.model import build_tables, load_records
 from kdbench.report.sheet import Sheet
 from kdbench.report.terminal import render_terminal
+from kdbench.results.claims import Claim, load_claims
 from kdbench.results.record import Record
 from kdbench.results.store import remove_leftovers, write_atomic, writing_to
+from kdbench.taxonomy import MethodLike
 
 FOLDER = "tables"
-FORMATS: dict[str, Callable[[Sheet], str]] = {"md": markdown, "csv": comma_separated, "tex": latex}
-_MARKERS = {".md": MARKER, ".csv": f"{CSV_MARKER},", ".tex": LATEX_MARKER}
+LEADERBOARD = "leaderboard.html"
+_SHEETS: dict[str, Callable[[Sheet], str]] = {"md": markdown, "csv": comma_separated, "tex": latex}
+FORMATS = (*_SHEETS, "html")
+_MARKERS = {".md": MARKER, ".csv": f"{CSV_MARKER},", ".tex": LATEX_MARKER, ".html": HTML_MARKER}
 """How the files begin that `write` may replace and remove."""
 
 
 def generate(
-    store_root: str | Path, filters: Mapping[str, str] | None = None, formats: Sequence[str] = tuple(FORMATS)
+    store_root: str | Path,
+    filters: Mapping[str, str] | None = None,
+    formats: Sequence[str] = FORMATS,
+    methods: Iterable[MethodLike] = (),
 ) -> dict[str, str]:
     """The text of every table of a store, by path (with forward slashes) relative to the output folder.
 
-    The same records give the same texts. See `select` for `filters`.
+    The same records, claims and methods give the same texts. See `select` for `filters`; `methods` are those that the
+    leaderboard shows on the survey's tree, with or without records.
 
     Raises:
         UserError: the store is empty or bad, a filter matches nothing, or a format is unknown.
     """
-    return render(select(load_records(store_root), filters or {}), formats)
+    records = select(load_records(store_root), filters or {})
+    return render(records, formats, load_claims(store_root), methods)
 
 
-def render(records: Iterable[Record], formats: Sequence[str] = tuple(FORMATS)) -> dict[str, str]:
+def render(
+    records: Iterable[Record],
+    formats: Sequence[str] = FORMATS,
+    claims: Iterable[Claim] = (),
+    methods: Iterable[MethodLike] = (),
+) -> dict[str, str]:
     """As `generate`, from records; their order plays no part.
 
     Raises:
         UserError: a format is unknown, or there is none.
     """
-    unknown = sorted(set(formats) - FORMATS.keys())
+    records = list(records)
+    unknown = sorted(set(formats) - set(FORMATS))
     if unknown or not formats:
         raise UserError(f"There is no format '{' '.join(unknown)}': use {', '.join(FORMATS)}.")
     tables = build_tables(records)
     sheets = [sheet for table in tables for sheet in (overview(table), *chapter_sheets(table))]
     sheets += across_pairs(tables)
-    texts = {f"{FOLDER}/{sheet.path}.{suffix}": FORMATS[suffix](sheet) for sheet in sheets for suffix in formats}
+    shown = [suffix for suffix in formats if suffix in _SHEETS]
+    texts = {f"{FOLDER}/{sheet.path}.{suffix}": _SHEETS[suffix](sheet) for sheet in sheets for suffix in shown}
+    others = {}
+    claims = list(claims)
+    for name, text in render_claims(records, claims).items() if claims else ():
+        suffix = name.rpartition(".")[2]
+        if suffix in formats:
+            texts[f"{FOLDER}/{name}"] = text
+            others[name] = f"Published numbers beside ours ({suffix})"
+    if "html" in formats:
+        texts[LEADERBOARD] = leaderboard.render(tables, methods)
+        others[f"../{LEADERBOARD}"] = "Leaderboard, to search, sort and plot"
     if "md" in formats:
-        texts[f"{FOLDER}/README.md"] = index(tables, sheets, formats)
+        texts[f"{FOLDER}/README.md"] = index(tables, sheets, shown, others)
     return dict(sorted(texts.items()))
 
 
@@ -60,7 +89,8 @@ def report(
     store_root: str | Path,
     out: str | Path,
     filters: Mapping[str, str] | None = None,
-    formats: Sequence[str] = tuple(FORMATS),
+    formats: Sequence[str] = FORMATS,
+    methods: Iterable[MethodLike] = (),
 ) -> list[Path]:
     """`generate` and `write`; returns the paths, sorted.
 
@@ -69,7 +99,7 @@ def report(
     """
     if filters and Path(out).resolve() == Path(store_root).resolve():
         raise UserError("Tables of a part of the store would replace those of the whole: name another folder (--out).")
-    return write(out, generate(store_root, filters, formats))
+    return write(out, generate(store_root, filters, formats, methods))
 
 
 def write(out: str | Path, texts: Mapping[str, str]) -> list[Path]:
