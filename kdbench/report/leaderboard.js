@@ -467,7 +467,7 @@
           h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": `Seeds of ${row.label}` }, dataTable(`Seeds of ${row.label}`, heads, lines, [0])),
           reasons),
         h("section", {}, charts(row)),
-        fold("Config", h("div", { class: "config" }, facts(config.map(([key, value]) => [key, h("span", { class: "mono" }, name(value))]))))),
+        fold("Config", h("dl", { class: "config" }, config.map(([key, value]) => h("div", {}, h("dt", {}, name(key)), h("dd", { class: "mono" }, name(value))))))),
       h("div", {},
         h("section", {}, h("h3", {}, "Row"), facts(about)),
         fold("What its table stands on", facts([...table.facts.map(splitFact), ...made]))))));
@@ -670,8 +670,8 @@
   function gaps(points, several, room) {
     const shown = points.slice(0, GAP_ROWS);
     const width = Math.max(320, Math.round(room)), line = 21, top = 26, bottom = 12;
-    const left = Math.min(Math.round(width * 0.42), 20 + 6.6 * Math.max(...shown.map((row) => where(row, several).length)));
-    const letters = Math.max(8, Math.floor((left - 22) / 6.4));
+    const left = Math.min(Math.round(width * 0.42), 20 + 7.2 * Math.max(...shown.map((row) => where(row, several).length)));
+    const letters = Math.max(8, Math.floor((left - 14) / 7.2));
     const height = top + bottom + line * shown.length;
     const ends = shown.flatMap((row) => [100 * row.gap, ...(row.gapLow === null ? [] : [100 * row.gapLow, 100 * row.gapHigh])]);
     // one wild interval must not flatten all the others
@@ -696,10 +696,13 @@
     });
     return plot;
   }
+  const unfolded = new Set(); // tables beside plots stay open when plots are drawn anew
   function equivalent(caption, heads, lines) {
-    const details = h("details", { class: "equivalent" }, h("summary", {}, "The same as a table"));
+    const details = h("details", { class: "equivalent", open: unfolded.has(caption) }, h("summary", {}, "The same as a table"));
     details.addEventListener("toggle", () => {
-      if (details.childElementCount > 1) return;
+      if (details.open) unfolded.add(caption);
+      else unfolded.delete(caption);
+      if (!details.open || details.childElementCount > 1) return;
       const all = lines();
       const shown = all.slice(0, 200);
       details.append(

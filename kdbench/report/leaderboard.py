@@ -258,7 +258,7 @@ def _curves(record: Record) -> list[list[Any]]:
 
 
 def _chapters(methods: Sequence[MethodLike], recorded: set[str]) -> list[dict[str, Any]]:
-    chapters = [
+    chapters: list[dict[str, Any]] = [
         {
             "title": f"{chapter.number or ''} {chapter.title}".strip(),
             "leaves": [
@@ -277,7 +277,7 @@ def _chapters(methods: Sequence[MethodLike], recorded: set[str]) -> list[dict[st
     ]
     # records of a known method that has moved from a leaf that is in no tree
     listed = {leaf["id"] for chapter in chapters for leaf in chapter["leaves"]}
-    lost = [
+    lost: list[dict[str, Any]] = [
         {"id": leaf, "title": leaf, "question": "", "open": None, "cited": 0, "methods": []}
         for leaf in sorted(recorded - listed)
     ]
