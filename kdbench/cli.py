@@ -453,7 +453,7 @@ def print_tables(results: Path, cells: set[str]) -> None:
     if shown:
         report(results, results, methods=methods())
         say(render_terminal(shown))
-        say(f"tables: {results / 'tables'}, leaderboard: {results / 'leaderboard.html'}")
+        say(f"tables: {results / 'tables'}\nleaderboard: {results / 'leaderboard.html'}")
 
 
 if __name__ == "__main__":

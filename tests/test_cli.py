@@ -354,7 +354,8 @@ def test_report(kd: Kdbench, tmp_path: Path) -> None:
     result = kd("report", "--out", str(tmp_path / "elsewhere"))
     assert result.code == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "elsewhere" / "tables").iterdir()} == before
-    assert len(result.out.splitlines()) == len(before)
+    assert (tmp_path / "elsewhere" / "leaderboard.html").read_bytes() == (kd.results / "leaderboard.html").read_bytes()
+    assert len(result.out.splitlines()) == len(before) + 1
 
 
 # ---- a method of one's own --------------------------------------------------------------------------------------
