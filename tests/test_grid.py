@@ -125,9 +125,11 @@ def test_many_kills_change_no_number(alone: Kdbench, monkeypatch: pytest.MonkeyP
     rng = random.Random(1)
     kills = 0
     while True:
-        process = kd.spawn(*command)
-        try:
-            _, err = process.communicate(timeout=4 + 4 * rng.random() if kills < 9 else 600)
+        process = kd.spawn(*command, PYTHONUNBUFFERED="1")
+        assert process.stdout
+        next((line for line in process.stdout if line.startswith("training ")), None)
+        try:  # counted from the first step on, so that a slow start leaves something to kill
+            _, err = process.communicate(timeout=1.5 * rng.random() if kills < 9 else 600)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
