@@ -127,7 +127,7 @@ def verdict(rows: Sequence[Row], kd: Row | None) -> str:
     if not ranked:
         return ""
     mean, best = max(ranked, key=lambda pair: pair[0])
-    start = f"Best: {best.label}, {mean:.2f} %"
+    start = f"Best beside the controls: {best.label}, {mean:.2f} %"
     if kd is None:
         return f"{start}; there is no KD run to compare it with."
     delta = best.delta_kd
