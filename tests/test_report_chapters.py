@@ -193,8 +193,8 @@ def test_what_cannot_be_told_apart_is_said() -> None:
     logits, features = chapter(sample()).split("## Knowledge from the intermediate layers")
     # RKD - KD = 0.5, -0.3, 0.9: s = 0.611, t = 1.04
     assert (
-        "- Best beside the controls: rkd, 70.97 %; not distinguishable from KD (Δ +0.37 ± 1.52, p = 0.408 after Holm, n = 3)."
-        in logits
+        "Best beside the controls: rkd, 70.97 %; not distinguishable from KD (Δ +0.37 ± 1.52, p = 0.408 after Holm, "
+        "n = 3)." in logits
     )
     assert (
         "- Best beside the controls: at, 70.71 %; better than KD (Δ +0.11 ± 0.02, p = 0.008 after Holm, n = 3)."
@@ -208,9 +208,9 @@ def test_one_seed_is_no_evidence() -> None:
     records = [scratch(0, 69.0), make_record("kd", 0, 70.0), make_record("at", 0, 75.0, info=AT_INFO)]
     text = chapter(records)
     assert (
-        "Best beside the controls: at, 75.00 %; on one seed not distinguishable from KD (Δ +5.00, no interval and no test)."
-        in text
-    )
+        "Best beside the controls: at, 75.00 %; on one seed not distinguishable from KD "
+        "(Δ +5.00, no interval and no test)."
+    ) in text
     assert "one seed: no interval and no test" in text
     assert "**+" not in text
     elsewhere = [make_record("kd", 1, 70.0), make_record("at", 0, 75.0, info=AT_INFO)]
