@@ -51,7 +51,7 @@ from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import Diverged, DoesNotFit, UserError
 from kdbench.protocol import Protocol
 from kdbench.taps import Out, Spec, Taps, probe
-from kdbench.tasks import TASKS, metrics
+from kdbench.tasks import metrics
 
 NEEDS = frozenset({"teacher", "labels", "no_data", "peers"})
 """What a method may ask of the bench: a frozen teacher, ground truth, *no* data, copies of the student."""
@@ -442,4 +442,4 @@ def _data_spec(trainer: pl.Trainer, student: nn.Module) -> DataSpec:
     return DataSpec("custom", (x.shape[1], x.shape[2], x.shape[3]), classes, n_train=0, n_test=0)
 
 
-__all__ = ["NEEDS", "TASKS", "Method", "Player", "Ramp", "Stage"]
+__all__ = ["NEEDS", "Method", "Player", "Ramp", "Stage"]
