@@ -427,12 +427,14 @@ def make_report(options: argparse.Namespace) -> int:
         for line in stale:
             say(line)
         return fail(f"{len(stale)} file(s) do not follow from the store: run kdbench report.") if stale else 0
-    for path in report(options.results, folder, filters, formats, known):
+    written = report(options.results, folder, filters, formats, known)
+    for path in written:
         say(str(path))
     if options.wandb:
         from kdbench.report.publish import publish
 
-        say(f"wandb: {publish(generate(options.results, filters, formats, known), options.wandb, Path('runs'))}")
+        texts = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in written}
+        say(f"wandb: {publish(texts, options.wandb, Path('runs'))}")
     return 0
 
 
@@ -446,12 +448,14 @@ def compare_methods(options: argparse.Namespace) -> int:
 def print_tables(results: Path, cells: set[str]) -> None:
     """Regenerate the store's tables, and show those that the cells stand in."""
     from kdbench.registry import methods
-    from kdbench.report import build_tables, render_terminal, report
+    from kdbench.report import build_tables, render, render_terminal, write
+    from kdbench.results.claims import load_claims
     from kdbench.results.store import Store
 
-    shown = [table for table in build_tables(Store(results).load()) if cells & table.cells]
+    records = Store(results).load()
+    shown = [table for table in build_tables(records) if cells & table.cells]
     if shown:
-        report(results, results, methods=methods())
+        write(results, render(records, claims=load_claims(results), methods=methods()))
         say(render_terminal(shown))
         say(f"tables: {results / 'tables'}\nleaderboard: {results / 'leaderboard.html'}")
 

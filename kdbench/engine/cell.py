@@ -75,18 +75,21 @@ class Cell:
         Raises:
             UserError: the method's settings are wrong.
         """
-        settings = {key: value for key, value in self.config["method"].items() if key not in ("name", "_target_")}
+        settings = {key: value for key, value in self.config["method"].items() if key != "name"}
         return construct(self.name, self.method, settings, self.protocol)
 
 
 def construct(name: str, cls: type[Method], settings: Mapping[str, Any], protocol: Protocol) -> Method:
     """A method object from its config's settings, each checked against the constructor's annotation.
 
+    ``_target_`` may be among them: it says which class, not how.
+
     Raises:
         UserError: a setting is unknown, missing or of the wrong type.
     """
     try:
-        return cls(**_typed(name, cls, settings), protocol=protocol)
+        given = {key: value for key, value in settings.items() if key != "_target_"}
+        return cls(**_typed(name, cls, given), protocol=protocol)
     except UserError:
         raise
     except Exception as error:
@@ -248,7 +251,7 @@ def cells_of(job: Job) -> list[Cell]:
         for name, config in job.method.items():
             cls = method_class(name, config)
             settings = {key: value for key, value in config.items() if key not in BENCH_KEYS}
-            construct(name, cls, {k: v for k, v in settings.items() if k != "_target_"}, protocol)
+            construct(name, cls, settings, protocol)
             cells.append(
                 Cell(
                     name,
@@ -282,9 +285,7 @@ def teacher_recipe(job: Job) -> dict[str, Any]:
     teacher, protocol = job.teacher, Protocol.of(job.protocol)
     changes = {"epochs": teacher.epochs} if teacher.epochs else {}
     method = {key: value for key, value in teacher.method.items() if key not in BENCH_KEYS}
-    construct(
-        "teacher", method_class("teacher", method), {k: v for k, v in method.items() if k != "_target_"}, protocol
-    )
+    construct("teacher", method_class("teacher", method), method, protocol)
     return {
         "name": job.pair.teacher,
         "method": method,

@@ -110,9 +110,7 @@ class Bench:
         protocol = Protocol.of(recipe["protocol"])
         self.on_start(f"teacher {recipe['name']}", protocol.epochs)
         dataset = self.dataset(recipe["dataset"])
-        cls = method_class("teacher", recipe["method"])
-        settings = {name: value for name, value in recipe["method"].items() if name != "_target_"}
-        method = construct("teacher", cls, settings, protocol)
+        method = construct("teacher", method_class("teacher", recipe["method"]), recipe["method"], protocol)
         self._bind(method, recipe["name"], None, dataset.spec, recipe["seed"], "teacher")
         fitted = self._fit(method, dataset, recipe["seed"], work, f"teacher {recipe['name']}")
         if fitted.reason:
