@@ -53,6 +53,9 @@ from kdbench.protocol import Protocol
 from kdbench.taps import Out, Spec, Taps, probe
 from kdbench.tasks import metrics
 
+Tapping = Callable[[nn.Module, Tensor, tuple[str, ...]], dict[str, Tensor]]
+"""(network, images, tap names) -> those taps and ``logits``, see `kdbench.taps.Net`."""
+
 NEEDS = frozenset({"teacher", "labels", "no_data", "peers"})
 """What a method may ask of the bench: a frozen teacher, ground truth, *no* data, copies of the student."""
 
@@ -96,6 +99,8 @@ class Method(pl.LightningModule):
             is right from the moment a checkpoint is loaded, when the first batch of a resumed run is fetched.
         forwards: images passed through the student and the teacher while training.
         images_seen: training images drawn.
+        tap_with: how a network in training is asked for taps; the bench may put a compiled way here.
+        optimize_with: what becomes of an optimiser's config before it is made; the bench may ask for a fused one.
 
     Args:
         weights: weight of each loss term: a number, or ``{start, end, until}`` for a linear ramp (see `Ramp`). Exactly
@@ -134,7 +139,10 @@ class Method(pl.LightningModule):
         self._given = (student, teacher)  # a tuple hides the networks from nn.Module until bind() registers the student
         self._weights = None if weights is None else {name: _weight(name, w) for name, w in weights.items()}
         self._bound = False
+        self._first_optimizer = 0
         self.rng = torch.Generator()
+        self.tap_with: Tapping = _tap
+        self.optimize_with: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
 
     # ---- what a method says -------------------------------------------------------------------------------------
 
@@ -186,7 +194,7 @@ class Method(pl.LightningModule):
     def student_out(self, x: Tensor, net: nn.Module | None = None) -> Out:
         """A counted forward pass of the student (or of another trained `net` of its architecture), with its taps."""
         self.forwards["student"] += len(x)
-        return Out((net or self.student).tap(x, self._student_taps))  # type: ignore[operator]
+        return Out(self.tap_with(net or self.student, x, self._student_taps))
 
     def teacher_out(self, x: Tensor, *, grad: bool = False) -> Out:
         """A counted forward pass of the frozen teacher; with `grad`, gradients flow through it to `x`."""
@@ -288,7 +296,7 @@ class Method(pl.LightningModule):
                 config = dict(player.optimizer or self.protocol.optimizer)
                 if player.optimizer is None:
                     config["lr"] = self.protocol.lr(self._student_name)
-                optimizer = hydra.utils.instantiate(config, list(player.parameters))
+                optimizer = hydra.utils.instantiate(dict(self.optimize_with(config)), list(player.parameters))
                 for group in optimizer.param_groups:
                     group["initial_lr"] = group["lr"]
                     group["scheduled"] = player.optimizer is None
@@ -297,9 +305,13 @@ class Method(pl.LightningModule):
         return optimizers
 
     def on_fit_start(self) -> None:
+        self.start(self.trainer.max_epochs or 1)
+
+    def start(self, epochs: int) -> None:
+        """Get ready for `epochs` epochs in all, on the device where the module lies now."""
         if self._teacher[0] is not None:
             self._teacher[0].to(self.device)
-        self._spans = _allocate([stage.share for stage in self._stages], self.trainer.max_epochs or 1)
+        self._spans = _allocate([stage.share for stage in self._stages], epochs)
 
     def on_train_epoch_start(self) -> None:
         epoch = self.epoch
@@ -339,16 +351,24 @@ class Method(pl.LightningModule):
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def on_train_epoch_end(self) -> None:
-        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
-        self.log_dict({f"loss/{name}": value for name, value in means.items()})
+        means = self.term_means()
+        self.log_dict(means)
+        self.finish_epoch(means)
+
+    def term_means(self) -> dict[str, float]:
+        """The mean of every term over the steps of this epoch, as ``loss/TERM``."""
+        return {f"loss/{name}": float(value) / self._counts[name] for name, value in self._sums.items()}
+
+    def finish_epoch(self, means: Mapping[str, float]) -> None:
+        """Raises `Diverged` if one of the epoch's `term_means` is not finite; else the epoch counts."""
         for name, value in means.items():
             if not math.isfinite(value):
-                raise Diverged(name, self.epoch)
+                raise Diverged(name.removeprefix("loss/"), self.epoch)
         self.epoch += 1
 
     def _optimizers(self) -> list[Any]:
         optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
+        return optimizers[self._first_optimizer :] if isinstance(optimizers, list) else [optimizers]
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
 
@@ -367,11 +387,17 @@ class Method(pl.LightningModule):
         self.correct[("test", "val")[dataloader_idx]].append(logits.argmax(1) == batch.y)
 
     def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.scores())
+
+    def scores(self) -> dict[str, Tensor]:
+        """What was evaluated since `on_validation_epoch_start`, as ``test/METRIC`` and ``val/METRIC`` in percent."""
+        found: dict[str, Tensor] = {}
         for index, split in enumerate(("test", "val")):
             if self.correct[split]:
                 values = self._metric(index).compute()
-                self.log_dict({f"{split}/{name}": 100 * value for name, value in values.items()})
+                found |= {f"{split}/{name}": 100 * value for name, value in values.items()}
                 self._metric(index).reset()
+        return found
 
     def _metric(self, index: int) -> MetricCollection:
         metric = self._metrics[index]
@@ -392,6 +418,10 @@ class Method(pl.LightningModule):
         state = checkpoint["kdbench"]
         self.rng.set_state(state["rng"])
         self.epoch, self.forwards, self.images_seen = state["epoch"], dict(state["forwards"]), state["images_seen"]
+
+
+def _tap(net: nn.Module, x: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    return net.tap(x, names)  # type: ignore[operator,no-any-return]
 
 
 def _weight(name: str, value: float | Mapping[str, float]) -> Ramp:

@@ -111,7 +111,7 @@ def test_general_flags(kd: Kdbench) -> None:
     assert kd("--version").out.startswith("kdbench ")
     helped = kd("--help")
     assert helped.code == 0
-    for command in ("run", "methods", "teacher", "data", "report"):
+    for command in ("run", "methods", "teacher", "data", "report", "bench"):
         assert command in helped.out
         assert kd(command, "--help").code == 0
     assert kd().code != 0

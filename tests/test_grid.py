@@ -18,7 +18,7 @@ import torch
 from conftest import SMALL, Kdbench
 from test_cli import one_sentence
 
-from kdbench.engine import cell, fit, run
+from kdbench.engine import cell, cohort, fit, run
 from kdbench.errors import UserError
 from kdbench.results import store
 from kdbench.results.record import Record, parse
@@ -69,6 +69,7 @@ def other(kd: Kdbench, name: str, monkeypatch: pytest.MonkeyPatch) -> Kdbench:
 def test_interrupted_grids_can_be_resumed(alone: Kdbench, signum: signal.Signals) -> None:
     kd = alone
     command = ["run", "method=[scratch,ls]", "protocol.epochs=40", "dataset.per_class=20", "checkpoint_seconds=0"]
+    command += ["cohort.max_students=1"]  # one after the other
     process = kd.spawn(*command)
     wait_for(kd, "results/records/*.json", process)
     wait_for(kd, "runs/cells/*/last.ckpt", process)
@@ -147,7 +148,7 @@ def test_a_kill_between_the_last_epoch_and_the_record(kd: Kdbench, monkeypatch: 
     expected = numbers(kd.record("kd", 3))
     shutil.rmtree(kd.results)
 
-    def killed(*args: object) -> Record:
+    def killed(*args: object, **kwargs: object) -> Record:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -292,11 +293,11 @@ def test_a_corrupt_checkpoint(kd: Kdbench) -> None:
     shutil.rmtree(kd.results)
     folder = kd.work / "cells" / cell_id
     folder.mkdir()
-    (folder / fit.CHECKPOINT).write_bytes(b"PK\x03\x04 no checkpoint")
+    (folder / cohort.CHECKPOINT).write_bytes(b"PK\x03\x04 no checkpoint")
     result = kd.run("method=[scratch,ls]")
     one_sentence(result, "failed: scratch", "last.ckpt cannot be read", "delete it")
     assert [r.cell.method for r in kd.records()] == ["ls"]
-    (folder / fit.CHECKPOINT).unlink()
+    (folder / cohort.CHECKPOINT).unlink()
     assert kd.run("method=[scratch,ls]").code == 0
 
 

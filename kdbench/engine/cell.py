@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import hydra
 import torch
@@ -19,6 +19,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import ErrorDetails
 
 from kdbench.data.datasets import DatasetConfig
+from kdbench.engine.route import EngineConfig
 from kdbench.errors import UserError
 from kdbench.method import Method
 from kdbench.protocol import Protocol
@@ -198,6 +199,14 @@ class Paths(BaseModel):
     work: Text
 
 
+class CohortConfig(BaseModel):
+    """How many cells train in lockstep: at most `max_students`, or as many as memory holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_students: Literal["auto"] | Annotated[StrictInt, Field(ge=1)] = "auto"
+
+
 class Job(BaseModel):
     """One composed config, resolved and checked: methods x seeds for one pair, data set and protocol."""
 
@@ -210,6 +219,8 @@ class Job(BaseModel):
     paths: Paths
     trainer: dict[str, Any] = Field(default_factory=dict)
     logger: dict[str, Any] | None = None
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    cohort: CohortConfig = Field(default_factory=CohortConfig)
     force: bool = False
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
 

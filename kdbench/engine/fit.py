@@ -1,32 +1,28 @@
-"""Train one bound method with Lightning: resumable, quiet, counted."""
+"""Train bound methods with Lightning, quietly."""
 
 from __future__ import annotations
 
 import logging
-import math
-import os
 import resource
 import signal
 import sys
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from kdbench.errors import Diverged, Interrupted, UserError
+from kdbench.engine.cohort import Cohort, Member
+from kdbench.engine.fast import CompiledTap, fused, keep_freed_memory
+from kdbench.engine.frozen import FrozenTeacher
+from kdbench.engine.route import Route
+from kdbench.errors import Interrupted, UserError
 from kdbench.method import Method
-from kdbench.results.store import writing_to
-
-CHECKPOINT = "last.ckpt"
 
 
 @dataclass
@@ -48,129 +44,91 @@ class Fitted:
     reason: str | None = None
 
 
-class Progress(Checkpoint):
-    """Curves and training time of a cell, and its checkpoint; state survives a kill.
-
-    A `Checkpoint` by type, because Lightning calls those last, when the epoch's values are all logged.
-    """
-
-    def __init__(self, folder: Path, every_seconds: float, on_epoch: Callable[[], None]) -> None:
-        self.folder, self.every_seconds, self.on_epoch = folder, every_seconds, on_epoch
-        self.curves: dict[str, list[float | None]] = {}
-        self.seconds = 0.0
-        self._saved = time.monotonic()
-        self._since: float | None = None
-        self._rng: Tensor | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        state = {"curves": self.curves, "seconds": self.seconds, "rng": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            state["cuda_rng"] = torch.cuda.get_rng_state_all()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.curves, self.seconds = state["curves"], state["seconds"]
-        self._rng, self._cuda_rng = state["rng"], state.get("cuda_rng")
-
-    def on_train_start(self, trainer: pl.Trainer, method: pl.LightningModule) -> None:
-        if self._rng is not None:
-            torch.set_rng_state(self._rng)
-            if self._cuda_rng is not None and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(self._cuda_rng)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, method: pl.LightningModule) -> None:
-        # Lightning fills this again behind our epoch's end, with values that the new epoch may not measure
-        trainer.callback_metrics.clear()
-        self._since = time.monotonic()
-
-    def _stop_clock(self) -> None:
-        if self._since is not None:
-            self.seconds += time.monotonic() - self._since
-            self._since = None
-
-    def on_validation_start(self, trainer: pl.Trainer, method: pl.LightningModule) -> None:
-        self._stop_clock()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, method: pl.LightningModule) -> None:
-        assert isinstance(method, Method)
-        self._stop_clock()
-        self.record(trainer, method.epoch - 1)
-        last = method.epoch == trainer.max_epochs
-        if last or time.monotonic() - self._saved >= self.every_seconds:
-            self.save(trainer)
-        self.on_epoch()
-
-    def record(self, trainer: pl.Trainer, epoch: int) -> None:
-        """Enter what was logged as the values of the 0-based `epoch`; where a curve was not measured it holds None."""
-        for name, value in trainer.callback_metrics.items():
-            number = float(value)
-            curve = self.curves.setdefault(name, [])
-            curve += [None] * (epoch + 1 - len(curve))
-            curve[epoch] = number if math.isfinite(number) else None
-        trainer.callback_metrics.clear()
-
-    def save(self, trainer: pl.Trainer) -> None:
-        partial = self.folder / (CHECKPOINT + ".partial")
-        with writing_to(self.folder):
-            trainer.save_checkpoint(partial)
-            os.replace(partial, self.folder / CHECKPOINT)
-        self._saved = time.monotonic()
-
-
 def fit(
-    method: Method,
+    members: Sequence[Member],
     data: pl.LightningDataModule,
-    work: Path,
+    route: Route,
     *,
     trainer: Mapping[str, Any],
-    logger: Logger | None = None,
+    teacher: FrozenTeacher | None = None,
     checkpoint_seconds: float = 30.0,
-    on_epoch: Callable[[], None] = lambda: None,
-) -> Fitted:
-    """Train a bound method from its protocol's first epoch, or from the checkpoint in `work`, to the last.
+    on_epoch: Callable[[int], None] = lambda finished: None,
+    **more: Any,
+) -> list[Fitted | Exception]:
+    """Train bound members of one protocol in lockstep, from the epoch where all of them stand to the protocol's last.
+
+    Args:
+        trainer: the user's settings of Lightning's trainer; `more` are the caller's.
+
+    Returns:
+        for each member what training left behind, or the exception that made it fail.
 
     Raises:
-        Interrupted: on Ctrl-C or SIGTERM; the checkpoint stays.
-        UserError: the checkpoint cannot be read or written.
+        Interrupted: on Ctrl-C or SIGTERM; the checkpoints stay.
+        Spoiled: a member spoilt the step of the others.
+        UserError: a checkpoint cannot be written, or the trainer's settings are wrong.
     """
-    protocol = method.protocol
-    progress = Progress(work, checkpoint_seconds, on_epoch)
+    protocol = members[0].method.protocol
+    for member in members:
+        prepare(member.method, route)
+    cohort = Cohort(
+        members, teacher, channels_last=route.fast, checkpoint_seconds=checkpoint_seconds, on_epoch=on_epoch
+    )
     pl_trainer = make_trainer(
         trainer,
         max_epochs=protocol.epochs,
         precision=protocol.precision,
         check_val_every_n_epoch=protocol.eval_every,
-        logger=logger or False,
-        callbacks=[progress],
+        logger=False,  # each member has its own
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=1_000_000_000,  # values are logged per epoch: a step must not wait for the device
+        log_every_n_steps=1_000_000_000,
+        **more,
     )
-    checkpoint = work / CHECKPOINT
     previous = signal.getsignal(signal.SIGINT)
-    reason = None
     try:
-        _fit_or_resume(pl_trainer, method, data, checkpoint)
-        if method.epoch % protocol.eval_every or not _evaluated(method):
-            pl_trainer.validate(method, datamodule=data, verbose=False)
-            progress.record(pl_trainer, method.epoch - 1)
-    except Diverged as error:
-        reason = str(error)
-        progress.record(pl_trainer, method.epoch)
+        if cohort.epoch < protocol.epochs:
+            progress = pl_trainer.fit_loop.epoch_progress.current
+            progress.processed = progress.completed = cohort.epoch
+            pl_trainer.fit(cohort, datamodule=data)
+        if any(not _evaluated(member.method) for member in cohort.members):
+            pl_trainer.validate(cohort, datamodule=data, verbose=False)
     except (KeyboardInterrupt, SystemExit):
         raise Interrupted from None
     finally:
         signal.signal(signal.SIGINT, previous)
-    for curve in progress.curves.values():
-        curve += [None] * (method.epoch - len(curve))
-    return Fitted(
-        curves=progress.curves,
-        correct=torch.cat(method.correct["test"]).cpu() if reason is None else torch.zeros(0, dtype=torch.bool),
-        seconds=progress.seconds,
-        peak_memory_mb=peak_memory_mb(method.device),
-        reason=reason,
-    )
+    return [member.error or _fitted(member, peak_memory_mb(cohort.device)) for member in members]
+
+
+def prepare(method: Method, route: Route) -> None:
+    """Put a bound method on its route: memory format, fused optimisers, compiled forward passes."""
+    if not route.fast:
+        return
+    keep_freed_memory()
+    for parameter in method.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    method.optimize_with = fused
+    if route.compiled:
+        method.tap_with = compiled_tap(method.protocol.batch_size)
+
+
+@lru_cache
+def compiled_tap(batch_size: int) -> CompiledTap:
+    """One for all cells of a process, so that no graph is compiled twice."""
+    return CompiledTap(batch_size)
+
+
+def _fitted(member: Member, peak: float) -> Fitted:
+    epochs = member.method.epoch
+    for curve in member.curves.values():
+        curve += [None] * (epochs - len(curve))
+    correct = torch.zeros(0, dtype=torch.bool)
+    if member.reason is None:
+        correct = torch.cat(member.method.correct["test"]).cpu()
+    return Fitted(member.curves, correct, member.seconds, peak, member.reason)
 
 
 def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
@@ -195,20 +153,9 @@ def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
     return trainer
 
 
-def _fit_or_resume(trainer: pl.Trainer, method: Method, data: pl.LightningDataModule, checkpoint: Path) -> None:
-    if not checkpoint.exists():
-        trainer.fit(method, datamodule=data)
-        return
-    try:
-        torch.load(checkpoint, map_location="cpu", weights_only=False)
-    except Exception:
-        raise UserError(f"the checkpoint {checkpoint} cannot be read: delete it to start this cell anew.") from None
-    trainer.fit(method, datamodule=data, ckpt_path=str(checkpoint))
-
-
 def _evaluated(method: Method) -> bool:
-    """False for a cell that was killed between its last epoch and its record."""
-    return bool(getattr(method, "correct", {}).get("test"))
+    """Whether the last epoch was, be it by `eval_every`, be it before the cell was killed without a record."""
+    return method.epoch % method.protocol.eval_every == 0 and bool(getattr(method, "correct", {}).get("test"))
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from kdbench.engine.cell import Cell, first_line
+from kdbench.engine.cohort import Spoiled
 from kdbench.engine.run import Bench, BusyError
 from kdbench.errors import DoesNotFit, UserError
 from kdbench.results.record import Record, cell_id
@@ -77,32 +78,70 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
     bench.check()
 
     with watched(bench, console, sum(cell.protocol.epochs for cell in todo)) as (progress, begun):
-        queue = [(cell, False) for cell in todo]
+        queue = [(cohort, False) for cohort in cohorts(todo, bench)]
         while queue:
-            cell, wait = queue.pop(0)
-            ends = progress.tasks[0].completed + cell.protocol.epochs
-            try:
-                record = bench.run(cell, force=force, wait=wait)
-            except BusyError:
-                queue.append((cell, True))
-                continue
-            except DoesNotFit as error:
-                outcome.pruned.append(f"{cell}: {error}")
-            except UserError as error:
-                outcome.failed.append(f"{cell}: {error}")
-            except Exception as error:  # one failed cell never stops a sweep
-                what = f"{cell}: {type(error).__name__}: {first_line(error)}"
-                outcome.failed.append(f"{what} (traceback in {write_log(bench, cell)})")
-            else:
-                if record.status == "diverged":
-                    outcome.diverged.append(f"{cell} ({record.reason}); lower its learning rate or weights")
-                elif str(cell) not in begun:  # another process finished it while this one waited
-                    outcome.skipped.append(str(cell))
-                else:
-                    outcome.ran.append(str(cell))
-                    console.print(result(record), markup=False, highlight=False, soft_wrap=True)
+            cohort, wait = queue.pop(0)
+            ends = progress.tasks[0].completed + sum(cell.protocol.epochs for cell in cohort)
+            done = bench.run(cohort, force=force, wait=wait)
+            again = [cell for cell in cohort if cell.id not in done]
+            if again:  # one of them spoilt the step of the others
+                queue.insert(0, (again, False))
+            for cell in cohort:
+                result = done.get(cell.id)
+                if isinstance(result, BusyError):
+                    queue.append(([cell], True))
+                elif result:
+                    account(cell, result, outcome, bench, str(cell) in begun)
+                    if isinstance(result, Record) and str(cell) in outcome.ran:
+                        console.print(line(result), markup=False, highlight=False, soft_wrap=True)
             progress.update(progress.tasks[0].id, completed=max(ends, progress.tasks[0].completed))
     return outcome
+
+
+def cohorts(cells: Sequence[Cell], bench: Bench) -> list[list[Cell]]:
+    """Cells grouped to train in lockstep, in the order in which the first of each group stands in the grid.
+
+    Together are those that share data set, protocol and seed, and the teacher where they have one; as many as
+    ``cohort.max_students`` says, or as memory holds.
+    """
+    groups: list[list[Cell]] = []
+    for cell in cells:
+        group = next((group for group in groups if _fits(cell, group)), None)
+        if group is None:
+            groups.append([cell])
+        else:
+            group.append(cell)
+    parts: list[list[Cell]] = []
+    for group in groups:
+        count = -(-len(group) // bench.cohort_size(group[0]))
+        # parts of nearly equal size
+        parts += [group[len(group) * k // count : len(group) * (k + 1) // count] for k in range(count)]
+    return parts
+
+
+def _fits(cell: Cell, group: Sequence[Cell]) -> bool:
+    first = group[0]
+    teacher = next((other.teacher for other in group if other.teacher), None)
+    return all(cell.config[key] == first.config[key] for key in ("dataset", "protocol", "seed")) and (
+        not cell.teacher or not teacher or cell.teacher == teacher
+    )
+
+
+def account(cell: Cell, result: Record | Exception, outcome: Outcome, bench: Bench, begun: bool) -> None:
+    """Enter what became of a cell."""
+    if isinstance(result, DoesNotFit):
+        outcome.pruned.append(f"{cell}: {result}")
+    elif isinstance(result, (UserError, Spoiled)):
+        outcome.failed.append(f"{cell}: {result}")
+    elif isinstance(result, Exception):  # one failed cell never stops a sweep
+        what = f"{cell}: {type(result).__name__}: {first_line(result)}"
+        outcome.failed.append(f"{what} (traceback in {write_log(bench, cell, result)})")
+    elif result.status == "diverged":
+        outcome.diverged.append(f"{cell} ({result.reason}); lower its learning rate or weights")
+    elif not begun:  # another process finished it while this one waited
+        outcome.skipped.append(str(cell))
+    else:
+        outcome.ran.append(str(cell))
 
 
 @contextmanager
@@ -123,28 +162,33 @@ def watched(bench: Bench, console: Console, epochs: int) -> Iterator[tuple[Progr
     with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=epochs)
 
-        def on_start(name: str, more: int) -> None:
-            begun.add(name)
-            progress.update(bar, description=escape(name))
-            if name.startswith("teacher "):  # not in the plan until now
+        def on_start(title: str, names: Sequence[str], more: int) -> None:
+            begun.update(names)
+            progress.update(bar, description=escape(title))
+            if more:  # a teacher, not in the plan until now
                 progress.update(bar, total=(progress.tasks[0].total or 0) + more)
             if not console.is_terminal:
-                console.print(f"training {name}", markup=False, highlight=False, soft_wrap=True)
+                say(f"training {title}")
 
-        bench.on_start, bench.on_epoch = on_start, lambda: progress.advance(bar)
+        def say(sentence: str) -> None:
+            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+        bench.on_start, bench.say = on_start, say
+        bench.on_epoch = lambda finished: progress.advance(bar, finished)
         yield progress, begun
 
 
-def result(record: Record) -> str:
+def line(record: Record) -> str:
+    """A finished cell in one line."""
     cell, metrics = record.cell, record.metrics
     accuracy = f"{metrics.last:.2f} %" if metrics else "diverged"
     return f"{cell.method} {cell.pair} {cell.dataset} seed {cell.seed}: {accuracy}, {record.cost.train_seconds:.0f} s"
 
 
-def write_log(bench: Bench, cell: Cell) -> Path:
-    """The traceback of the exception at hand, in a file."""
+def write_log(bench: Bench, cell: Cell, error: Exception) -> Path:
+    """The traceback of an exception, in a file."""
     log = bench.work / "cells" / f"{cell.id}.error.log"
     with suppress(OSError):  # the disk may be what failed
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(traceback.format_exc())
+        log.write_text("".join(traceback.format_exception(error)))
     return log

@@ -1,46 +1,64 @@
-"""Run cells: find or train the teacher, build, fit, judge, and make the record."""
+"""Run cells: find or train the teacher, build, fit, judge, and store the records."""
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import pytorch_lightning as pl
+import psutil
 import torch
 from filelock import FileLock, Timeout
 from pytorch_lightning.loggers import Logger
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-import kdbench
 from kdbench import models
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.data.module import ArrayData
 from kdbench.engine.cell import Cell, construct, instantiate, method_class
+from kdbench.engine.cohort import Member, Spoiled
 from kdbench.engine.fit import Fitted, fit, make_trainer
+from kdbench.engine.frozen import CACHED, FrozenTeacher
+from kdbench.engine.making import device_name, make_record
+from kdbench.engine.route import EngineConfig, Route
 from kdbench.engine.seeding import key, seeded
 from kdbench.engine.teachers import Teacher, Teachers, check_pin, stem
+from kdbench.engine.view_cache import ViewCache
+
 from kdbench.errors import UserError
 from kdbench.method import Method
+from kdbench.paths import cache_dir
 from kdbench.protocol import Protocol
 from kdbench.results import record as rec
 from kdbench.results.store import Store, writing_to
+from kdbench.taps import probe
 from kdbench.tasks import TASKS
+
+COMPARED = 1000
+"""Test images on which a fast teacher is compared with its float32 self: a second or two on a CPU."""
+
+BYTES_PER_PARAMETER = 40
+"""Of a student in training: weights, gradients, two moments of Adam, buffers and adapters, in float32, doubled for peers.
+Activations do not count: only one member of a cohort has any at a time."""
 
 
 class BusyError(Exception):
     """Another process is training this cell or teacher."""
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher, and how a cohort shares it."""
+
+    teacher: Teacher
+    frozen: FrozenTeacher
 
 
 @dataclass
@@ -53,13 +71,17 @@ class Bench:
     logger: Mapping[str, Any] | None = None
     data_root: str | None = None
     checkpoint_seconds: float = 30.0
-    on_epoch: Callable[[], None] = lambda: None
-    on_start: Callable[[str, int], None] = lambda name, epochs: None
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    max_students: int | Literal["auto"] = "auto"
+    on_epoch: Callable[[int], None] = lambda finished: None
+    on_start: Callable[[str, Sequence[str], int], None] = lambda title, names, epochs: None
+    say: Callable[[str], None] = lambda sentence: None
 
     def __post_init__(self) -> None:
         self.teachers = Teachers(self.store.root)
         self._datasets: dict[str, Dataset] = {}
         self._loaded: dict[tuple[str, str], nn.Module] = {}
+        self._compared: dict[tuple[str, str, Route], rec.Agreement] = {}
         self._failed: dict[str, UserError] = {}
 
     def check(self) -> None:
@@ -70,7 +92,34 @@ class Bench:
         """
         with writing_to(self.work):
             (self.work / "cells").mkdir(parents=True, exist_ok=True)
-        make_trainer(self.trainer, logger=False, enable_checkpointing=False)
+        _ = self.device
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where cells are trained."""
+        return make_trainer(self.trainer, logger=False, enable_checkpointing=False).strategy.root_device
+
+    def cohort_size(self, cell: Cell) -> int:
+        """How many students such as the cell's may train in lockstep.
+
+        As many as `max_students` says, or as fit into half of the memory that is free now. One on the plain route, unless
+        a number is given, and where a gradient scaler would tie the members to each other.
+        """
+        if cell.protocol.precision == "16-mixed":
+            return 1
+        if self.max_students != "auto":
+            return self.max_students
+        if self.engine.route == "plain":
+            return 1
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+        else:
+            free = psutil.virtual_memory().available
+        spec = self.dataset(cell.config["dataset"]).spec
+        with seeded("size"):
+            net = models.create(cell.student, spec.shape, spec.num_classes)
+        size = BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in net.parameters())
+        return max(1, int(free / 2 / size))
 
     # ---- data and teachers --------------------------------------------------------------------------------------
 
@@ -108,14 +157,20 @@ class Bench:
 
     def _train_teacher(self, recipe: Mapping[str, Any], work: Path) -> Teacher:
         protocol = Protocol.of(recipe["protocol"])
-        self.on_start(f"teacher {recipe['name']}", protocol.epochs)
+        title = f"teacher {recipe['name']}"
+        self.on_start(title, [], protocol.epochs)
         dataset = self.dataset(recipe["dataset"])
         method = construct("teacher", method_class("teacher", recipe["method"]), recipe["method"], protocol)
         self._bind(method, recipe["name"], None, dataset.spec, recipe["seed"], "teacher")
-        fitted = self._fit(method, dataset, recipe["seed"], work, f"teacher {recipe['name']}")
+        with ExitStack() as stack:
+            member = self._member(title, method, work, recipe["seed"], stack)
+            member.resume()
+            (fitted,) = self._fit([member], dataset, recipe["seed"], None, self.route(protocol, dataset))
+        if isinstance(fitted, Exception):
+            raise fitted
         if fitted.reason:
             shutil.rmtree(work, ignore_errors=True)
-            raise UserError(f"the teacher {recipe['name']} diverged ({fitted.reason}): lower protocol.optimizer.lr.")
+            raise UserError(f"the {title} diverged ({fitted.reason}): lower protocol.optimizer.lr.")
         teacher = self.teachers.save(
             recipe,
             method.deployed().state_dict(),
@@ -158,35 +213,127 @@ class Bench:
                 )
         return record
 
-    def run(self, cell: Cell, *, force: bool = False, wait: bool = True) -> rec.Record:
-        """Train one cell, or resume it, and store its record.
+    def run(
+        self, cells: Sequence[Cell], *, force: bool = False, wait: bool = True
+    ) -> dict[str, rec.Record | Exception]:
+        """Train the cells of a cohort in lockstep, or resume them, and store their records.
+
+        Args:
+            cells: of one data set, protocol and seed, and of at most one teacher.
+            wait: for another process that is at such a cell or at the teacher; with several cells, do not.
+
+        Returns:
+            for each cell's id its record, or what became of it:
+            `BusyError` where another process is at it, and `wait` is false;
+            `DoesNotFit` where the method cannot serve this pair or data set;
+            `Spoiled` where it ruined its neighbours' step: those that are missing are to be run again;
+            `UserError` or any other exception that made it fail.
 
         Raises:
-            BusyError: another process is at it, and `wait` is false.
-            DoesNotFit: the method cannot serve this pair or data set.
-            Interrupted: Ctrl-C; the cell can be resumed.
-            UserError: anything else that the user can mend.
+            Interrupted: Ctrl-C; the cells can be resumed.
         """
-        dataset = self.dataset(cell.config["dataset"])
-        if cell.teacher and self.teachers.find(cell.teacher) is None:
-            self._rehearse(cell, dataset.spec)
-        teacher = self.teacher(cell.teacher, cell.pinned_teacher, wait=wait) if cell.teacher else None
-        with self._locked(cell.id, wait) as work:
-            done = None if force else self.store.get(cell.id)
-            if done:  # by another process, while this one waited
-                return done
-            method = cell.make_method()
-            frozen = self._load(teacher, dataset.spec) if teacher else None
-            named = (teacher.card.name, frozen) if teacher and frozen else None
-            self._bind(method, cell.student, named, dataset.spec, cell.seed, cell.name)
-            self.on_start(str(cell), method.protocol.epochs)
-            fitted = self._fit(method, dataset, cell.seed, work, str(cell))
-            record = make_record(cell, method, dataset, teacher, fitted)
-            self.store.write(record, overwrite=force)
-            if teacher:
-                self.teachers.keep(teacher)
-            shutil.rmtree(work, ignore_errors=True)
-            return record
+        done: dict[str, rec.Record | Exception] = {}
+        with ExitStack() as stack:
+            dataset, taught = self.dataset(cells[0].config["dataset"]), None
+            try:
+                taught = self._teacher_of(cells, dataset, done, wait)
+            except Exception as error:
+                done |= {cell.id: error for cell in cells if cell.teacher and cell.id not in done}
+            work: dict[str, Path] = {}
+            for cell in cells:
+                if cell.id in done:
+                    continue
+                try:
+                    work[cell.id] = stack.enter_context(self._locked(cell.id, wait))
+                    if not force and (record := self.store.get(cell.id)):  # another process was faster
+                        done[cell.id] = record
+                except Exception as error:
+                    done[cell.id] = error
+            left = [cell for cell in cells if cell.id not in done]
+            if left:
+                self._train(left, dataset, taught, work, done, force, stack)
+        return done
+
+    def _teacher_of(
+        self, cells: Sequence[Cell], dataset: Dataset, done: dict[str, rec.Record | Exception], wait: bool
+    ) -> Taught | None:
+        """The teacher of those cells that have one and can use it; who cannot is done."""
+        taught = [cell for cell in cells if cell.teacher]
+        if taught and self.teachers.find(taught[0].config["teacher"]) is None:
+            for cell in taught:
+                try:
+                    self._rehearse(cell, dataset.spec)
+                except Exception as error:
+                    done[cell.id] = error
+            taught = [cell for cell in taught if cell.id not in done]
+        if not taught:
+            return None
+        first = taught[0]
+        teacher = self.teacher(first.config["teacher"], first.pinned_teacher, wait=wait)
+        return Taught(teacher, self.frozen(teacher, first.config["dataset"], first.protocol))
+
+    def _train(
+        self,
+        cells: Sequence[Cell],
+        dataset: Dataset,
+        taught: Taught | None,
+        work: Mapping[str, Path],
+        done: dict[str, rec.Record | Exception],
+        force: bool,
+        stack: ExitStack,
+    ) -> None:
+        route = self.route(cells[0].protocol, dataset)
+        members: list[tuple[Cell, Member]] = []
+        for cell in cells:
+            try:
+                method = cell.make_method()
+                named = (taught.teacher.card.name, taught.frozen) if taught and cell.teacher else None
+                self._bind(method, cell.student, named, dataset.spec, cell.seed, cell.name)
+                member = self._member(str(cell), method, work[cell.id], cell.seed, stack)
+                member.resume()
+                members.append((cell, member))
+            except Exception as error:
+                done[cell.id] = error
+        # after a kill the members may stand at different epochs: those of one epoch are one cohort
+        for _, group in groupby(
+            sorted(members, key=lambda pair: pair[1].method.epoch), lambda pair: pair[1].method.epoch
+        ):
+            together = list(group)
+            self.on_start(_title([cell for cell, _ in together]), [str(c) for c, _ in together], 0)
+            try:
+                frozen = taught.frozen if taught else None
+                results = self._fit([m for _, m in together], dataset, cells[0].seed, frozen, route)
+            except Spoiled as error:
+                done |= {cell.id: error for cell, member in together if member is error.member}
+                continue
+            except Exception as error:
+                done |= {cell.id: error for cell, _ in together}
+                continue
+            for (cell, member), fitted in zip(together, results, strict=True):
+                try:
+                    if isinstance(fitted, Exception):
+                        raise fitted
+                    own = taught if cell.teacher else None
+                    record = make_record(
+                        cell,
+                        member.method,
+                        dataset,
+                        own.teacher if own else None,
+                        fitted,
+                        path=route.describe(len(together), teacher=own is not None),
+                        agreement=self._agreement(own, dataset, route) if own else None,
+                    )
+                    self.store.write(record, overwrite=force)
+                    if own:
+                        self.teachers.keep(own.teacher)
+                    shutil.rmtree(work[cell.id], ignore_errors=True)
+                    done[cell.id] = record
+                except Exception as error:
+                    done[cell.id] = error
+
+    def route(self, protocol: Protocol, dataset: Dataset) -> Route:
+        steps = protocol.epochs * -(-dataset.spec.n_train // protocol.batch_size)
+        return Route.choose(self.engine, self.device, steps)
 
     def _rehearse(self, cell: Cell, spec: DataSpec) -> None:
         """Bind the method to an untrained teacher: what does not fit is known before hours go into a trained one."""
@@ -196,11 +343,52 @@ class Bench:
             untrained = models.create(name, spec.shape, spec.num_classes)
         self._bind(cell.make_method(), cell.student, (name, untrained), spec, cell.seed, cell.name)
 
-    def _load(self, teacher: Teacher, spec: DataSpec) -> nn.Module:
-        name = (teacher.card.sha256, spec.name)
+    def frozen(self, teacher: Teacher, dataset_config: Mapping[str, Any], protocol: Protocol) -> FrozenTeacher:
+        """A teacher as the cells of one data set and protocol share it, on the device."""
+        dataset = self.dataset(dataset_config)
+        route = self.route(protocol, dataset)
+        name = (teacher.card.sha256, dataset.spec.name)
         if name not in self._loaded:
-            self._loaded[name] = teacher.load(spec)
-        return self._loaded[name]
+            self._loaded[name] = teacher.load(dataset.spec)
+        frozen = FrozenTeacher(self._loaded[name], dataset.spec.shape, route, protocol.batch_size).to(self.device)
+        if route.cached:
+            shapes = probe(teacher.card.name, frozen.plain, dataset.spec.shape).shapes
+            # all that can change a bit of what the teacher says
+            identity = {
+                "teacher": teacher.card.sha256,
+                "name": teacher.card.name,
+                "data": dataset.content_hash,
+                "dataset": dict(dataset_config),
+                "mean": dataset.mean,
+                "std": dataset.std,
+                "device": device_name(self.device),
+                "torch": torch.__version__,
+                "granularity": frozen.granularity,
+            }
+            cache = ViewCache.open(
+                cache_dir() / "views",
+                identity,
+                samples=dataset.spec.n_train,
+                pad=dataset.pad,
+                flip=dataset.flip,
+                widths={name: shapes[name][0] for name in sorted(CACHED)},
+                dtype=route.teacher_dtype,
+            )
+            if cache.rebuilt:
+                self.say(f"the view cache of {teacher.card.name} is begun anew: {cache.rebuilt}.")
+            cache.check_room(dataset.spec.n_train * protocol.epochs)
+            frozen.cache = cache
+        return frozen
+
+    def _agreement(self, taught: Taught, dataset: Dataset, route: Route) -> rec.Agreement | None:
+        if not route.fast:
+            return None
+        name = (taught.teacher.card.sha256, dataset.spec.name, route)
+        if name not in self._compared:
+            test = ArrayData(dataset, batch_size=1, seed=0, eval_batch_size=100).test_dataloader()
+            found = taught.frozen.agreement(batch.x.to(self.device) for batch in islice(test, COMPARED // 100))
+            self._compared[name] = rec.Agreement(**asdict(found))
+        return self._compared[name]
 
     def _bind(
         self,
@@ -229,15 +417,24 @@ class Bench:
                 seed=key(seed, "method", name),
             )
 
-    def _fit(self, method: Method, dataset: Dataset, seed: int, work: Path, title: str) -> Fitted:
-        data = ArrayData(dataset, batch_size=method.protocol.batch_size, seed=seed, blind="no_data" in method.needs)
-        with self._logging(re.sub(r"[^A-Za-z0-9._-]+", "-", title), work.name) as logger, seeded(seed, "training"):
+    def _member(self, title: str, method: Method, work: Path, seed: int, stack: ExitStack) -> Member:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", title)
+        logger = stack.enter_context(self._logging(name, work.name))
+        with seeded(seed, "training"):
+            return Member(title, method, work, torch.get_rng_state(), logger)
+
+    def _fit(
+        self, members: Sequence[Member], dataset: Dataset, seed: int, teacher: FrozenTeacher | None, route: Route
+    ) -> list[Fitted | Exception]:
+        blind = all("no_data" in member.method.needs for member in members)
+        data = ArrayData(dataset, batch_size=members[0].method.protocol.batch_size, seed=seed, blind=blind)
+        with seeded(seed, "training"):
             return fit(
-                method,
+                members,
                 data,
-                work,
+                route,
                 trainer=self.trainer,
-                logger=logger,
+                teacher=teacher,
                 checkpoint_seconds=self.checkpoint_seconds,
                 on_epoch=self.on_epoch,
             )
@@ -274,125 +471,11 @@ class Bench:
             lock.release()
 
 
-def make_record(cell: Cell, method: Method, dataset: Dataset, teacher: Teacher | None, fitted: Fitted) -> rec.Record:
-    cls, spec = cell.method, dataset.spec
-    deployed = method.deployed()
-    finished = fitted.reason is None
-    return rec.Record(
-        cell=rec.Cell(
-            id=cell.id,
-            method=cell.name,
-            pair=cell.pair,
-            student=cell.student,
-            teacher=teacher.card.name if teacher else None,
-            dataset=spec.name,
-            protocol=method.protocol.name,
-            seed=cell.seed,
-        ),
-        config=dict(cell.config),
-        method=rec.MethodInfo(
-            cls=f"{cls.__module__}.{cls.__qualname__}",
-            leaf=cls.leaf,
-            paper=cls.paper or None,
-            extension=cls.extension,
-            control=cls.control,
-            needs=sorted(cls.needs),
-        ),
-        dataset=rec.DatasetInfo(
-            sha256=dataset.content_hash,
-            n_train=spec.n_train,
-            n_val=spec.n_val,
-            n_test=spec.n_test,
-            num_classes=spec.num_classes,
-        ),
-        teacher=rec.TeacherInfo(name=teacher.card.name, sha256=teacher.card.sha256, accuracy=teacher.card.accuracy)
-        if teacher
-        else None,
-        status="finished" if finished else "diverged",
-        reason=fitted.reason,
-        metrics=metrics_of(fitted, TASKS[spec.task]) if finished else None,
-        curves=fitted.curves,
-        correct=rec.pack_correct(fitted.correct.numpy()) if finished else None,
-        cost=rec.Cost(
-            images_seen=method.images_seen,
-            student_forwards=method.forwards["student"],
-            teacher_forwards=method.forwards["teacher"],
-            train_seconds=round(fitted.seconds, 3),
-            images_per_second=round(method.images_seen / max(fitted.seconds, 1e-9), 1),
-            peak_memory_mb=round(fitted.peak_memory_mb, 1),
-            student_params=_count(deployed),
-            student_macs=macs(method, spec),
-            extra_params=_count(method) - _count(deployed),
-        ),
-        environment=environment(method),
-        created=datetime.now(timezone.utc).replace(microsecond=0),
-    )
-
-
-def metrics_of(fitted: Fitted, primary: str) -> rec.Metrics:
-    """Last epoch (ranked), at the best epoch of the validation split, and best on the test set (never ranked)."""
-    curve = fitted.curves[f"test/{primary}"]
-    last = 100 * fitted.correct.double().mean().item()
-    val = fitted.curves.get(f"val/{primary}")
-    selected = None
-    if val:
-        best = max((value, epoch) for epoch, value in enumerate(val) if value is not None)[1]
-        selected = curve[best]
-    oracle = max(last, *(value for value in curve if value is not None))
-    return rec.Metrics(last=last, val_selected=selected, oracle=oracle)
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def macs(method: Method, spec: DataSpec) -> int:
-    """Multiply-accumulates of the deployed network for one image: half of PyTorch's FLOP count."""
-    net = method.deployed()
-    training = net.training
-    image = torch.zeros(1, *spec.shape, device=next(net.parameters()).device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net.eval()(image)
-    net.train(training)
-    return counter.get_total_flops() // 2
-
-
-def environment(method: Method) -> rec.Environment:
-    return rec.Environment(
-        kdbench=kdbench.__version__,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        lightning=pl.__version__,
-        device=device_name(method.device),
-        precision=method.protocol.precision,
-        threads=torch.get_num_threads(),
-        platform=platform.platform(),
-        path="plain",
-        commit=commit(),
-    )
-
-
-@lru_cache
-def device_name(device: torch.device) -> str:
-    """Model name of the GPU, or of the processor where the system tells it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-@lru_cache
-def commit() -> str | None:
-    """Commit of the checkout that this code runs from; None when it was installed."""
-    root = Path(kdbench.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    found = subprocess.run(
-        ["git", "-C", os.fspath(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None
+def _title(cells: Sequence[Cell]) -> str:
+    """What is training, in one line."""
+    first = cells[0]
+    if len(cells) == 1:
+        return str(first)
+    pair = next((cell.pair for cell in cells if cell.teacher), first.pair)
+    names = ", ".join(dict.fromkeys(cell.name for cell in cells))
+    return f"{len(cells)} in lockstep ({names}) {pair} {first.config['dataset']['name']} seed {first.seed}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from kdbench.errors import UserError
 from kdbench.report import leaderboard
 from kdbench.report.across import across_pairs
+from kdbench.report.benchmarks import benchmarks
 from kdbench.report.chapters import chapter_sheets, overview
 from kdbench.report.claims import render_claims
 from kdbench.report.csv import CSV_MARKER, comma_separated
@@ -19,6 +20,7 @@ from kdbench.report.markdown import MARKER, markdown
 from kdbench.report.model import build_tables, load_records
 from kdbench.report.sheet import Sheet
 from kdbench.report.terminal import render_terminal
+from kdbench.results import figures
 from kdbench.results.claims import Claim, load_claims
 from kdbench.results.record import Record
 from kdbench.results.store import remove_leftovers, write_atomic, writing_to
@@ -26,6 +28,7 @@ from kdbench.taxonomy import MethodLike
 
 FOLDER = "tables"
 LEADERBOARD = "leaderboard.html"
+BENCHMARKS = "benchmarks.md"
 _SHEETS: dict[str, Callable[[Sheet], str]] = {"md": markdown, "csv": comma_separated, "tex": latex}
 FORMATS = (*_SHEETS, "html")
 _MARKERS = {".md": MARKER, ".csv": f"{CSV_MARKER},", ".tex": LATEX_MARKER, ".html": HTML_MARKER}
@@ -40,14 +43,18 @@ def generate(
 ) -> dict[str, str]:
     """The text of every table of a store, by path (with forward slashes) relative to the output folder.
 
-    The same records, claims and methods give the same texts. See `select` for `filters`; `methods` are those that the
-    leaderboard shows on the survey's tree, with or without records.
+    The same records, claims, figures and methods give the same texts. See `select` for `filters`; `methods` are those
+    that the leaderboard shows on the survey's tree, with or without records.
 
     Raises:
         UserError: the store is empty or bad, a filter matches nothing, or a format is unknown.
     """
     records = select(load_records(store_root), filters or {})
-    return render(records, formats, load_claims(store_root), methods)
+    texts = render(records, formats, load_claims(store_root), methods)
+    measured = figures.load(Path(store_root) / figures.FILE)
+    if measured and "md" in formats and not filters:
+        texts[BENCHMARKS] = benchmarks(measured)
+    return texts
 
 
 def render(

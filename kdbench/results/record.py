@@ -16,7 +16,17 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 SCHEMA_VERSION: Final = 1
 
@@ -116,12 +126,35 @@ class DatasetInfo(_Strict):
     num_classes: Annotated[int, Field(ge=1)]
 
 
+class Agreement(_Strict):
+    """A teacher as it was run (folded, in low precision) against the network in float32, on the first test images.
+
+    Attributes:
+        max_abs_logit: largest difference of any logit.
+        top1_percent: images that both give the same class.
+        images: how many were compared.
+    """
+
+    max_abs_logit: Amount
+    top1_percent: Percent
+    images: Annotated[int, Field(ge=1)]
+
+
 class TeacherInfo(_Strict):
-    """The frozen teacher by the hash of its weights; test accuracy in percent."""
+    """The frozen teacher by the hash of its weights; test accuracy in percent.
+
+    `agreement` is null where the float32 network itself taught.
+    """
 
     name: Name
     sha256: Sha256
     accuracy: Percent
+    agreement: Agreement | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_null(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # records made before there was such a field keep their text, and with it their seal
+        return {key: value for key, value in handler(self).items() if key != "agreement" or value is not None}
 
 
 class Metrics(_Strict):
@@ -164,7 +197,8 @@ class Cost(_Strict):
     Attributes:
         images_seen: training images drawn, over all epochs and stages.
         student_forwards, teacher_forwards: images passed through the student and through teachers while training.
-        train_seconds: wall time of training, without set-up and evaluation.
+        train_seconds: wall time of training, without set-up and evaluation; in a cohort that of the cell's own steps and
+            an equal share of what all have in common.
         peak_memory_mb: null where the device has no meter.
         student_params, student_macs: of the deployed network; multiply-accumulates for one image.
         extra_params: of adapters, heads and generators that only training needs.

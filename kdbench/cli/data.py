@@ -1,0 +1,84 @@
+"""``kdbench data list | prepare | verify``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from kdbench.cli.console import say
+from kdbench.paths import data_root
+
+if TYPE_CHECKING:
+    from kdbench.data.prepare import Row
+
+
+def add_to(commands: Any) -> None:
+    data = commands.add_parser("data", help="prepared data sets").add_subparsers(
+        required=True, metavar="list|prepare|verify"
+    )
+    listing = data.add_parser("list", help="data sets known, and which are prepared")
+    listing.set_defaults(command=list_data)
+    prepare = data.add_parser("prepare", help="download, or take from files at hand, and write the arrays")
+    prepare.add_argument("kind", help="cifar100, ..., or 'folder' for a folder of images")
+    prepare.add_argument(
+        "--source",
+        type=Path,
+        metavar="DIR",
+        help="of 'folder': DIR/CLASS/* or DIR/{train,test}/CLASS/*; else downloads",
+    )
+    prepare.add_argument("--name", help="of 'folder': what to call the result (default folder)")
+    prepare.add_argument("--size", type=int, help="of 'folder': side of the square images (default 64)")
+    prepare.set_defaults(command=prepare_data)
+    verify = data.add_parser("verify", help="read everything and compare with the known hash")
+    verify.add_argument("name")
+    verify.set_defaults(command=verify_data)
+    for command in (listing, prepare, verify):
+        root = str(data_root()).replace("%", "%%")
+        command.add_argument("--root", type=Path, metavar="DIR", help=f"folder of prepared data sets (default {root})")
+
+
+def list_data(options: argparse.Namespace) -> int:
+    from kdbench.data.prepare import list_datasets
+
+    table = Table("data set", "status", "train", "test", "image", "classes", "sha256")
+    rows = list_datasets(options.root)
+    for row in rows:
+        table.add_row(*data_cells(row))
+    say(table)
+    for row in rows:
+        if row.status == "corrupt":
+            say(f"corrupt: {row.note}")
+    return 0
+
+
+def data_cells(row: Row) -> list[str]:
+    """A data set in the columns of ``kdbench data list``."""
+    sizes = [str(n) if n is not None else "-" for n in (row.n_train, row.n_test)]
+    image = "x".join(map(str, row.shape)) if row.shape else "-"
+    classes = str(row.num_classes) if row.num_classes else "-"
+    return [row.name, row.status, *sizes, image, classes, (row.sha256 or "-")[:12]]
+
+
+def describe(row: Row) -> str:
+    where = f" in {row.folder}" if row.folder else ""
+    return (
+        f"{row.name}: {row.status}{where}; {row.n_train} training and {row.n_test} test images of "
+        f"{'x'.join(map(str, row.shape or ()))}, {row.num_classes} classes, sha256 {row.sha256 or 'not known'}"
+    )
+
+
+def prepare_data(options: argparse.Namespace) -> int:
+    from kdbench.data.prepare import prepare
+
+    say(describe(prepare(options.kind, options.root, options.source, name=options.name, size=options.size)))
+    return 0
+
+
+def verify_data(options: argparse.Namespace) -> int:
+    from kdbench.data.prepare import verify
+
+    say(describe(verify(options.name, options.root)))
+    return 0

@@ -1,0 +1,280 @@
+"""Cohorts: cells that train in lockstep behind one view of each batch and one pass of the teacher.
+
+Lightning drives a cohort as one module. Every member keeps what is its own: networks, optimisers, random numbers,
+curves, clock, checkpoint. So a cell's result does not depend on its company, and a member that diverges or fails leaves
+without harm to the others. A cell on its own is a cohort of one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+
+from kdbench.data.batch import Batch
+from kdbench.engine.frozen import CACHED, FrozenTeacher
+from kdbench.errors import Diverged, UserError
+from kdbench.method import Method
+from kdbench.results.store import writing_to
+
+CHECKPOINT = "last.ckpt"
+
+
+class Spoiled(Exception):
+    """A method changed a tensor in place that the members after it would have shared."""
+
+    def __init__(self, member: Member, what: str) -> None:
+        super().__init__(f"{what}, which the cells beside it share: have the method work on a clone")
+        self.member = member
+
+
+@dataclass
+class Member:
+    """One cell in training.
+
+    Attributes:
+        title: for messages and loggers.
+        method: bound, not yet on the device.
+        folder: where its checkpoint lies.
+        rng: state of torch's global generator at its next step.
+        curves: name -> one value per epoch, None where it was not measured.
+        seconds: time in its own training steps, and an equal share of what the cohort does once for all; evaluation and
+            waiting left out, over all sittings.
+        reason: why it diverged.
+        error: what made it fail.
+    """
+
+    title: str
+    method: Method
+    folder: Path
+    rng: Tensor
+    logger: Logger | None = None
+    cuda_rng: list[Tensor] | None = None
+    curves: dict[str, list[float | None]] = field(default_factory=dict)
+    seconds: float = 0.0
+    reason: str | None = None
+    error: Exception | None = None
+    _optimizers: list[dict[str, Any]] | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / CHECKPOINT
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one.
+
+        Raises:
+            UserError: it cannot be read, or is no checkpoint of this cell.
+        """
+        if not self.checkpoint.exists():
+            return
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            self.method.on_load_checkpoint(state)
+            self.method.load_state_dict(state["state"])
+            self.curves, self.seconds = state["curves"], state["seconds"]
+            self.rng, self.cuda_rng, self._optimizers = state["rng"], state["cuda_rng"], state["optimizers"]
+        except Exception:
+            raise UserError(
+                f"the checkpoint {self.checkpoint} cannot be read: delete it to start this cell anew."
+            ) from None
+
+    def write(self, optimizers: Sequence[torch.optim.Optimizer]) -> Path:
+        """Write a checkpoint beside the last one; `os.replace` makes it the last one."""
+        state = {
+            "state": self.method.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "curves": self.curves,
+            "seconds": self.seconds,
+            "rng": self.rng,
+            "cuda_rng": self.cuda_rng,
+        }
+        self.method.on_save_checkpoint(state)
+        partial = self.folder / (CHECKPOINT + ".partial")
+        torch.save(state, partial)
+        return partial
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The method's optimisers, in the state of the checkpoint."""
+        optimizers = self.method.configure_optimizers()
+        for optimizer, state in zip(optimizers, self._optimizers or [], strict=False):
+            optimizer.load_state_dict(state)
+        self._optimizers = None
+        return optimizers
+
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """The member's own random numbers, and its clock."""
+        began = time.perf_counter()
+        torch.set_rng_state(self.rng)
+        if self.cuda_rng is not None:
+            torch.cuda.set_rng_state_all(self.cuda_rng)
+        yield
+        self.rng = torch.get_rng_state()
+        if self.cuda_rng is not None:
+            self.cuda_rng = torch.cuda.get_rng_state_all()
+        self.seconds += time.perf_counter() - began
+
+    def record(self, values: dict[str, Any], epoch: int) -> None:
+        """Enter `values` into the curves at the 0-based `epoch`, and tell the logger."""
+        numbers = {name: float(value) for name, value in values.items()}
+        for name, number in numbers.items():
+            curve = self.curves.setdefault(name, [])
+            curve += [None] * (epoch + 1 - len(curve))
+            curve[epoch] = number if math.isfinite(number) else None
+        if self.logger and numbers:
+            self.logger.log_metrics({**numbers, "epoch": epoch}, step=epoch)
+            self.logger.save()
+
+
+class Cohort(pl.LightningModule):
+    """The members as Lightning trains them; all of them stand at the same epoch.
+
+    Args:
+        teacher: the one that the members' methods were bound to; None if none of them needs one.
+        channels_last: hand images over in that memory format.
+        checkpoint_seconds: how much work a kill may cost, at most one epoch more.
+        on_epoch: told how many members have finished an epoch.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        teacher: FrozenTeacher | None,
+        *,
+        channels_last: bool,
+        checkpoint_seconds: float,
+        on_epoch: Callable[[int], None],
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.members = list(members)
+        self._teacher = (teacher,)  # a tuple hides it: frozen, and each method moves it to the device
+        self.channels_last, self.checkpoint_seconds, self.on_epoch = channels_last, checkpoint_seconds, on_epoch
+        self.epochs = members[0].method.protocol.epochs
+        self.epoch = members[0].method.epoch
+        for k, member in enumerate(members):
+            self.add_module(f"member{k}", member.method)
+        self._saved = time.monotonic()
+        self._began: float | None = None
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        self._optimizers_of: dict[str, list[torch.optim.Optimizer]] = {}
+        optimizers: list[torch.optim.Optimizer] = []
+        for member in self.members:
+            member.method._first_optimizer = len(optimizers)
+            self._optimizers_of[member.title] = member.configure_optimizers()
+            optimizers += self._optimizers_of[member.title]
+        return optimizers
+
+    def on_fit_start(self) -> None:
+        for member in self.members:
+            member.method.start(self.epochs)
+            if self.device.type == "cuda" and member.cuda_rng is None:
+                member.cuda_rng = torch.cuda.get_rng_state_all()
+
+    def on_train_epoch_start(self) -> None:
+        for member in self.members:
+            member.method.on_train_epoch_start()
+        self._began, self._played = time.perf_counter(), 0.0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        if self.channels_last and batch.x.dim() == 4:
+            batch.x = batch.x.contiguous(memory_format=torch.channels_last)
+        teacher, shared = self._teacher[0], batch.x
+        version = shared._version
+        if teacher:
+            whole = any(not CACHED.issuperset(member.method._teacher_taps) for member in self.members)
+            teacher.serve(batch, whole=whole)
+        for member in self.members[:]:
+            before = member.seconds
+            with member.playing():
+                try:
+                    member.method.training_step(_seen_by(member.method, batch), batch_idx)
+                except Exception as error:
+                    self._leave(member, error=error)
+            self._played += member.seconds - before
+            spoiled = "the batch's 'x' was changed in place" if shared._version != version else None
+            spoiled = spoiled or (teacher.spoiled() if teacher else None)
+            if spoiled and len(self.members) > 1:
+                raise Spoiled(member, spoiled)
+        if teacher:
+            teacher.serve(None)
+
+    def _leave(self, member: Member, *, error: Exception | None = None, reason: str | None = None) -> None:
+        member.error, member.reason = error, reason
+        self.members.remove(member)
+        if not self.members:
+            self.trainer.should_stop = True
+
+    def _stop_clock(self) -> None:
+        if self._began is None:
+            return
+        shared = time.perf_counter() - self._began - self._played
+        for member in self.members:
+            member.seconds += shared / len(self.members)
+        self._began = None
+
+    def on_train_epoch_end(self) -> None:
+        self._stop_clock()
+        for member in self.members[:]:
+            means = member.method.term_means()
+            member.record(means, self.epoch)
+            try:
+                member.method.finish_epoch(means)
+            except Diverged as error:
+                self._leave(member, reason=str(error))
+        self.epoch += 1
+        if self.epoch == self.epochs or time.monotonic() - self._saved >= self.checkpoint_seconds:
+            self.save()
+        self.on_epoch(len(self.members))
+
+    def save(self) -> None:
+        """A checkpoint of every member. All are written before any takes effect: they stay at one epoch."""
+        partials: list[tuple[Path, Path]] = []
+        for member in self.members:
+            with writing_to(member.folder):
+                partials.append((member.write(self._optimizers_of[member.title]), member.checkpoint))
+        for partial, checkpoint in partials:
+            os.replace(partial, checkpoint)
+        self._saved = time.monotonic()
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._stop_clock()
+        for member in self.members:
+            member.method.on_validation_epoch_start()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.channels_last:
+            batch.x = batch.x.contiguous(memory_format=torch.channels_last)
+        for member in self.members:
+            member.method.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        # while training, the epoch that is evaluated does not count yet; afterwards it does
+        epoch = self.epoch if self.trainer.state.fn == TrainerFn.FITTING else self.epoch - 1
+        for member in self.members:
+            member.record(member.method.scores(), epoch)
+
+
+def _seen_by(method: Method, batch: Batch) -> Batch:
+    """The batch as the method may see it: without data where it declares to need none."""
+    if "no_data" not in method.needs or batch.x.shape[1] == 0:
+        return batch
+    n = len(batch)
+    return Batch(batch.x.new_empty(n, 0), batch.y.new_empty(n, 0), batch.index, batch.view)

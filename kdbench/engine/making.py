@@ -1,0 +1,169 @@
+"""Make the record of a trained cell: its numbers, its cost, and where it was trained."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import kdbench
+from kdbench.data.batch import DataSpec
+from kdbench.data.datasets import Dataset
+from kdbench.engine.cell import Cell
+from kdbench.engine.fit import Fitted
+from kdbench.engine.teachers import Teacher
+from kdbench.method import Method
+from kdbench.results import record as rec
+from kdbench.tasks import TASKS
+
+
+def make_record(
+    cell: Cell,
+    method: Method,
+    dataset: Dataset,
+    teacher: Teacher | None,
+    fitted: Fitted,
+    *,
+    path: str,
+    agreement: rec.Agreement | None = None,
+) -> rec.Record:
+    """The record of a cell that was trained.
+
+    Args:
+        path: how it was computed, see `kdbench.engine.route`.
+        agreement: of the teacher that it saw with the fp32 network.
+    """
+    cls, spec = cell.method, dataset.spec
+    deployed = method.deployed()
+    finished = fitted.reason is None
+    return rec.Record(
+        cell=rec.Cell(
+            id=cell.id,
+            method=cell.name,
+            pair=cell.pair,
+            student=cell.student,
+            teacher=teacher.card.name if teacher else None,
+            dataset=spec.name,
+            protocol=method.protocol.name,
+            seed=cell.seed,
+        ),
+        config=dict(cell.config),
+        method=rec.MethodInfo(
+            cls=f"{cls.__module__}.{cls.__qualname__}",
+            leaf=cls.leaf,
+            paper=cls.paper or None,
+            extension=cls.extension,
+            control=cls.control,
+            needs=sorted(cls.needs),
+        ),
+        dataset=rec.DatasetInfo(
+            sha256=dataset.content_hash,
+            n_train=spec.n_train,
+            n_val=spec.n_val,
+            n_test=spec.n_test,
+            num_classes=spec.num_classes,
+        ),
+        teacher=rec.TeacherInfo(
+            name=teacher.card.name,
+            sha256=teacher.card.sha256,
+            accuracy=teacher.card.accuracy,
+            agreement=agreement,
+        )
+        if teacher
+        else None,
+        status="finished" if finished else "diverged",
+        reason=fitted.reason,
+        metrics=metrics_of(fitted, TASKS[spec.task]) if finished else None,
+        curves=fitted.curves,
+        correct=rec.pack_correct(fitted.correct.numpy()) if finished else None,
+        cost=rec.Cost(
+            images_seen=method.images_seen,
+            student_forwards=method.forwards["student"],
+            teacher_forwards=method.forwards["teacher"],
+            train_seconds=round(fitted.seconds, 3),
+            images_per_second=round(method.images_seen / max(fitted.seconds, 1e-9), 1),
+            peak_memory_mb=round(fitted.peak_memory_mb, 1),
+            student_params=_count(deployed),
+            student_macs=macs(method, spec),
+            extra_params=_count(method) - _count(deployed),
+        ),
+        environment=environment(method, path),
+        created=datetime.now(timezone.utc).replace(microsecond=0),
+    )
+
+
+def metrics_of(fitted: Fitted, primary: str) -> rec.Metrics:
+    """Last epoch (ranked), at the best epoch of the validation split, and best on the test set (never ranked)."""
+    curve = fitted.curves[f"test/{primary}"]
+    last = 100 * fitted.correct.double().mean().item()
+    val = fitted.curves.get(f"val/{primary}")
+    selected = None
+    if val:
+        best = max((value, epoch) for epoch, value in enumerate(val) if value is not None)[1]
+        selected = curve[best]
+    oracle = max(last, *(value for value in curve if value is not None))
+    return rec.Metrics(last=last, val_selected=selected, oracle=oracle)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def macs(method: Method, spec: DataSpec) -> int:
+    """Multiply-accumulates of the deployed network for one image: half of PyTorch's FLOP count."""
+    net = method.deployed()
+    training = net.training
+    image = torch.zeros(1, *spec.shape, device=next(net.parameters()).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.eval()(image)
+    net.train(training)
+    return counter.get_total_flops() // 2
+
+
+def environment(method: Method, path: str) -> rec.Environment:
+    return rec.Environment(
+        kdbench=kdbench.__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        lightning=pl.__version__,
+        device=device_name(method.device),
+        precision=method.protocol.precision,
+        threads=torch.get_num_threads(),
+        platform=platform.platform(),
+        path=path,
+        commit=commit(),
+    )
+
+
+@lru_cache
+def device_name(device: torch.device) -> str:
+    """Model name of the GPU, or of the processor where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@lru_cache
+def commit() -> str | None:
+    """Commit of the checkout that this code runs from; None when it was installed."""
+    root = Path(kdbench.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    found = subprocess.run(
+        ["git", "-C", os.fspath(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None

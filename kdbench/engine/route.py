@@ -1,0 +1,129 @@
+"""Routes: how a cell is computed, which is no part of what it is.
+
+The *plain* route is the reference: eager, float32, the teacher live in its training layout. The *fast* route computes
+the same equations sooner and rounds differently. Which one was taken stands in the record, not in a cell's identity.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, StrictBool
+
+COMPILE_STEPS = 5000
+"""Cells of fewer steps are not compiled: a graph costs 15 to 35 s on two cores and saves about a tenth of a step of
+85 ms (resnet20, batch 64), so it has paid for itself after some 2000 to 4000 steps."""
+
+
+class EngineConfig(BaseModel):
+    """What a user may say about the route; none of it changes which cell it is.
+
+    Attributes:
+        route: ``fast``, or ``plain`` for eager float32 throughout (then the other settings are without effect).
+        compile: torch.compile for full batches; ``auto``: for cells of at least `COMPILE_STEPS` steps where a compiler
+            is installed.
+        view_cache: keep the teacher's logits and embeddings of every view that it has seen; ``auto``: on the CPU.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    route: Literal["fast", "plain"] = "fast"
+    compile: Literal["auto"] | StrictBool = "auto"
+    view_cache: Literal["auto"] | StrictBool = "auto"
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a cell is computed: a function of settings, device and length alone, so that a resumed cell takes it again.
+
+    Attributes:
+        fast: students channels-last with fused optimisers, the teacher folded and channels-last.
+        compiled: full batches go through torch.compile.
+        teacher_dtype: of the folded teacher's weights and activations.
+        cached: the teacher's logits and embeddings are looked up by view.
+    """
+
+    fast: bool
+    compiled: bool
+    teacher_dtype: torch.dtype
+    cached: bool
+
+    @classmethod
+    def choose(cls, config: EngineConfig, device: torch.device, steps: int) -> Route:
+        """The route of a cell of `steps` optimiser batches in all its epochs on `device`."""
+        if config.route == "plain":
+            return cls(fast=False, compiled=False, teacher_dtype=torch.float32, cached=False)
+        compiled = config.compile
+        if compiled == "auto":
+            compiled = steps >= COMPILE_STEPS and toolchain(device.type)
+        cached = config.view_cache
+        if cached == "auto":
+            # on a GPU each step would wait for the look-up on the host; Windows has no positioned reads
+            cached = device.type == "cpu" and hasattr(os, "pread")
+        dtype = torch.bfloat16 if native_bf16(device) else torch.float32
+        return cls(fast=True, compiled=compiled, teacher_dtype=dtype, cached=cached)
+
+    def describe(self, cohort: int, *, teacher: bool = True) -> str:
+        """For the record: ``channels-last, fused; teacher folded bf16, views cached; lockstep of 8``.
+
+        Args:
+            cohort: the number of cells trained in lockstep, this one included.
+            teacher: whether the cell has one.
+        """
+        company = f"lockstep of {cohort}" if cohort > 1 else "alone"
+        if not self.fast:
+            return f"plain; {company}" if cohort > 1 else "plain"
+        parts = ["channels-last, fused" + (", compiled" if self.compiled else "")]
+        if teacher:
+            folded = "teacher folded " + {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.teacher_dtype]
+            parts.append(folded + (", views cached" if self.cached else " compiled" if self.compiled else ""))
+        return "; ".join([*parts, company])
+
+
+@cache
+def native_bf16(device: torch.device) -> bool:
+    """Whether `device` computes in bfloat16, rather than emulating it (which is slower than float32)."""
+    if device.type == "cuda":
+        try:
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        except TypeError:  # a torch without that argument
+            return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and _bf16_cpu()
+
+
+def _bf16_cpu() -> bool:
+    # torch's own checks are private, so they may be gone; then the kernel's list is asked (AMX comes with bfloat16)
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    known = [bool(check()) for check in checks if callable(check)]
+    if known:
+        return any(known)
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+@cache
+def toolchain(device_type: str) -> bool:
+    """Whether torch.compile will find what it needs for ``cpu`` or ``cuda``; nothing is compiled to find out."""
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():  # its kernels are Python extensions
+        return False
+    try:
+        if device_type == "cuda":
+            from torch.utils._triton import has_triton
+
+            c_compilers = filter(None, (os.environ.get("CC"), "gcc", "clang", "cc"))  # triton's launchers are in C
+            return bool(has_triton()) and any(map(shutil.which, c_compilers))
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        return device_type == "cpu" and bool(get_cpp_compiler())
+    except Exception:  # private parts of torch, which raise what they like
+        return False
