@@ -421,7 +421,7 @@ class Method(pl.LightningModule):
 
 
 def _tap(net: nn.Module, x: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-    return net.tap(x, names)  # type: ignore[operator,no-any-return]
+    return net.tap(x, names)  # type: ignore[operator]
 
 
 def _weight(name: str, value: float | Mapping[str, float]) -> Ramp:

@@ -98,8 +98,8 @@ def cache_one(job: Job, every: bool) -> None:
     assert isinstance(cache, ViewCache)
     views = all_views(dataset) if every else views_of(dataset, job.seed, protocol.epochs)
     say(
-        f"{teacher.card.name} on {dataset.spec.name}: {len(views)} views to know, {cache.filled()} in the cache of at most "
-        f"{cache.bytes / 1e9:.2f} GB in {cache.folder}"
+        f"{teacher.card.name} on {dataset.spec.name}: {len(views)} views to know, {cache.filled()} in the cache of at "
+        f"most {cache.nbytes / 1e9:.2f} GB in {cache.folder}"
     )
     cache.check_room(len(views) - cache.filled())
     with Progress(console=out, disable=not out.is_terminal) as progress:

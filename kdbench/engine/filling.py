@@ -48,7 +48,8 @@ def fill(
     for part in views.split(batch_size):
         index, view = part[:, 0], part[:, 1:]
         images = dataset.train.images[index].to(device)
-        x = apply_views(images, *(view[:, k].to(device) for k in range(3)), dataset.pad, mean, std)
+        dy, dx, flip = view.to(device).unbind(1)
+        x = apply_views(images, dy, dx, flip, dataset.pad, mean, std)
         frozen.serve(Batch(x, labels[index], index, view))
         with torch.no_grad():
             frozen.tap(x, ("logits", "embed"))

@@ -91,7 +91,7 @@ def fit(
     try:
         if cohort.epoch < protocol.epochs:
             progress = pl_trainer.fit_loop.epoch_progress.current
-            progress.processed = progress.completed = cohort.epoch
+            progress.processed = progress.completed = cohort.epoch  # type: ignore[attr-defined]
             pl_trainer.fit(cohort, datamodule=data)
         if any(not _evaluated(member.method) for member in cohort.members):
             pl_trainer.validate(cohort, datamodule=data, verbose=False)

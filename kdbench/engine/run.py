@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,6 @@ from kdbench.engine.route import EngineConfig, Route
 from kdbench.engine.seeding import key, seeded
 from kdbench.engine.teachers import Teacher, Teachers, check_pin, stem
 from kdbench.engine.view_cache import ViewCache
-
 from kdbench.errors import UserError
 from kdbench.method import Method
 from kdbench.paths import cache_dir
@@ -45,8 +44,8 @@ COMPARED = 1000
 """Test images on which a fast teacher is compared with its float32 self: a second or two on a CPU."""
 
 BYTES_PER_PARAMETER = 40
-"""Of a student in training: weights, gradients, two moments of Adam, buffers and adapters, in float32, doubled for peers.
-Activations do not count: only one member of a cohort has any at a time."""
+"""Of a student in training: weights, gradients, two moments of Adam, buffers and adapters, in float32, doubled for
+peers. Activations do not count: only one member of a cohort has any at a time."""
 
 
 class BusyError(Exception):
@@ -102,8 +101,8 @@ class Bench:
     def cohort_size(self, cell: Cell) -> int:
         """How many students such as the cell's may train in lockstep.
 
-        As many as `max_students` says, or as fit into half of the memory that is free now. One on the plain route, unless
-        a number is given, and where a gradient scaler would tie the members to each other.
+        As many as `max_students` says, or as fit into half of the memory that is free now. One on the plain route,
+        unless a number is given, and where a gradient scaler would tie the members to each other.
         """
         if cell.protocol.precision == "16-mixed":
             return 1
@@ -295,10 +294,8 @@ class Bench:
             except Exception as error:
                 done[cell.id] = error
         # after a kill the members may stand at different epochs: those of one epoch are one cohort
-        for _, group in groupby(
-            sorted(members, key=lambda pair: pair[1].method.epoch), lambda pair: pair[1].method.epoch
-        ):
-            together = list(group)
+        for epoch in sorted({member.method.epoch for _, member in members}):
+            together = [(cell, member) for cell, member in members if member.method.epoch == epoch]
             self.on_start(_title([cell for cell, _ in together]), [str(c) for c, _ in together], 0)
             try:
                 frozen = taught.frozen if taught else None

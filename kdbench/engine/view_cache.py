@@ -10,6 +10,7 @@ import shutil
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ class ViewCache:
         return sum(_Layout.of(samples, pad, flip, widths, dtype).sizes().values())
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Bytes when every row is filled; the files are sparse and take less until then."""
         return sum(self._layout.sizes().values())
 
@@ -164,7 +165,7 @@ class ViewCache:
         """
         taken = sum(os.fstat(fd).st_blocks * 512 for fd in self._fds.values())
         scattered = rows * (self._layout.words * 4 + 2 * _BLOCK)  # at worst each lies in blocks of its own
-        need, free = min(self.bytes - taken, scattered), shutil.disk_usage(self.folder).free
+        need, free = min(self.nbytes - taken, scattered), shutil.disk_usage(self.folder).free
         if need > free:
             raise UserError(
                 f"The view cache may take {need / 1e9:.2f} GB more in {self.folder} and {free / 1e9:.2f} GB are free: "
@@ -225,7 +226,7 @@ class ViewCache:
         with writing_to(self.folder):
             for name, data in ((VALUES, words), (SUMS, sums)):  # in this order: until its checksum a row is a miss
                 size, raw = data.nbytes // max(len(rows), 1), memoryview(data.tobytes())
-                for start, stop in zip(cuts, cuts[1:], strict=False):
+                for start, stop in pairwise(cuts):
                     if stop > start:
                         _write(self._fds[name], raw[start * size : stop * size], int(rows[start]) * size)
 

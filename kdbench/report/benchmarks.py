@@ -29,7 +29,7 @@ def benchmarks(runs: Sequence[Figures]) -> str:
         "code: PIL images through torchvision's transforms in DataLoader workers, float32, eager, teacher run live, "
         "loss and accuracy read back in every step, one method at a time. `kdbench bench` measures all of it on one "
         "machine, in turns; ratios are formed within a turn. Median, and the range over the rounds. Set-up (compiling "
-        "included) is in no other figure.",
+        "included) is in no other figure; what one way has compiled the ways below it use again.",
     ]
     for run in sorted(runs, key=lambda run: run.key):
         lines += ["", f"## {escape(run.pair)} on {escape(run.machine.device)}, {threads(run)}", ""]

@@ -197,8 +197,8 @@ class Cost(_Strict):
     Attributes:
         images_seen: training images drawn, over all epochs and stages.
         student_forwards, teacher_forwards: images passed through the student and through teachers while training.
-        train_seconds: wall time of training, without set-up and evaluation; in a cohort that of the cell's own steps and
-            an equal share of what all have in common.
+        train_seconds: wall time of training, without set-up and evaluation; in a cohort that of the cell's own steps
+            and an equal share of what all have in common.
         peak_memory_mb: null where the device has no meter.
         student_params, student_macs: of the deployed network; multiply-accumulates for one image.
         extra_params: of adapters, heads and generators that only training needs.
