@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,8 +20,6 @@ from kdbench.bench.setting import Setting
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from kdbench.bench.reference import Reference
 
 
@@ -92,6 +89,7 @@ class Answers:
     def peak(self, methods: list[str], steps: int) -> float:
         """Peak memory (MB) of these methods in lockstep, of this whole process or of the GPU's allocator."""
         from kdbench.bench.contender import Engine, frozen_teacher, route_of
+        from kdbench.engine.fit import peak_memory_mb
 
         route = route_of(self.setting, cached=False, compiled=True)
         taught = any(map(self.setting.taught, methods))
@@ -99,19 +97,7 @@ class Answers:
             folder = Path(temporary)
             teacher = frozen_teacher(self.setting, route, folder) if taught else None
             Engine(self.setting, methods, "32-true", route, teacher, folder).turn(steps)
-        return _peak_memory_mb(self.setting.device)
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    """As `kdbench.engine.fit.peak_memory_mb`, but for what Linux counts in ru_maxrss: the parent's peak before exec."""
-    from kdbench.engine.fit import peak_memory_mb
-
-    status = Path("/proc/self/status")
-    if device.type == "cpu" and status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) / 2**10
-    return peak_memory_mb(device)
+        return peak_memory_mb(self.setting.device)
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def keep_freed_memory() -> bool:
 def fused(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """An optimiser's config with ``fused: True``, where it has that and the user chose no implementation himself.
 
-    The loop over parameters costs 3 to 4 ms of a resnet20's step, the fused kernel less than one.
+    A compiled step of a resnet20 took 84 ms with it and 89 ms with the loop over parameters.
     """
     if "fused" in config or "foreach" in config:
         return config
@@ -81,12 +81,12 @@ class CompiledTap:
     does never changes another's numbers.
 
     Attributes:
-        failed: why the first graph that failed could not be compiled, or None.
+        failed: why graphs could not be compiled, by architecture (its ``repr``).
     """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.failed: str | None = None
+        self.failed: dict[str, str] = {}
         self._graphs: dict[tuple[object, ...], Tapped | None] = {}
         self._architectures: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
@@ -101,10 +101,14 @@ class CompiledTap:
                 try:
                     return graph(net, x, names)
                 except TorchDynamoException as error:  # something not in the key has changed and does not compile
-                    self.failed = self.failed or why(error)
+                    self.failed.setdefault(self._architectures[net], why(error))
                     self._graphs[key] = None
         taps: dict[str, Tensor] = net.tap(x, names)  # type: ignore[operator]
         return taps
+
+    def why_not(self, net: nn.Module) -> str | None:
+        """Why networks of this architecture are not compiled, or None."""
+        return self.failed.get(repr(net))
 
     def _key(self, net: nn.Module, x: Tensor, names: tuple[str, ...] | None) -> tuple[object, ...]:
         """What dynamo would compile anew for; the weights are not in it."""
@@ -124,7 +128,7 @@ class CompiledTap:
             if total.requires_grad:
                 total.backward()
         except Exception as error:  # dynamo, inductor and compilers each have their own
-            self.failed = self.failed or why(error)
+            self.failed.setdefault(self._architectures[net], why(error))
             return None
         return graph
 

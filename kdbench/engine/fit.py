@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import resource
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -115,6 +118,11 @@ def prepare(method: Method, route: Route) -> None:
         method.tap_with = compiled_tap(method.protocol.batch_size)
 
 
+def not_compiled(method: Method, route: Route) -> str | None:
+    """Why a method's student ran eagerly although its route says otherwise, or None."""
+    return compiled_tap(method.protocol.batch_size).why_not(method.student) if route.compiled else None
+
+
 @lru_cache
 def compiled_tap(batch_size: int) -> CompiledTap:
     """One for all cells of a process, so that no graph is compiled twice."""
@@ -159,15 +167,19 @@ def _evaluated(method: Method) -> bool:
 
 
 def peak_memory_mb(device: torch.device) -> float:
+    """Of the allocator on a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with suppress(OSError):  # Linux counts in ru_maxrss also what the parent had before exec
+        if found := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(found[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def quiet() -> None:
     """Lightning's hints are for interactive use; a grid of hundreds of cells has one progress bar instead."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\..*")
     warnings.filterwarnings("ignore", message=".*(does not have many workers|isinstance\\(treespec, LeafSpec\\)).*")

@@ -24,7 +24,7 @@ from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.data.module import ArrayData
 from kdbench.engine.cell import Cell, construct, instantiate, method_class
 from kdbench.engine.cohort import Member, Spoiled
-from kdbench.engine.fit import Fitted, fit, make_trainer
+from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled
 from kdbench.engine.frozen import CACHED, FrozenTeacher
 from kdbench.engine.making import device_name, make_record
 from kdbench.engine.route import EngineConfig, Route
@@ -317,7 +317,7 @@ class Bench:
                         dataset,
                         own.teacher if own else None,
                         fitted,
-                        path=route.describe(len(together), teacher=own is not None),
+                        path=_path(route, len(together), member.method, own),
                         agreement=self._agreement(own, dataset, route) if own else None,
                     )
                     self.store.write(record, overwrite=force)
@@ -466,6 +466,16 @@ class Bench:
             yield folder / name
         finally:
             lock.release()
+
+
+def _path(route: Route, cohort: int, method: Method, taught: Taught | None) -> str:
+    """How a cell was computed: its route, and what of that could not be had."""
+    failed = {
+        "student not compiled": not_compiled(method, route),
+        "teacher not as said": taught.frozen.failed if taught else None,
+    }
+    notes = [f"{what} ({why})" for what, why in failed.items() if why]
+    return "; ".join([route.describe(cohort, teacher=taught is not None), *notes])
 
 
 def _title(cells: Sequence[Cell]) -> str:
