@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Kdbench
+from conftest import SMALL, Kdbench
 from test_cli import one_sentence
 from test_grid import all_numbers, numbers, other, wait_for
 
+from kdbench.data.views import view_of
 from kdbench.engine.frozen import FrozenTeacher
 from kdbench.registry import methods
 from kdbench.results.record import Record, parse
@@ -58,8 +59,8 @@ def test_the_plain_route_is_the_same_in_company(kd: Kdbench) -> None:
     assert records(kd, "alone")["kd"].environment.path == "plain"
 
 
-def test_the_teacher_runs_once_for_all(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kd.run("method=[kd]", "seed=9").code == 0  # trains the teacher
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Fills with the number of images of each run of a fast teacher."""
     rows: list[int] = []
     original = FrozenTeacher._run
 
@@ -68,6 +69,12 @@ def test_the_teacher_runs_once_for_all(kd: Kdbench, monkeypatch: pytest.MonkeyPa
         return original(self, x)
 
     monkeypatch.setattr(FrozenTeacher, "_run", spy)
+    return rows
+
+
+def test_the_teacher_runs_once_for_all(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kd.run("method=[kd]", "seed=9").code == 0  # trains the teacher
+    rows = asked(monkeypatch)
     assert kd.run("method=[kd,dkd,at,fitnet_joint,sp,rkd]", "engine.view_cache=false").code == 0
     training = 2 * 4  # two epochs of 200 images in batches of 64
     assert len(rows) == training + 5  # and on 500 test images, 100 at a time, to compare it with the plain network
@@ -103,6 +110,31 @@ def test_a_damaged_cache_changes_no_number(alone: Kdbench, damage: str) -> None:
     assert result.code == 0
     assert ("begun anew" in result.out) == (damage != "flip")  # a few bad rows are just computed again
     equal(kd, "whole", "again")
+
+
+def test_the_cache_can_be_filled_ahead(alone: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    kd, views = alone, ("dataset.pad=1", "dataset.flip=true", "seed=[4,5]")
+    first = kd("teacher", "cache", *SMALL, *views)
+    assert first.code == 0, first
+    seen = len({(i, *view) for seed in (4, 5) for epoch in range(2) for i, view in enumerate(views_seen(seed, epoch))})
+    assert f"{seen} views to know, 0 in the cache" in first.out
+    assert f"{seen} computed, 0 were there" in first.out
+    assert f"0 computed, {seen} were there" in kd("teacher", "cache", *SMALL, *views).out
+
+    rows = asked(monkeypatch)
+    assert kd.run("method=[kd,rkd]", *views).code == 0
+    assert sum(rows) == 500  # the test images on which it is compared with the plain network
+    every = kd("teacher", "cache", "--all", *SMALL, *views)
+    assert f"{200 * 3 * 3 * 2 - seen} computed, {seen} were there" in every.out
+
+
+def views_seen(seed: int, epoch: int) -> list[list[int]]:
+    return view_of(seed, epoch, torch.arange(200), 1, True).tolist()
+
+
+def test_there_is_nothing_to_fill_without_a_cache(kd: Kdbench) -> None:
+    result = kd("teacher", "cache", *SMALL, "engine.view_cache=false")
+    one_sentence(result, "no view cache", "engine.view_cache=true")
 
 
 # ---- members that leave -----------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def cache_one(job: Job, every: bool) -> None:
         f"{teacher.card.name} on {dataset.spec.name}: {len(views)} views to know, {cache.filled()} in the cache of at "
         f"most {cache.nbytes / 1e9:.2f} GB in {cache.folder}"
     )
-    cache.check_room(len(views) - cache.filled())
+    cache.check_room(len(views))
     with Progress(console=out, disable=not out.is_terminal) as progress:
         bar = progress.add_task("views", total=len(views))
         for done in fill(frozen, dataset, views, protocol.batch_size, bench.device):

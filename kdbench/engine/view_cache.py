@@ -189,14 +189,15 @@ class ViewCache:
         """
         rows = self._rows(index, view)
         sums = self._sums[rows]
-        words = np.zeros((len(rows), self._layout.words), np.uint32)
+        block = torch.zeros(len(rows), self._layout.words, dtype=torch.int32)
+        words = block.numpy().view(np.uint32)
         written = np.flatnonzero(sums)
         if len(written):
-            raw = b"".join(map(self._read, rows[written].tolist()))
+            fd, size = self._fds[VALUES], self._layout.words * 4
+            raw = b"".join([_read(fd, size, row * size) for row in rows[written].tolist()])
             words[written] = np.frombuffer(raw, np.uint32).reshape(len(written), -1)
         hits = (sums != 0) & (sums == self._checksums(rows, words))
-        cells = torch.from_numpy(words.view(np.int32)).view(self._layout.dtype)
-        values, start = {}, 0
+        cells, values, start = block.view(self._layout.dtype), {}, 0
         for name, width in self._layout.widths:
             values[name] = cells[:, start : start + width].contiguous()
             start += width
@@ -235,38 +236,33 @@ class ViewCache:
         rows = np.ravel_multi_index((index.cpu().numpy(), dy, dx, flip), self._layout.shape)
         return rows.astype(np.int64, copy=False)
 
-    def _read(self, row: int) -> bytes:
-        """The bytes of a row; zeros, which its checksum will tell, for what cannot be read."""
-        size = self._layout.words * 4
-        try:
-            return os.pread(self._fds[VALUES], size, row * size).ljust(size, b"\0")
-        except OSError:
-            return bytes(size)
-
     def _checksums(self, rows: NDArray[np.int64], words: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """Of each row, uint32; where it is 0, which stands for an empty row, the row stays a miss (1 in 2^32)."""
         total = words.astype(np.uint64) @ self._factors + (rows + 1).astype(np.uint64) * _GOLDEN
         return (total >> np.uint64(32)).astype(np.uint32)
 
 
-def _canonical(content: Mapping[str, Any]) -> str:
-    """One text for equal contents: as JSON reads it again, since keys that are numbers sort otherwise than as text."""
-    return json.dumps(json.loads(json.dumps(content)), sort_keys=True, indent=1)
+def _canonical(content: Any) -> str:
+    """One text for equal contents, whatever the order of their keys."""
+    return json.dumps(content, sort_keys=True, indent=1)
 
 
 def _wrong(folder: Path, meta: str, layout: _Layout) -> str | None:
     """Why the folder is no cache that can be gone on with, as a clause, or None."""
+    name = META
     try:
         if _canonical(json.loads((folder / META).read_text(encoding="utf-8"))) != meta:
             return f"{META} tells of another cache or format"
         for name, size in layout.sizes().items():
             found = (folder / name).stat().st_size
-            if not (folder / name).is_file() or found != size:
+            if not (folder / name).is_file():
+                return f"{name} is not a file"
+            if found != size:
                 return f"{name} has {found} bytes instead of {size}"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
+    except FileNotFoundError:
+        return f"{name} is missing"
     except OSError as error:
-        return f"{Path(error.filename).name} cannot be read ({error.strerror})"
+        return f"{name} cannot be read ({error.strerror})"
     except (ValueError, RecursionError):
         return f"{META} cannot be understood"
     return None
@@ -289,3 +285,11 @@ def _write(fd: int, data: memoryview, offset: int) -> None:
     while data:
         done = os.pwrite(fd, data, offset)  # less than all on a disk that has just become full; then an OSError
         data, offset = data[done:], offset + done
+
+
+def _read(fd: int, size: int, offset: int) -> bytes:
+    """So many bytes; zeros, which a checksum will tell, for what cannot be read."""
+    try:
+        return os.pread(fd, size, offset).ljust(size, b"\0")
+    except OSError:
+        return bytes(size)
