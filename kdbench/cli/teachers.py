@@ -93,7 +93,7 @@ def cache_one(job: Job, every: bool) -> None:
         raise UserError(f"there is no view cache on this route ({route.describe(1)}): set engine.view_cache=true.")
     with watched(bench, out, 0):
         teacher = bench.teacher(teacher_recipe(job), job.teacher.sha256)
-    frozen = bench.frozen(teacher, dataset_config, protocol)
+    frozen = bench.taught(teacher, dataset_config, protocol).frozen
     cache = frozen.cache
     assert isinstance(cache, ViewCache)
     views = all_views(dataset) if every else views_of(dataset, job.seed, protocol.epochs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
@@ -78,6 +78,16 @@ class Cell:
         """
         settings = {key: value for key, value in self.config["method"].items() if key != "name"}
         return construct(self.name, self.method, settings, self.protocol)
+
+
+def title_of(cells: Sequence[Cell]) -> str:
+    """What is training, in one line."""
+    first = cells[0]
+    if len(cells) == 1:
+        return str(first)
+    pair = next((cell.pair for cell in cells if cell.teacher), first.pair)
+    names = ", ".join(dict.fromkeys(cell.name for cell in cells))
+    return f"{len(cells)} in lockstep ({names}) {pair} {first.config['dataset']['name']} seed {first.seed}"
 
 
 def construct(name: str, cls: type[Method], settings: Mapping[str, Any], protocol: Protocol) -> Method:

@@ -86,11 +86,12 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
             again = [cell for cell in cohort if cell.id not in done]
             if again:  # one of them spoilt the step of the others
                 queue.insert(0, (again, False))
+            busy = [cell for cell in cohort if isinstance(done.get(cell.id), BusyError)]
+            if busy:
+                queue.append((busy, True))
             for cell in cohort:
                 result = done.get(cell.id)
-                if isinstance(result, BusyError):
-                    queue.append(([cell], True))
-                elif result:
+                if result and cell not in busy:
                     account(cell, result, outcome, bench, str(cell) in begun)
                     if isinstance(result, Record) and str(cell) in outcome.ran:
                         console.print(line(result), markup=False, highlight=False, soft_wrap=True)

@@ -6,9 +6,8 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,26 +21,21 @@ from kdbench import models
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.data.module import ArrayData
-from kdbench.engine.cell import Cell, construct, instantiate, method_class
+from kdbench.engine.cell import Cell, construct, instantiate, method_class, title_of
 from kdbench.engine.cohort import Member, Spoiled
 from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled
-from kdbench.engine.frozen import CACHED, FrozenTeacher
+from kdbench.engine.frozen import FrozenTeacher
 from kdbench.engine.making import device_name, make_record
 from kdbench.engine.route import EngineConfig, Route
 from kdbench.engine.seeding import key, seeded
+from kdbench.engine.taught import Taught, share
 from kdbench.engine.teachers import Teacher, Teachers, check_pin, stem
-from kdbench.engine.view_cache import ViewCache
 from kdbench.errors import UserError
 from kdbench.method import Method
-from kdbench.paths import cache_dir
 from kdbench.protocol import Protocol
 from kdbench.results import record as rec
 from kdbench.results.store import Store, writing_to
-from kdbench.taps import probe
 from kdbench.tasks import TASKS
-
-COMPARED = 1000
-"""Test images on which a fast teacher is compared with its float32 self: a second or two on a CPU."""
 
 BYTES_PER_PARAMETER = 40
 """Of a student in training: weights, gradients, two moments of Adam, buffers and adapters, in float32, doubled for
@@ -50,14 +44,6 @@ peers. Activations do not count: only one member of a cohort has any at a time."
 
 class BusyError(Exception):
     """Another process is training this cell or teacher."""
-
-
-@dataclass(frozen=True)
-class Taught:
-    """A teacher, and how a cohort shares it."""
-
-    teacher: Teacher
-    frozen: FrozenTeacher
 
 
 @dataclass
@@ -79,8 +65,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.teachers = Teachers(self.store.root)
         self._datasets: dict[str, Dataset] = {}
-        self._loaded: dict[tuple[str, str], nn.Module] = {}
-        self._compared: dict[tuple[str, str, Route], rec.Agreement] = {}
+        self._taught: dict[tuple[str, str, Route, int], Taught] = {}
         self._failed: dict[str, UserError] = {}
 
     def check(self) -> None:
@@ -219,7 +204,7 @@ class Bench:
 
         Args:
             cells: of one data set, protocol and seed, and of at most one teacher.
-            wait: for another process that is at such a cell or at the teacher; with several cells, do not.
+            wait: for another process that is at such a cell or at the teacher.
 
         Returns:
             for each cell's id its record, or what became of it:
@@ -239,7 +224,7 @@ class Bench:
             except Exception as error:
                 done |= {cell.id: error for cell in cells if cell.teacher and cell.id not in done}
             work: dict[str, Path] = {}
-            for cell in cells:
+            for cell in sorted(cells, key=lambda cell: cell.id):  # in one order everywhere, or two could wait for ever
                 if cell.id in done:
                     continue
                 try:
@@ -255,7 +240,7 @@ class Bench:
 
     def _teacher_of(
         self, cells: Sequence[Cell], dataset: Dataset, done: dict[str, rec.Record | Exception], wait: bool
-    ) -> Taught | None:
+    ) -> tuple[Teacher, Taught] | None:
         """The teacher of those cells that have one and can use it; who cannot is done."""
         taught = [cell for cell in cells if cell.teacher]
         if taught and self.teachers.find(taught[0].config["teacher"]) is None:
@@ -269,24 +254,25 @@ class Bench:
             return None
         first = taught[0]
         teacher = self.teacher(first.config["teacher"], first.pinned_teacher, wait=wait)
-        return Taught(teacher, self.frozen(teacher, first.config["dataset"], first.protocol))
+        return teacher, self.taught(teacher, first.config["dataset"], first.protocol)
 
     def _train(
         self,
         cells: Sequence[Cell],
         dataset: Dataset,
-        taught: Taught | None,
+        taught: tuple[Teacher, Taught] | None,
         work: Mapping[str, Path],
         done: dict[str, rec.Record | Exception],
         force: bool,
         stack: ExitStack,
     ) -> None:
         route = self.route(cells[0].protocol, dataset)
+        teacher, shared = taught or (None, None)
         members: list[tuple[Cell, Member]] = []
         for cell in cells:
             try:
                 method = cell.make_method()
-                named = (taught.teacher.card.name, taught.frozen) if taught and cell.teacher else None
+                named = (shared.card.name, shared.frozen) if shared and cell.teacher else None
                 self._bind(method, cell.student, named, dataset.spec, cell.seed, cell.name)
                 member = self._member(str(cell), method, work[cell.id], cell.seed, stack)
                 member.resume()
@@ -296,9 +282,9 @@ class Bench:
         # after a kill the members may stand at different epochs: those of one epoch are one cohort
         for epoch in sorted({member.method.epoch for _, member in members}):
             together = [(cell, member) for cell, member in members if member.method.epoch == epoch]
-            self.on_start(_title([cell for cell, _ in together]), [str(c) for c, _ in together], 0)
+            self.on_start(title_of([cell for cell, _ in together]), [str(c) for c, _ in together], 0)
             try:
-                frozen = taught.frozen if taught else None
+                frozen = shared.frozen if shared else None
                 results = self._fit([m for _, m in together], dataset, cells[0].seed, frozen, route)
             except Spoiled as error:
                 done |= {cell.id: error for cell, member in together if member is error.member}
@@ -310,19 +296,19 @@ class Bench:
                 try:
                     if isinstance(fitted, Exception):
                         raise fitted
-                    own = taught if cell.teacher else None
+                    own = shared if cell.teacher else None
                     record = make_record(
                         cell,
                         member.method,
                         dataset,
-                        own.teacher if own else None,
+                        teacher if own else None,
                         fitted,
                         path=_path(route, len(together), member.method, own),
-                        agreement=self._agreement(own, dataset, route) if own else None,
+                        agreement=own.agreement(dataset) if own else None,
                     )
                     self.store.write(record, overwrite=force)
-                    if own:
-                        self.teachers.keep(own.teacher)
+                    if own and teacher:
+                        self.teachers.keep(teacher)
                     shutil.rmtree(work[cell.id], ignore_errors=True)
                     done[cell.id] = record
                 except Exception as error:
@@ -340,52 +326,17 @@ class Bench:
             untrained = models.create(name, spec.shape, spec.num_classes)
         self._bind(cell.make_method(), cell.student, (name, untrained), spec, cell.seed, cell.name)
 
-    def frozen(self, teacher: Teacher, dataset_config: Mapping[str, Any], protocol: Protocol) -> FrozenTeacher:
-        """A teacher as the cells of one data set and protocol share it, on the device."""
+    def taught(self, teacher: Teacher, dataset_config: Mapping[str, Any], protocol: Protocol) -> Taught:
+        """A teacher as the cells of one data set and protocol share it; one object, however many seeds they have."""
         dataset = self.dataset(dataset_config)
         route = self.route(protocol, dataset)
-        name = (teacher.card.sha256, dataset.spec.name)
-        if name not in self._loaded:
-            self._loaded[name] = teacher.load(dataset.spec)
-        frozen = FrozenTeacher(self._loaded[name], dataset.spec.shape, route, protocol.batch_size).to(self.device)
-        if route.cached:
-            shapes = probe(teacher.card.name, frozen.plain, dataset.spec.shape).shapes
-            # all that can change a bit of what the teacher says
-            identity = {
-                "teacher": teacher.card.sha256,
-                "name": teacher.card.name,
-                "data": dataset.content_hash,
-                "dataset": dict(dataset_config),
-                "mean": dataset.mean,
-                "std": dataset.std,
-                "device": device_name(self.device),
-                "torch": torch.__version__,
-                "granularity": frozen.granularity,
-            }
-            cache = ViewCache.open(
-                cache_dir() / "views",
-                identity,
-                samples=dataset.spec.n_train,
-                pad=dataset.pad,
-                flip=dataset.flip,
-                widths={name: shapes[name][0] for name in sorted(CACHED)},
-                dtype=route.teacher_dtype,
+        name = (teacher.card.sha256, rec.canonical_json(dict(dataset_config)), route, protocol.batch_size)
+        if name not in self._taught:
+            net = teacher.load(dataset.spec)
+            self._taught[name] = share(
+                teacher.card, net, dataset, dataset_config, protocol, route, self.device, self.say
             )
-            if cache.rebuilt:
-                self.say(f"the view cache of {teacher.card.name} is begun anew: {cache.rebuilt}.")
-            cache.check_room(dataset.spec.n_train * protocol.epochs)
-            frozen.cache = cache
-        return frozen
-
-    def _agreement(self, taught: Taught, dataset: Dataset, route: Route) -> rec.Agreement | None:
-        if not route.fast:
-            return None
-        name = (taught.teacher.card.sha256, dataset.spec.name, route)
-        if name not in self._compared:
-            test = ArrayData(dataset, batch_size=1, seed=0, eval_batch_size=100).test_dataloader()
-            found = taught.frozen.agreement(batch.x.to(self.device) for batch in islice(test, COMPARED // 100))
-            self._compared[name] = rec.Agreement(**asdict(found))
-        return self._compared[name]
+        return self._taught[name]
 
     def _bind(
         self,
@@ -476,13 +427,3 @@ def _path(route: Route, cohort: int, method: Method, taught: Taught | None) -> s
     }
     notes = [f"{what} ({why})" for what, why in failed.items() if why]
     return "; ".join([route.describe(cohort, teacher=taught is not None), *notes])
-
-
-def _title(cells: Sequence[Cell]) -> str:
-    """What is training, in one line."""
-    first = cells[0]
-    if len(cells) == 1:
-        return str(first)
-    pair = next((cell.pair for cell in cells if cell.teacher), first.pair)
-    names = ", ".join(dict.fromkeys(cell.name for cell in cells))
-    return f"{len(cells)} in lockstep ({names}) {pair} {first.config['dataset']['name']} seed {first.seed}"
