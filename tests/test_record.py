@@ -205,3 +205,15 @@ def test_bits_of_another_length_are_refused(raw: bytes, n: int, problem: str) ->
 def test_bits_that_are_not_base64_are_refused() -> None:
     with pytest.raises(ValidationError, match="not base64"):
         Correct(bits="###", n=1)
+
+
+def test_records_without_an_agreement_keep_their_text() -> None:
+    """The field came later: what was sealed without it must still be the same text."""
+    old, new = (
+        make_record(),
+        make_record(teacher={"agreement": {"max_abs_logit": 0.1, "top1_percent": 99.5, "images": 9}}),
+    )
+    assert "agreement" not in dump(old)
+    assert '"agreement": {' in dump(new)
+    assert parse(dump(old)) == old
+    assert parse(dump(new)) == new

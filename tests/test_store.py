@@ -356,7 +356,8 @@ def test_load_gives_one_flat_row_for_each_record(store: Store) -> None:
 
 def test_load_has_the_same_columns_where_all_values_are_missing(tmp_path: Path) -> None:
     one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
-    one.write(make_record())
+    agreement = {"max_abs_logit": 0.1, "top1_percent": 99.8, "images": 1000}
+    one.write(make_record(teacher={"agreement": agreement}))
     other.write(make_record(status="diverged", teacher=None))
     assert list(kdbench.results.load(one.root)) == list(kdbench.results.load(other.root))
     shutil.rmtree(one.folder)

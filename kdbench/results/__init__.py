@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from kdbench.results.record import Correct, Metrics, Record, TeacherInfo, flatten
+from kdbench.results.record import Agreement, Correct, Metrics, Record, TeacherInfo, flatten
 from kdbench.results.store import Store
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def _row(record: Record) -> dict[str, Any]:
     for field, model in _NULLABLE.items():
         if data[field] is None:
             data[field] = dict.fromkeys(model.model_fields)
+    data["teacher"]["agreement"] = data["teacher"].get("agreement") or dict.fromkeys(Agreement.model_fields)
     data["method"]["needs"] = " ".join(data["method"]["needs"])
     data["correct"].pop("bits", None)
     return flatten(data)
