@@ -131,13 +131,15 @@ def explain(error: ValidationError, prefix: str = "") -> str:
 
     def keys(details: ErrorDetails) -> list[str]:
         parts = map(str, details["loc"])
-        return [part for part in parts if not part.startswith(("float", "dict[", "mapping[", "function-"))]
+        kinds = ("constrained-", "literal[", "dict[", "mapping[", "function-")  # the branches of a union
+        return [part for part in parts if part not in ("float", "int", "bool") and not part.startswith(kinds)]
 
     worst = max(error.errors(), key=lambda details: len(keys(details)))
     where = ".".join([*([prefix] if prefix else []), *keys(worst)])
     if worst["type"] == "missing":
         return f"the config lacks '{where}'"
-    return f"{where}={worst['input']!r}: {worst['msg'][0].lower()}{worst['msg'][1:]}"
+    messages = [details["msg"] for details in error.errors() if keys(details) == keys(worst)]
+    return f"{where}={worst['input']!r}: {' or '.join(message[0].lower() + message[1:] for message in messages)}"
 
 
 def first_line(error: BaseException) -> str:
