@@ -21,12 +21,11 @@ from kdbench.data.batch import Batch
 from kdbench.data.module import ArrayData
 from kdbench.engine.cohort import Member
 from kdbench.engine.fit import fit
-from kdbench.engine.frozen import CACHED, FrozenTeacher
+from kdbench.engine.frozen import FrozenTeacher
 from kdbench.engine.route import EngineConfig, Route
-from kdbench.engine.view_cache import ViewCache
+from kdbench.engine.taught import open_cache
 from kdbench.method import Method
 from kdbench.results.figures import Share
-from kdbench.taps import probe
 
 EPOCHS = 240
 """Of the cells whose route is measured: long ones, so that they are compiled where that is possible."""
@@ -45,20 +44,10 @@ def route_of(setting: Setting, *, cached: bool, compiled: bool) -> Route:
 def frozen_teacher(setting: Setting, route: Route, folder: Path) -> FrozenTeacher:
     """The pair's teacher on a route, with an empty view cache under `folder` where the route has one."""
     data = setting.dataset
-    shape = data.spec.shape
-    frozen = FrozenTeacher(setting.network(setting.teacher), shape, route, setting.protocol().batch_size)
+    frozen = FrozenTeacher(setting.network(setting.teacher), data.spec.shape, route, setting.protocol().batch_size)
     frozen.to(setting.device)
     if route.cached:
-        shapes = probe(setting.teacher, frozen.plain, shape).shapes
-        frozen.cache = ViewCache.open(
-            folder,
-            {"bench": setting.teacher},
-            samples=data.spec.n_train,
-            pad=data.pad,
-            flip=data.flip,
-            widths={name: shapes[name][0] for name in sorted(CACHED)},
-            dtype=route.teacher_dtype,
-        )
+        frozen.cache = open_cache(folder, {"bench": setting.teacher}, frozen, data)
     return frozen
 
 

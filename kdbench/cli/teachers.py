@@ -60,16 +60,17 @@ def list_teachers(options: argparse.Namespace) -> int:
 
 def train(args: Sequence[str]) -> int:
     """Train what Hydra composes from `args`; exit code."""
-    errors = run_jobs("teacher train", train_one, args)
-    for message in dict.fromkeys(errors):
-        fail(message)
-    return 1 if errors else 0
+    return _done(run_jobs("teacher train", train_one, args))
 
 
 def cache(args: Sequence[str]) -> int:
     """Fill the view cache for what Hydra composes from `args`; exit code."""
     every = "--all" in args
-    errors = run_jobs("teacher cache", lambda job: cache_one(job, every), [arg for arg in args if arg != "--all"])
+    return _done(run_jobs("teacher cache", lambda job: cache_one(job, every), [arg for arg in args if arg != "--all"]))
+
+
+def _done(errors: Sequence[str]) -> int:
+    """Tell each error once; exit code."""
     for message in dict.fromkeys(errors):
         fail(message)
     return 1 if errors else 0

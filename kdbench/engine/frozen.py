@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,6 +16,7 @@ from kdbench.data.batch import Batch
 from kdbench.engine.fast import Tapped, compiled_tap, why
 from kdbench.engine.route import Route
 from kdbench.models.base import Shape
+from kdbench.results.record import Agreement
 
 CACHED = frozenset({"logits", "embed"})
 """The taps that a view cache holds: feature maps are too large for it."""
@@ -32,21 +32,6 @@ class Views(Protocol):
         ...
 
     def store(self, index: Tensor, view: Tensor, values: dict[str, Tensor]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Fast teacher against the plain one.
-
-    Attributes:
-        max_abs_logit: largest absolute difference of a logit.
-        top1_percent: images for which both name the same class, percent.
-        images: how many were compared.
-    """
-
-    max_abs_logit: float
-    top1_percent: float
-    images: int
 
 
 class FrozenTeacher(nn.Module):
@@ -141,7 +126,7 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def agreement(self, images: Iterable[Tensor]) -> Agreement:
-        """Compare both networks on batches of normalised float32 images (B, C, H, W)."""
+        """Compare both networks on batches of normalised float32 images (B, C, H, W), at least one."""
         worst, same, seen = 0.0, 0, 0
         for x in images:
             with torch.autocast(x.device.type, enabled=False):
@@ -150,7 +135,7 @@ class FrozenTeacher(nn.Module):
             worst = max(worst, float((got - want).abs().max()))
             same += int((got.argmax(1) == want.argmax(1)).sum())
             seen += len(x)
-        return Agreement(worst, 100.0 * same / max(seen, 1), seen)
+        return Agreement(max_abs_logit=worst, top1_percent=100.0 * same / seen, images=seen)
 
     @property
     def granularity(self) -> int:

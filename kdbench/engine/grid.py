@@ -65,14 +65,12 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
         try:
             record = None if force else bench.finished(cell)
         except UserError as error:
-            outcome.failed.append(f"{cell}: {error}")
+            account(cell, error, outcome, bench, begun=False)
             continue
         if record is None:
             todo.append(cell)
-        elif record.status == "diverged":
-            outcome.diverged.append(f"{cell} ({record.reason}); lower its learning rate or weights")
         else:
-            outcome.skipped.append(str(cell))
+            account(cell, record, outcome, bench, begun=False)
     if not todo:
         return outcome
     bench.check()
@@ -139,7 +137,7 @@ def account(cell: Cell, result: Record | Exception, outcome: Outcome, bench: Ben
         outcome.failed.append(f"{what} (traceback in {write_log(bench, cell, result)})")
     elif result.status == "diverged":
         outcome.diverged.append(f"{cell} ({result.reason}); lower its learning rate or weights")
-    elif not begun:  # another process finished it while this one waited
+    elif not begun:  # an earlier run finished it, or another process while this one waited
         outcome.skipped.append(str(cell))
     else:
         outcome.ran.append(str(cell))

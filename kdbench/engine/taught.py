@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,8 +41,7 @@ class Taught:
         if self.route.fast and self._agreement is None:
             test = ArrayData(dataset, batch_size=1, seed=0, eval_batch_size=100).test_dataloader()
             device = next(self.frozen.parameters()).device
-            found = self.frozen.agreement(batch.x.to(device) for batch in islice(test, COMPARED // 100))
-            self._agreement = Agreement(**asdict(found))
+            self._agreement = self.frozen.agreement(batch.x.to(device) for batch in islice(test, COMPARED // 100))
         return self._agreement
 
 
@@ -67,28 +67,35 @@ def share(
     """
     frozen = FrozenTeacher(net, dataset.spec.shape, route, protocol.batch_size).to(device)
     if route.cached:
-        shapes = probe(card.name, frozen.plain, dataset.spec.shape).shapes
-        cache = ViewCache.open(
-            cache_dir() / "views",
-            {  # all that can change a bit of what the teacher says
-                "teacher": card.sha256,
-                "name": card.name,
-                "data": dataset.content_hash,
-                "dataset": dict(identity),
-                "mean": dataset.mean,
-                "std": dataset.std,
-                "device": device_name(device),
-                "torch": torch.__version__,
-                "granularity": frozen.granularity,
-            },
-            samples=dataset.spec.n_train,
-            pad=dataset.pad,
-            flip=dataset.flip,
-            widths={name: shapes[name][0] for name in sorted(CACHED)},
-            dtype=route.teacher_dtype,
-        )
+        # all that can change a bit of what the teacher says
+        key = {
+            "teacher": card.sha256,
+            "name": card.name,
+            "data": dataset.content_hash,
+            "dataset": dict(identity),
+            "mean": dataset.mean,
+            "std": dataset.std,
+            "device": device_name(device),
+            "torch": torch.__version__,
+            "granularity": frozen.granularity,
+        }
+        cache = open_cache(cache_dir() / "views", key, frozen, dataset)
         if cache.rebuilt:
             say(f"the view cache of {card.name} is begun anew: {cache.rebuilt}.")
         cache.check_room(dataset.spec.n_train * protocol.epochs)
         frozen.cache = cache
     return Taught(card, frozen, route)
+
+
+def open_cache(root: Path, key: Mapping[str, Any], frozen: FrozenTeacher, dataset: Dataset) -> ViewCache:
+    """The view cache of `key` under `root`, with a place for every view of the training images."""
+    shapes = probe("teacher", frozen.plain, dataset.spec.shape).shapes
+    return ViewCache.open(
+        root,
+        key,
+        samples=dataset.spec.n_train,
+        pad=dataset.pad,
+        flip=dataset.flip,
+        widths={name: shapes[name][0] for name in sorted(CACHED)},
+        dtype=frozen.dtype,
+    )
