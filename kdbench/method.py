@@ -118,6 +118,9 @@ class Method(pl.LightningModule):
     """``scratch``, ``smoothing`` or ``kd`` for the three controls that stand in every table."""
     needs: ClassVar[frozenset[str]] = frozenset({"teacher", "labels"})
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+    added: ClassVar[Mapping[str, Any]] = {}
+    """Settings that came after the first records, with the values that mean what was done before: there they stay out
+    of a cell's identity, so that no committed id moves."""
     survey: ClassVar[Mapping[str, str]] = {}
     """What the survey's table says of such a method: one short entry for each column that ``taxonomy.yaml`` gives the
     table of `leaf`, by the column's key. Reports print it."""

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from fnmatch import fnmatch
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from kdbench.errors import UserError
+from kdbench.sparse import Sparse
 
 
-class _Strict(BaseModel):
+class _Strict(Sparse):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

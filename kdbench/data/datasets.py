@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 from torch import Tensor
 
 from kdbench.data.arrays import Arrays, canonical_order, holdout, load
 from kdbench.data.batch import DataSpec
 from kdbench.errors import UserError
+from kdbench.sparse import Sparse
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -61,7 +62,7 @@ class Dataset:
     spec: DataSpec
 
 
-class DatasetConfig(BaseModel):
+class DatasetConfig(Sparse):
     """The fields of ``conf/dataset/*.yaml``, explained in ``conf/dataset/cifar100.yaml``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

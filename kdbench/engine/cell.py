@@ -273,7 +273,7 @@ def cells_of(job: Job) -> list[Cell]:
     for seed in dict.fromkeys(job.seed):
         for name, config in job.method.items():
             cls = method_class(name, config)
-            settings = {key: value for key, value in config.items() if key not in BENCH_KEYS}
+            settings = method_identity(cls, config)
             construct(name, cls, settings, protocol)
             cells.append(
                 Cell(
@@ -293,6 +293,16 @@ def cells_of(job: Job) -> list[Cell]:
     return cells
 
 
+def method_identity(cls: type[Method], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's settings as they enter an id: without the bench's keys, and without those in `Method.added` that have
+    the value from before they came."""
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in BENCH_KEYS and not (key in cls.added and value == cls.added[key])
+    }
+
+
 def check_optimizer(protocol: Protocol) -> None:
     """Raises `UserError` if the protocol's optimiser cannot be made."""
     instantiate("protocol.optimizer", protocol.optimizer, [torch.nn.Parameter(torch.zeros(1))])
@@ -307,8 +317,9 @@ def teacher_recipe(job: Job) -> dict[str, Any]:
     """How the teacher of a job is trained: the job's data set and protocol, but for what `teacher` says otherwise."""
     teacher, protocol = job.teacher, Protocol.of(job.protocol)
     changes = {"epochs": teacher.epochs} if teacher.epochs else {}
-    method = {key: value for key, value in teacher.method.items() if key not in BENCH_KEYS}
-    construct("teacher", method_class("teacher", method), method, protocol)
+    cls = method_class("teacher", teacher.method)
+    method = method_identity(cls, teacher.method)
+    construct("teacher", cls, method, protocol)
     return {
         "name": job.pair.teacher,
         "method": method,

@@ -18,15 +18,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import (
     AwareDatetime,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
+
+from kdbench.sparse import Sparse
 
 SCHEMA_VERSION: Final = 1
 
@@ -73,7 +72,7 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class _Strict(BaseModel):
+class _Strict(Sparse):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -146,15 +145,12 @@ class TeacherInfo(_Strict):
     `agreement` is null where the float32 network itself taught.
     """
 
+    ADDED = frozenset({"agreement"})
+
     name: Name
     sha256: Sha256
     accuracy: Percent
     agreement: Agreement | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_null(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # records made before there was such a field keep their text, and with it their seal
-        return {key: value for key, value in handler(self).items() if key != "agreement" or value is not None}
 
 
 class Metrics(_Strict):
