@@ -7,6 +7,9 @@ from pathlib import Path
 
 from kdbench.errors import UserError
 
+CHOOSE_CACHE = "KDBENCH_CACHE=DIR says where"
+"""How to choose another folder for what is cached, as a clause."""
+
 
 def cache_dir() -> Path:
     """``$KDBENCH_CACHE``, or ``~/.cache/kdbench``."""

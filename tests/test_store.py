@@ -17,8 +17,9 @@ from factories import make_record
 
 import kdbench.results
 from kdbench.errors import UserError
+from kdbench.files import STALE_AFTER
 from kdbench.results.record import dump
-from kdbench.results.store import STALE_AFTER, RecordExistsError, Store, file_name
+from kdbench.results.store import RecordExistsError, Store, file_name
 
 
 def visible(store: Store) -> list[str]:
@@ -82,7 +83,7 @@ def test_a_record_is_not_silently_overwritten(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first, second = make_record(top1=70.0), make_record(top1=75.0)
     store.write(first)
-    with pytest.raises(RecordExistsError, match=f"{first.cell.id}.*already has the record.*delete that file"):
+    with pytest.raises(RecordExistsError, match=f"{first.cell.id}.*already has the record.*force=true"):
         store.write(second)
     assert store.load() == [first]
     store.write(second, overwrite=True)

@@ -25,8 +25,8 @@ from torch import Tensor
 from kdbench.data.batch import Batch
 from kdbench.engine.frozen import CACHED, FrozenTeacher
 from kdbench.errors import Diverged, UserError
+from kdbench.files import writing_to
 from kdbench.method import Method
-from kdbench.results.store import writing_to
 
 CHECKPOINT = "last.ckpt"
 

@@ -31,10 +31,11 @@ from kdbench.engine.seeding import key, seeded
 from kdbench.engine.taught import Taught, share
 from kdbench.engine.teachers import Teacher, Teachers, check_pin, stem
 from kdbench.errors import UserError
+from kdbench.files import writing_to
 from kdbench.method import Method
 from kdbench.protocol import Protocol
 from kdbench.results import record as rec
-from kdbench.results.store import Store, writing_to
+from kdbench.results.store import Store
 from kdbench.tasks import TASKS
 
 BYTES_PER_PARAMETER = 40

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +11,15 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kdbench import models
 from kdbench.data.batch import DataSpec
 from kdbench.errors import UserError
-from kdbench.paths import cache_dir
+from kdbench.files import write_atomic, writing_to
+from kdbench.paths import CHOOSE_CACHE, cache_dir
 from kdbench.results.record import cell_id
-from kdbench.results.store import write_atomic, writing_to
 
 KEPT_BYTES = 10_000_000
 """Weights smaller than this are kept beside the records that they stand behind."""
@@ -105,12 +103,11 @@ class Teachers:
     def save(self, recipe: Mapping[str, Any], state: Mapping[str, Tensor], **card: Any) -> Teacher:
         """Write weights and card into the cache, whole or not at all."""
         path = self.cache / f"{stem(recipe)}.safetensors"
-        with writing_to(self.cache):
+        weights = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+        full = Card(recipe=dict(recipe), sha256=hashlib.sha256(weights).hexdigest(), **card)
+        with writing_to(self.cache, CHOOSE_CACHE):
             self.cache.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial)
-            full = Card(recipe=dict(recipe), sha256=_sha256(partial), **card)
-            os.replace(partial, path)
+            write_atomic(path, weights, overwrite=True)
             write_atomic(path.with_suffix(".json"), full.model_dump_json(indent=1) + "\n", overwrite=True)
         return Teacher(full, path)
 
@@ -121,9 +118,7 @@ class Teachers:
             return
         with writing_to(self.kept):
             self.kept.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(".partial")
-            shutil.copyfile(teacher.weights, partial)
-            os.replace(partial, target)
+            write_atomic(target, teacher.weights.read_bytes(), overwrite=True)
             write_atomic(target.with_suffix(".json"), teacher.card.model_dump_json(indent=1) + "\n", overwrite=True)
 
     def all(self) -> list[Teacher]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kdbench.data.views import random_bits
 from kdbench.errors import UserError
-from kdbench.results.store import write_atomic, writing_to
+from kdbench.files import write_atomic, writing_to
 
 FORMAT = 1
 META, VALUES, SUMS = "meta.json", "values.bin", "sums.bin"

@@ -10,9 +10,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from kdbench.errors import UserError
+from kdbench.files import remove_leftovers, write_atomic, writing_to
 from kdbench.report.markdown import MARKER, escape, line
 from kdbench.results.figures import Figures, Measured, Spread
-from kdbench.results.store import remove_leftovers, write_atomic, writing_to
 
 HEAD = ("Way", "Path", "Step ms", "× reference", "% of peak", "Set-up s")
 WORDS = 2

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kdbench.errors import UserError
+from kdbench.files import remove_leftovers, write_atomic, writing_to
 from kdbench.report import leaderboard
 from kdbench.report.across import across_pairs
 from kdbench.report.benchmarks import benchmarks
@@ -23,7 +24,6 @@ from kdbench.report.terminal import render_terminal
 from kdbench.results import figures
 from kdbench.results.claims import Claim, load_claims
 from kdbench.results.record import Record
-from kdbench.results.store import remove_leftovers, write_atomic, writing_to
 from kdbench.taxonomy import MethodLike
 
 FOLDER = "tables"

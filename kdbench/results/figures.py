@@ -11,7 +11,7 @@ from typing import Annotated, Final
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kdbench.errors import UserError
-from kdbench.results.store import write_atomic, writing_to
+from kdbench.files import write_atomic, writing_to
 
 FILE: Final = "benchmarks.json"
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import secrets
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdbench.errors import UserError
+from kdbench.files import remove_leftovers, write_atomic, writing_to
 from kdbench.results.record import Record, dump, parse
-
-STALE_AFTER = 3600.0
-"""Seconds after which a temporary file must be the leftover of a killed process: a write takes far less."""
 
 
 class RecordExistsError(UserError):
@@ -109,7 +103,7 @@ def _order(record: Record) -> tuple[str | int, ...]:
 def _exists(record: Record, path: Path) -> RecordExistsError:
     return RecordExistsError(
         f"Cell {record.cell.id} ({record.cell.method}, seed {record.cell.seed}) already has the record {path}: "
-        "delete that file if the cell is to be trained again."
+        "run again with force=true if it is to be trained again."
     )
 
 
@@ -142,81 +136,3 @@ def _read(paths: list[Path]) -> list[Record]:
             "restore each from git or move it out of the folder, and run its cell again."
         )
     return records
-
-
-@contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Turn an `OSError` while writing to `folder` into a `UserError` that names the folder and the mend."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            mend = "free some space there, or choose another folder"
-        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
-            mend = "a part of that path is a file; choose another folder"
-        else:
-            mend = "choose a folder that you may write to"
-        raise UserError(f"Cannot write to {folder} ({error.strerror}): {mend}.") from error
-
-
-def write_atomic(path: Path, text: str, overwrite: bool) -> None:
-    """Write `text` (UTF-8) so that `path` holds all of it or, whatever happens, is left as it was.
-
-    Raises:
-        FileExistsError: `path` exists and `overwrite` is false.
-        OSError: the folder cannot be written; nothing is left behind.
-    """
-    temporary = _temporary(path)
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _publish(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Give a finished file its name unless the name is taken; `os.replace` could not tell."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES):
-            raise
-        # A file system without hard links. Two writers of one cell may both get here; the file is whole either way.
-        if path.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-        os.replace(temporary, path)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files in `folder` that are older than `STALE_AFTER` by the file system's own clock.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    probe = _temporary(folder / "probe")
-    try:
-        with probe.open("x") as file:
-            file.write("probe")
-            file.flush()
-            os.fsync(file.fileno())
-        now = probe.stat().st_mtime
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
-    for path in folder.glob(".*.tmp"):
-        with suppress(OSError):  # another process may be faster
-            if now - path.stat().st_mtime > STALE_AFTER:
-                path.unlink()

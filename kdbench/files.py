@@ -1,0 +1,127 @@
+"""Files that are whole or not there: how everything that kdbench keeps is written, and what becomes of leftovers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kdbench.errors import UserError
+
+STALE_AFTER = 3600.0
+"""Seconds after which a temporary file must be the leftover of a killed process: a write takes far less."""
+PROBE = b"probe\n" * 1000
+"""More than fits beside a file's name in its inode, so that a full disk refuses it."""
+
+
+@contextmanager
+def writing_to(folder: Path, otherwise: str = "") -> Iterator[None]:
+    """Turn an `OSError` while writing to `folder` into a `UserError` that names the folder and the mend.
+
+    Args:
+        otherwise: how to choose another folder, as a clause; it ends the mend.
+    """
+    try:
+        yield
+    except OSError as error:
+        otherwise = f" ({otherwise})" if otherwise else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            mend = "free some space there, or choose another folder"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            mend = "a part of that path is a file; choose another folder"
+        elif error.errno in (errno.ENOLCK, errno.ENOSYS):
+            mend = "its file system knows no locks; choose a folder on another"
+        else:
+            mend = "choose a folder that you may write to"
+        raise UserError(f"Cannot write to {folder} ({error.strerror or error}): {mend}{otherwise}.") from error
+
+
+def write_atomic(path: Path, content: str | bytes, overwrite: bool) -> None:
+    """Write `content` (text as UTF-8) so that `path` holds all of it or, whatever happens, is left as it was.
+
+    It is on the disk before it has its name, and has its name on the disk when this returns: what was written survives
+    a power cut. Any number of processes may write the same file at the same time.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is false.
+        OSError: the folder cannot be written; nothing is left behind.
+    """
+    temporary = write_beside(path, content)
+    try:
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _publish(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_beside(path: Path, content: str | bytes) -> Path:
+    """Write `content` into a temporary file that `os.replace` can give the name `path`; it is on the disk.
+
+    Raises:
+        OSError: the folder cannot be written; nothing is left behind.
+    """
+    temporary = _temporary(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in `folder` on the disk, where the system can be asked for that."""
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name unless the name is taken; `os.replace` could not tell."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES):
+            raise
+        # A file system without hard links. Two writers of one cell may both get here; the file is whole either way.
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temporary, path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files in `folder` that are older than `STALE_AFTER` by the file system's own clock.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    probe = write_beside(folder / "probe", PROBE)
+    try:
+        now = probe.stat().st_mtime
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*.partial")):  # the latter of earlier versions
+        with suppress(OSError):  # another process may be faster
+            if now - path.stat().st_mtime > STALE_AFTER:
+                path.unlink()
