@@ -8,7 +8,9 @@ from pathlib import Path
 from kdbench.errors import UserError
 
 CHOOSE_CACHE = "KDBENCH_CACHE=DIR says where"
-"""How to choose another folder for what is cached, as a clause."""
+CHOOSE_WORK = "paths.work=DIR says where"
+CHOOSE_RESULTS = "paths.results=DIR says where"
+"""How to choose another folder for what is cached, unfinished or stored, as clauses."""
 
 
 def cache_dir() -> Path:

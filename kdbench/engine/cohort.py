@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,13 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from kdbench.data.batch import Batch
+from kdbench.engine.cell import first_line
+from kdbench.engine.checkpoint import Unusable, pack, unpack
 from kdbench.engine.frozen import CACHED, FrozenTeacher
-from kdbench.errors import Diverged, UserError
-from kdbench.files import writing_to
+from kdbench.errors import Diverged
+from kdbench.files import sync_folder, write_beside, writing_to
 from kdbench.method import Method
+from kdbench.paths import CHOOSE_WORK
 
 CHECKPOINT = "last.ckpt"
 
@@ -48,6 +51,7 @@ class Member:
         method: bound, not yet on the device.
         folder: where its checkpoint lies.
         rng: state of torch's global generator at its next step.
+        identity: all that a checkpoint must share with this training if it is to go on from it.
         curves: name -> one value per epoch, None where it was not measured.
         seconds: time in its own training steps, and an equal share of what the cohort does once for all; evaluation and
             waiting left out, over all sittings.
@@ -59,7 +63,9 @@ class Member:
     method: Method
     folder: Path
     rng: Tensor
+    identity: Mapping[str, Any] = field(default_factory=dict)
     logger: Logger | None = None
+    say: Callable[[str], None] = lambda sentence: None
     cuda_rng: list[Tensor] | None = None
     curves: dict[str, list[float | None]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -75,23 +81,27 @@ class Member:
         """Go on from the checkpoint, if there is one.
 
         Raises:
-            UserError: it cannot be read, or is no checkpoint of this cell.
+            Unusable: it is damaged, or of another training; the method may be half loaded then, and is to be made anew.
+            UserError: it cannot be read.
         """
-        if not self.checkpoint.exists():
+        try:
+            state = unpack(self.checkpoint, self.identity)
+        except FileNotFoundError:
             return
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             self.method.on_load_checkpoint(state)
             self.method.load_state_dict(state["state"])
-            self.curves, self.seconds = state["curves"], state["seconds"]
-            self.rng, self.cuda_rng, self._optimizers = state["rng"], state["cuda_rng"], state["optimizers"]
-        except Exception:
-            raise UserError(
-                f"the checkpoint {self.checkpoint} cannot be read: delete it to start this cell anew."
-            ) from None
+        except Exception as error:
+            raise Unusable(f"its checkpoint does not fit the method ({first_line(error)})") from error
+        self.curves, self.seconds = state["curves"], state["seconds"]
+        self.rng, self.cuda_rng, self._optimizers = state["rng"], state["cuda_rng"], state["optimizers"]
 
     def write(self, optimizers: Sequence[torch.optim.Optimizer]) -> Path:
-        """Write a checkpoint beside the last one; `os.replace` makes it the last one."""
+        """Write a checkpoint beside the last one; `os.replace` makes it the last one.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
         state = {
             "state": self.method.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -101,9 +111,7 @@ class Member:
             "cuda_rng": self.cuda_rng,
         }
         self.method.on_save_checkpoint(state)
-        partial = self.folder / (CHECKPOINT + ".partial")
-        torch.save(state, partial)
-        return partial
+        return write_beside(self.checkpoint, pack(self.identity, state))
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """The method's optimisers, in the state of the checkpoint."""
@@ -134,8 +142,12 @@ class Member:
             curve += [None] * (epoch + 1 - len(curve))
             curve[epoch] = number if math.isfinite(number) else None
         if self.logger and numbers:
-            self.logger.log_metrics({**numbers, "epoch": epoch}, step=epoch)
-            self.logger.save()
+            try:
+                self.logger.log_metrics({**numbers, "epoch": epoch}, step=epoch)
+                self.logger.save()
+            except Exception as error:  # loggers raise what they like, and the curves are in the record as well
+                self.logger = None
+                self.say(f"{self.title} goes on without its logger ({type(error).__name__}: {first_line(error)}).")
 
 
 class Cohort(pl.LightningModule):
@@ -244,12 +256,19 @@ class Cohort(pl.LightningModule):
 
     def save(self) -> None:
         """A checkpoint of every member. All are written before any takes effect: they stay at one epoch."""
-        partials: list[tuple[Path, Path]] = []
-        for member in self.members:
-            with writing_to(member.folder):
-                partials.append((member.write(self._optimizers_of[member.title]), member.checkpoint))
-        for partial, checkpoint in partials:
-            os.replace(partial, checkpoint)
+        partials: dict[Path, Path] = {}
+        try:
+            for member in self.members:
+                with writing_to(member.folder, CHOOSE_WORK):
+                    partials[member.write(self._optimizers_of[member.title])] = member.checkpoint
+            for partial, checkpoint in partials.items():
+                with writing_to(checkpoint.parent, CHOOSE_WORK):
+                    os.replace(partial, checkpoint)
+        finally:
+            for partial, checkpoint in partials.items():
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                sync_folder(checkpoint.parent)
         self._saved = time.monotonic()
 
     # ---- evaluation ---------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from rich.table import Column
 
 from kdbench.engine.cell import Cell, first_line
 from kdbench.engine.cohort import Spoiled
-from kdbench.engine.run import Bench, BusyError
+from kdbench.engine.locks import BusyError
+from kdbench.engine.run import Bench
 from kdbench.errors import DoesNotFit, UserError
+from kdbench.files import write_atomic
 from kdbench.results.record import Record, cell_id
 
 
@@ -56,7 +58,8 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
         Interrupted: Ctrl-C; all records written so far stay, the running cell can be resumed.
         UserError: nothing can be run at all (no data, an unwritable store).
     """
-    bench.store.check_writable()
+    if not bench.store.folder.is_dir():  # else it need not be writable, if all is done
+        bench.store.check_writable()
     for config in {cell_id(dict(c.config["dataset"])): c.config["dataset"] for c in cells}.values():
         bench.dataset(config)
     outcome = Outcome()
@@ -65,18 +68,20 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
         try:
             record = None if force else bench.finished(cell)
         except UserError as error:
-            account(cell, error, outcome, bench, begun=False)
+            account(cell, error, outcome, bench)
             continue
         if record is None:
             todo.append(cell)
         else:
-            account(cell, record, outcome, bench, begun=False)
+            bench.settle(cell, record)
+            account(cell, record, outcome, bench)
     if not todo:
         return outcome
-    bench.check()
+    plan = cohorts(todo, bench)
+    bench.check(plan)
 
-    with watched(bench, console, sum(cell.protocol.epochs for cell in todo)) as (progress, begun):
-        queue = [(cohort, False) for cohort in cohorts(todo, bench)]
+    with watched(bench, console, sum(cell.protocol.epochs for cell in todo)) as progress:
+        queue = [(cohort, False) for cohort in plan]
         while queue:
             cohort, wait = queue.pop(0)
             ends = progress.tasks[0].completed + sum(cell.protocol.epochs for cell in cohort)
@@ -90,7 +95,7 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
             for cell in cohort:
                 result = done.get(cell.id)
                 if result and cell not in busy:
-                    account(cell, result, outcome, bench, str(cell) in begun)
+                    account(cell, result, outcome, bench)
                     if isinstance(result, Record) and str(cell) in outcome.ran:
                         console.print(line(result), markup=False, highlight=False, soft_wrap=True)
             progress.update(progress.tasks[0].id, completed=max(ends, progress.tasks[0].completed))
@@ -126,7 +131,7 @@ def _fits(cell: Cell, group: Sequence[Cell]) -> bool:
     )
 
 
-def account(cell: Cell, result: Record | Exception, outcome: Outcome, bench: Bench, begun: bool) -> None:
+def account(cell: Cell, result: Record | Exception, outcome: Outcome, bench: Bench) -> None:
     """Enter what became of a cell."""
     if isinstance(result, DoesNotFit):
         outcome.pruned.append(f"{cell}: {result}")
@@ -134,21 +139,19 @@ def account(cell: Cell, result: Record | Exception, outcome: Outcome, bench: Ben
         outcome.failed.append(f"{cell}: {result}")
     elif isinstance(result, Exception):  # one failed cell never stops a sweep
         what = f"{cell}: {type(result).__name__}: {first_line(result)}"
-        outcome.failed.append(f"{what} (traceback in {write_log(bench, cell, result)})")
+        log = write_log(bench, cell, result)
+        outcome.failed.append(f"{what} (traceback in {log})" if log else f"{what} (no room for its traceback)")
     elif result.status == "diverged":
         outcome.diverged.append(f"{cell} ({result.reason}); lower its learning rate or weights")
-    elif not begun:  # an earlier run finished it, or another process while this one waited
+    elif cell.id not in bench.written:  # an earlier run finished it, or another process meanwhile
         outcome.skipped.append(str(cell))
     else:
         outcome.ran.append(str(cell))
 
 
 @contextmanager
-def watched(bench: Bench, console: Console, epochs: int) -> Iterator[tuple[Progress, set[str]]]:
-    """One progress bar over `epochs` for whatever the bench trains meanwhile; in a file or pipe, a line for each start.
-
-    Also yields the names of what was begun.
-    """
+def watched(bench: Bench, console: Console, epochs: int) -> Iterator[Progress]:
+    """One progress bar over `epochs` for all that the bench trains meanwhile; in a file or pipe, a line each."""
     columns = (
         TextColumn("{task.description}", table_column=Column(overflow="ellipsis", no_wrap=True)),
         BarColumn(),
@@ -157,12 +160,10 @@ def watched(bench: Bench, console: Console, epochs: int) -> Iterator[tuple[Progr
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    begun: set[str] = set()
     with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=epochs)
 
-        def on_start(title: str, names: Sequence[str], more: int) -> None:
-            begun.update(names)
+        def on_start(title: str, more: int) -> None:
             progress.update(bar, description=escape(title))
             if more:  # a teacher, not in the plan until now
                 progress.update(bar, total=(progress.tasks[0].total or 0) + more)
@@ -174,7 +175,7 @@ def watched(bench: Bench, console: Console, epochs: int) -> Iterator[tuple[Progr
 
         bench.on_start, bench.say = on_start, say
         bench.on_epoch = lambda finished: progress.advance(bar, finished)
-        yield progress, begun
+        yield progress
 
 
 def line(record: Record) -> str:
@@ -184,10 +185,12 @@ def line(record: Record) -> str:
     return f"{cell.method} {cell.pair} {cell.dataset} seed {cell.seed}: {accuracy}, {record.cost.train_seconds:.0f} s"
 
 
-def write_log(bench: Bench, cell: Cell, error: Exception) -> Path:
-    """The traceback of an exception, in a file."""
+def write_log(bench: Bench, cell: Cell, error: Exception) -> Path | None:
+    """The traceback of an exception, in a file; None if that could not be written."""
     log = bench.work / "cells" / f"{cell.id}.error.log"
-    with suppress(OSError):  # the disk may be what failed
+    try:  # the disk may be what failed
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("".join(traceback.format_exception(error)))
+        write_atomic(log, "".join(traceback.format_exception(error)), overwrite=True)
+    except OSError:
+        return None
     return log

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import torch
-from filelock import FileLock, Timeout
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
+import kdbench
 from kdbench import models
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.data.module import ArrayData
-from kdbench.engine.cell import Cell, construct, instantiate, method_class, title_of
+from kdbench.engine.cell import Cell, construct, first_line, instantiate, method_class, title_of
+from kdbench.engine.checkpoint import Unusable
 from kdbench.engine.cohort import Member, Spoiled
 from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled
 from kdbench.engine.frozen import FrozenTeacher
+from kdbench.engine.locks import BusyError, locked
 from kdbench.engine.making import device_name, make_record
 from kdbench.engine.route import EngineConfig, Route
 from kdbench.engine.seeding import key, seeded
@@ -33,18 +36,15 @@ from kdbench.engine.teachers import Teacher, Teachers, check_pin, stem
 from kdbench.errors import UserError
 from kdbench.files import writing_to
 from kdbench.method import Method
+from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, CHOOSE_WORK, cache_dir
 from kdbench.protocol import Protocol
 from kdbench.results import record as rec
-from kdbench.results.store import Store
+from kdbench.results.store import RecordExistsError, Store
 from kdbench.tasks import TASKS
 
 BYTES_PER_PARAMETER = 40
 """Of a student in training: weights, gradients, two moments of Adam, buffers and adapters, in float32, doubled for
 peers. Activations do not count: only one member of a cohort has any at a time."""
-
-
-class BusyError(Exception):
-    """Another process is training this cell or teacher."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Bench:
     engine: EngineConfig = field(default_factory=EngineConfig)
     max_students: int | Literal["auto"] = "auto"
     on_epoch: Callable[[int], None] = lambda finished: None
-    on_start: Callable[[str, Sequence[str], int], None] = lambda title, names, epochs: None
+    on_start: Callable[[str, int], None] = lambda title, epochs: None
     say: Callable[[str], None] = lambda sentence: None
 
     def __post_init__(self) -> None:
@@ -68,6 +68,14 @@ class Bench:
         self._datasets: dict[str, Dataset] = {}
         self._taught: dict[tuple[str, str, Route, int], Taught] = {}
         self._failed: dict[str, UserError] = {}
+        self._told: set[str] = set()
+        self.written: set[str] = set()  # ids of cells whose records this process wrote
+
+    def tell(self, sentence: str) -> None:
+        """Say it, unless it was said before."""
+        if sentence not in self._told:
+            self._told.add(sentence)
+            self.say(sentence)
 
     def check(self) -> None:
         """Fail now rather than in every cell.
@@ -75,7 +83,7 @@ class Bench:
         Raises:
             UserError: the work folder cannot be written, or the trainer or logger cannot be made.
         """
-        with writing_to(self.work):
+        with writing_to(self.work, CHOOSE_WORK):
             (self.work / "cells").mkdir(parents=True, exist_ok=True)
         _ = self.device
 
@@ -131,25 +139,29 @@ class Bench:
                     f"there is no teacher {name}, so none of teacher.sha256={pinned[:12]}: put its .safetensors and "
                     f".json into {self.teachers.kept}, or drop teacher.sha256 to train it."
                 )
-            with self._locked(name, wait) as work:
+            with self._locked(self.teachers.lock(name), f"the teacher {recipe['name']}", wait) as work:
                 try:
                     found = self.teachers.find(recipe) or self._train_teacher(recipe, work)
                 except UserError as error:
                     self._failed[name] = error
                     raise
         check_pin(found, pinned)
+        self._clear_if_left(name)
         return found
 
     def _train_teacher(self, recipe: Mapping[str, Any], work: Path) -> Teacher:
         protocol = Protocol.of(recipe["protocol"])
         title = f"teacher {recipe['name']}"
-        self.on_start(title, [], protocol.epochs)
+        self.on_start(title, protocol.epochs)
         dataset = self.dataset(recipe["dataset"])
-        method = construct("teacher", method_class("teacher", recipe["method"]), recipe["method"], protocol)
-        self._bind(method, recipe["name"], None, dataset.spec, recipe["seed"], "teacher")
+
+        def make() -> Method:
+            method = construct("teacher", method_class("teacher", recipe["method"]), recipe["method"], protocol)
+            return self._bind(method, recipe["name"], None, dataset.spec, recipe["seed"], "teacher")
+
+        identity = {"recipe": rec.digest(dict(recipe)), **self._identity(dataset, None, protocol)}
         with ExitStack() as stack:
-            member = self._member(title, method, work, recipe["seed"], stack)
-            member.resume()
+            member = self._member(title, make, work, recipe["seed"], identity, stack)
             (fitted,) = self._fit([member], dataset, recipe["seed"], None, self.route(protocol, dataset))
         if isinstance(fitted, Exception):
             raise fitted
@@ -158,11 +170,11 @@ class Bench:
             raise UserError(f"the {title} diverged ({fitted.reason}): lower protocol.optimizer.lr.")
         teacher = self.teachers.save(
             recipe,
-            method.deployed().state_dict(),
+            member.method.deployed().state_dict(),
             accuracy=100 * fitted.correct.double().mean().item(),
             dataset_sha256=dataset.content_hash,
             curve=fitted.curves[f"test/{TASKS[dataset.spec.task]}"],
-            device=device_name(method.device),
+            device=device_name(member.method.device),
             torch=torch.__version__,
         )
         shutil.rmtree(work, ignore_errors=True)
@@ -229,9 +241,14 @@ class Bench:
                 if cell.id in done:
                     continue
                 try:
-                    work[cell.id] = stack.enter_context(self._locked(cell.id, wait))
-                    if not force and (record := self.store.get(cell.id)):  # another process was faster
-                        done[cell.id] = record
+                    with ExitStack() as own:
+                        folder = own.enter_context(self._locked(self.store.lock(cell.id), str(cell), wait))
+                        if not force and (record := self.finished(cell)):  # another process was faster
+                            self._clear(folder)
+                            done[cell.id] = record
+                        else:
+                            work[cell.id] = folder
+                            stack.enter_context(own.pop_all())
                 except Exception as error:
                     done[cell.id] = error
             left = [cell for cell in cells if cell.id not in done]
@@ -272,18 +289,27 @@ class Bench:
         members: list[tuple[Cell, Member]] = []
         for cell in cells:
             try:
-                method = cell.make_method()
-                named = (shared.card.name, shared.frozen) if shared and cell.teacher else None
-                self._bind(method, cell.student, named, dataset.spec, cell.seed, cell.name)
-                member = self._member(str(cell), method, work[cell.id], cell.seed, stack)
-                member.resume()
+
+                def make(cell: Cell = cell) -> Method:
+                    named = (shared.card.name, shared.frozen) if shared and cell.teacher else None
+                    return self._bind(cell.make_method(), cell.student, named, dataset.spec, cell.seed, cell.name)
+
+                identity = {
+                    "cell": cell.id,
+                    # a run with force=true goes on only from what such a run began, for the record that is still there
+                    "force": (self.store.fingerprint(cell.id) or "true") if force else None,
+                    **self._identity(dataset, teacher if cell.teacher else None, cell.protocol),
+                }
+                member = self._member(str(cell), make, work[cell.id], cell.seed, identity, stack)
                 members.append((cell, member))
             except Exception as error:
                 done[cell.id] = error
         # after a kill the members may stand at different epochs: those of one epoch are one cohort
-        for epoch in sorted({member.method.epoch for _, member in members}):
-            together = [(cell, member) for cell, member in members if member.method.epoch == epoch]
-            self.on_start(title_of([cell for cell, _ in together]), [str(c) for c, _ in together], 0)
+        groups: dict[int, list[tuple[Cell, Member]]] = defaultdict(list)
+        for cell, member in members:
+            groups[member.method.epoch].append((cell, member))
+        for _, together in sorted(groups.items()):
+            self.on_start(title_of([cell for cell, _ in together]), 0)
             try:
                 frozen = shared.frozen if shared else None
                 results = self._fit([m for _, m in together], dataset, cells[0].seed, frozen, route)
@@ -307,13 +333,62 @@ class Bench:
                         path=_path(route, len(together), member.method, own),
                         agreement=own.agreement(dataset) if own else None,
                     )
-                    self.store.write(record, overwrite=force)
+                    done[cell.id] = self._publish(cell, record, force)
                     if own and teacher:
-                        self.teachers.keep(teacher)
-                    shutil.rmtree(work[cell.id], ignore_errors=True)
-                    done[cell.id] = record
+                        self._keep(teacher)
+                    self._clear(work[cell.id])
                 except Exception as error:
                     done[cell.id] = error
+
+    def _identity(self, dataset: Dataset, teacher: Teacher | None, protocol: Protocol) -> dict[str, Any]:
+        """What a checkpoint must share with a training that goes on from it, besides what is trained."""
+        route = self.route(protocol, dataset)
+        if not route.compiled:  # whether views are cached changes no bit then
+            route = replace(route, cached=False)
+        return {
+            "data": dataset.content_hash,
+            "teacher": teacher.card.sha256 if teacher else None,
+            "kdbench": kdbench.__version__,
+            "torch": torch.__version__,
+            "device": self.device.type,
+            "route": route.describe(1, teacher=teacher is not None),
+        }
+
+    def _publish(self, cell: Cell, record: rec.Record, force: bool) -> rec.Record:
+        """Store a record; where another process was faster, that one's, if it is of the same data and teacher."""
+        try:
+            self.store.write(record, overwrite=force)
+        except RecordExistsError:
+            return self.finished(cell) or record
+        self.written.add(cell.id)
+        return record
+
+    def _keep(self, teacher: Teacher) -> None:
+        try:
+            self.teachers.keep(teacher)
+        except UserError as error:  # the record is there; the next run tries again
+            self.tell(f"the teacher {teacher.card.name} is not kept beside its records: {error}")
+
+    def _clear(self, folder: Path) -> None:
+        """Remove what training left in a working folder, and the traceback of an earlier failure."""
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.with_name(f"{folder.name}.error.log").unlink(missing_ok=True)
+
+    def settle(self, cell: Cell, record: rec.Record) -> None:
+        """Make good what a kill behind a cell's record left undone; that nothing can be written is no failure."""
+        if cell.teacher and record.teacher:
+            teacher = self.teachers.find(cell.teacher)
+            if teacher and teacher.card.sha256 == record.teacher.sha256:
+                self._keep(teacher)
+        self._clear_if_left(cell.id)
+
+    def _clear_if_left(self, name: str) -> None:
+        """Remove the working folder of a cell or teacher that is there, unless another process is at work in it."""
+        folder = self.work / "cells" / name
+        if folder.exists():
+            with suppress(BusyError, UserError), locked(_lock(folder), name, wait=False):
+                self._clear(folder)
 
     def route(self, protocol: Protocol, dataset: Dataset) -> Route:
         steps = protocol.epochs * -(-dataset.spec.n_train // protocol.batch_size)
@@ -347,7 +422,7 @@ class Bench:
         spec: DataSpec,
         seed: int,
         name: str,
-    ) -> None:
+    ) -> Method:
         teacher_name, frozen = teacher or (None, None)
 
         def spawn(k: int) -> nn.Module:
@@ -357,7 +432,7 @@ class Bench:
 
         net = spawn(0)
         with seeded(seed, "adapters", name):
-            method.bind(
+            return method.bind(
                 net,
                 frozen,
                 spec,
@@ -366,11 +441,29 @@ class Bench:
                 seed=key(seed, "method", name),
             )
 
-    def _member(self, title: str, method: Method, work: Path, seed: int, stack: ExitStack) -> Member:
+    def _member(
+        self,
+        title: str,
+        make: Callable[[], Method],
+        work: Path,
+        seed: int,
+        identity: Mapping[str, Any],
+        stack: ExitStack,
+    ) -> Member:
+        """A member at the epoch of its checkpoint; at the beginning, which is told, if it cannot be gone on with."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", title)
         logger = stack.enter_context(self._logging(name, work.name))
+        method = make()
         with seeded(seed, "training"):
-            return Member(title, method, work, torch.get_rng_state(), logger)
+            member = Member(title, method, work, torch.get_rng_state(), identity, logger, self.tell)
+        try:
+            member.resume()
+        except Unusable as error:
+            self.say(f"{title} is begun anew: {error}.")
+            with writing_to(work, CHOOSE_WORK):
+                member.checkpoint.unlink(missing_ok=True)
+            member.method = make()
+        return member
 
     def _fit(
         self, members: Sequence[Member], dataset: Dataset, seed: int, teacher: FrozenTeacher | None, route: Route
@@ -398,26 +491,33 @@ class Bench:
         try:
             yield logger
         finally:
-            finish = getattr(logger.experiment, "finish", None)
-            if callable(finish):
-                finish()
+            try:
+                finish = getattr(logger.experiment, "finish", None)
+                if callable(finish):
+                    finish()
+            except Exception as error:  # a logger costs no cell
+                self.tell(f"the logger of {name} did not end well ({type(error).__name__}: {first_line(error)}).")
 
     @contextmanager
-    def _locked(self, name: str, wait: bool) -> Iterator[Path]:
-        """The working folder of a cell or teacher, for this process alone."""
-        folder = self.work / "cells"
-        with writing_to(folder):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / f"{name}.lock")
-            try:
-                lock.acquire(blocking=wait)
-            except Timeout:
-                raise BusyError from None
-        try:
-            (folder / name).mkdir(exist_ok=True)  # whoever held the lock before may have finished and removed it
-            yield folder / name
-        finally:
-            lock.release()
+    def _locked(self, lock: Path, what: str, wait: bool) -> Iterator[Path]:
+        """The working folder of a cell or teacher, for this process alone.
+
+        Two locks, as processes may share the place of what is made but not that of what is unfinished, or the reverse.
+        """
+        folder = self.work / "cells" / lock.stem
+        where = CHOOSE_CACHE if lock.is_relative_to(cache_dir()) else CHOOSE_RESULTS
+        with (
+            locked(lock, what, wait=wait, say=self.say, otherwise=where),
+            locked(_lock(folder), what, wait=wait, say=self.say, otherwise=CHOOSE_WORK),
+        ):
+            with writing_to(folder, CHOOSE_WORK):
+                folder.mkdir(exist_ok=True)
+            yield folder
+
+
+def _lock(folder: Path) -> Path:
+    """Of a working folder."""
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def _path(route: Route, cohort: int, method: Method, taught: Taught | None) -> str:

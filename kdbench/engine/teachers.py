@@ -111,6 +111,10 @@ class Teachers:
             write_atomic(path.with_suffix(".json"), full.model_dump_json(indent=1) + "\n", overwrite=True)
         return Teacher(full, path)
 
+    def lock(self, name: str) -> Path:
+        """The file that whoever trains the teacher of this `stem` holds a lock on: all who share the cache see it."""
+        return self.cache / ".locks" / f"{name}.lock"
+
     def keep(self, teacher: Teacher) -> None:
         """Copy a small teacher beside the records that it stands behind."""
         target = self.kept / teacher.weights.name

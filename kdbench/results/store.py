@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from kdbench.errors import UserError
 from kdbench.files import remove_leftovers, write_atomic, writing_to
+from kdbench.paths import CHOOSE_RESULTS
 from kdbench.results.record import Record, dump, parse
 
 
@@ -29,6 +32,7 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self.folder = self.root / "records"
+        self.locks = self.root / ".locks"
 
     def write(self, record: Record, overwrite: bool = False) -> Path:
         """Store a record, whole or not at all, and return its path.
@@ -38,7 +42,7 @@ class Store:
             UserError: the folder cannot be written or the disk is full.
         """
         path = self.folder / file_name(record)
-        with writing_to(self.folder):
+        with writing_to(self.folder, CHOOSE_RESULTS):
             self.folder.mkdir(parents=True, exist_ok=True)
             others = [other for other in self._files(f"-{record.cell.id}.json") if other != path]
             if not overwrite and others:
@@ -62,6 +66,24 @@ class Store:
         found = _read(self._files(f"-{cell_id}.json"))
         return found[0] if found else None
 
+    def fingerprint(self, cell_id: str) -> str | None:
+        """Of whatever lies in the place of a cell's record, good or bad, by its bytes; None where nothing does."""
+        contents = [path.read_bytes() for path in self._files(f"-{cell_id}.json")]
+        return hashlib.sha256(b"".join(contents)).hexdigest() if contents else None
+
+    def lock(self, cell_id: str) -> Path:
+        """The file that whoever trains a cell for this store holds a lock on; git does not see it.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        with writing_to(self.root, CHOOSE_RESULTS):
+            self.locks.mkdir(parents=True, exist_ok=True)
+        if not (self.locks / ".gitignore").exists():
+            with suppress(OSError):
+                write_atomic(self.locks / ".gitignore", "*\n", overwrite=True)
+        return self.locks / f"{cell_id}.lock"
+
     def load(self) -> list[Record]:
         """All records, in the order of their cells' names, seeds and ids, whatever the order on disk.
 
@@ -79,7 +101,7 @@ class Store:
         Raises:
             UserError: no record could be written.
         """
-        with writing_to(self.folder):
+        with writing_to(self.folder, CHOOSE_RESULTS):
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
 
