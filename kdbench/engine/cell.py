@@ -202,7 +202,7 @@ class TeacherConfig(BaseModel):
     method: dict[str, Any]
     seed: Natural = 0
     epochs: Annotated[StrictInt, Field(ge=1)] | None = None
-    dataset: dict[str, Any] = Field(default_factory=dict)
+    dataset: dict[str, Any] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
@@ -320,10 +320,15 @@ def teacher_recipe(job: Job) -> dict[str, Any]:
     cls = method_class("teacher", teacher.method)
     method = method_identity(cls, teacher.method)
     construct("teacher", cls, method, protocol)
+    own = teacher.dataset or {}
+    known = [field for field in DatasetConfig.model_fields if field != "root"]  # where data lie is said once for all
+    for key in own:
+        if key not in known:
+            raise UserError(f"unknown key 'teacher.dataset.{key}': choose from {', '.join(known)}.")
     return {
         "name": job.pair.teacher,
         "method": method,
-        "dataset": dataset_identity({**job.dataset, **teacher.dataset}),
+        "dataset": dataset_identity({**job.dataset, **own}),
         "protocol": protocol.model_copy(update=changes).model_dump(mode="json"),
         "seed": teacher.seed,
     }

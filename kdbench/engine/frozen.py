@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Protocol
 
 import torch
@@ -13,10 +13,10 @@ from torch._inductor import config as inductor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kdbench.data.batch import Batch
+from kdbench.engine.adapter import Rescale
 from kdbench.engine.fast import Tapped, compiled_tap, why
 from kdbench.engine.route import Route
 from kdbench.models.base import Shape
-from kdbench.results.record import Agreement
 
 CACHED = frozenset({"logits", "embed"})
 """The taps that a view cache holds: feature maps are too large for it."""
@@ -124,19 +124,6 @@ class FrozenTeacher(nn.Module):
                 return f"{whose} '{name}' was changed in place"
         return None
 
-    @torch.no_grad()
-    def agreement(self, images: Iterable[Tensor]) -> Agreement:
-        """Compare both networks on batches of normalised float32 images (B, C, H, W), at least one."""
-        worst, same, seen = 0.0, 0, 0
-        for x in images:
-            with torch.autocast(x.device.type, enabled=False):
-                want = self.plain(x)
-            got = want if self.fast is None else self._run(x)["logits"].float()
-            worst = max(worst, float((got - want).abs().max()))
-            same += int((got.argmax(1) == want.argmax(1)).sum())
-            seen += len(x)
-        return Agreement(max_abs_logit=worst, top1_percent=100.0 * same / seen, images=seen)
-
     @property
     def granularity(self) -> int:
         """Rows are padded to a multiple of this: `ROWS`, or the batch size.
@@ -241,7 +228,7 @@ def fast_copy(net: nn.Module, shape: Shape, dtype: torch.dtype) -> nn.Module | N
                 continue
             fast.to(dtype)
             for module in fast.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, (nn.modules.batchnorm._BatchNorm, Rescale)):
                     module.float()  # those that could not be folded keep their precise statistics
             fast.tap(x.to(dtype, memory_format=torch.channels_last))  # type: ignore[operator]
             return fast

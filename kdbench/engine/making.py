@@ -19,7 +19,6 @@ from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset
 from kdbench.engine.cell import Cell
 from kdbench.engine.fit import Fitted
-from kdbench.engine.teachers import Teacher
 from kdbench.method import Method
 from kdbench.results import record as rec
 from kdbench.tasks import TASKS
@@ -29,17 +28,15 @@ def make_record(
     cell: Cell,
     method: Method,
     dataset: Dataset,
-    teacher: Teacher | None,
+    teacher: rec.TeacherInfo | None,
     fitted: Fitted,
     *,
     path: str,
-    agreement: rec.Agreement | None = None,
 ) -> rec.Record:
     """The record of a cell that was trained.
 
     Args:
         path: how it was computed, see `kdbench.engine.route`.
-        agreement: of the teacher that it saw with the fp32 network.
     """
     cls, spec = cell.method, dataset.spec
     deployed = method.deployed()
@@ -50,7 +47,7 @@ def make_record(
             method=cell.name,
             pair=cell.pair,
             student=cell.student,
-            teacher=teacher.card.name if teacher else None,
+            teacher=teacher.name if teacher else None,
             dataset=spec.name,
             protocol=method.protocol.name,
             seed=cell.seed,
@@ -71,14 +68,7 @@ def make_record(
             n_test=spec.n_test,
             num_classes=spec.num_classes,
         ),
-        teacher=rec.TeacherInfo(
-            name=teacher.card.name,
-            sha256=teacher.card.sha256,
-            accuracy=teacher.card.accuracy,
-            agreement=agreement,
-        )
-        if teacher
-        else None,
+        teacher=teacher,
         status="finished" if finished else "diverged",
         reason=fitted.reason,
         metrics=metrics_of(fitted, TASKS[spec.task]) if finished else None,

@@ -22,6 +22,7 @@ from kdbench import models
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.data.module import ArrayData
+from kdbench.engine.adapter import Adapter
 from kdbench.engine.cell import Cell, construct, first_line, instantiate, method_class, title_of
 from kdbench.engine.checkpoint import Unusable
 from kdbench.engine.cohort import Member, Spoiled
@@ -32,7 +33,7 @@ from kdbench.engine.making import device_name, make_record
 from kdbench.engine.route import EngineConfig, Route
 from kdbench.engine.seeding import key, seeded
 from kdbench.engine.taught import Taught, share
-from kdbench.engine.teachers import Teacher, Teachers, check_pin, stem
+from kdbench.engine.teachers import Teacher, Teachers, check_pin, full_stem
 from kdbench.errors import UserError
 from kdbench.files import writing_to
 from kdbench.method import Method
@@ -66,7 +67,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.teachers = Teachers(self.store.root)
         self._datasets: dict[str, Dataset] = {}
-        self._taught: dict[tuple[str, str, Route, int], Taught] = {}
+        self._taught: dict[tuple[str, str, Route, int, str], Taught] = {}
         self._failed: dict[str, UserError] = {}
         self._told: set[str] = set()
         self.written: set[str] = set()  # ids of cells whose records this process wrote
@@ -129,19 +130,21 @@ class Bench:
             BusyError: another process is training it and `wait` is false.
             UserError: it cannot be trained, or other weights were demanded by their sha256 (`pinned`).
         """
-        name = stem(recipe)
+        data = self.dataset(recipe["dataset"])
+        name = full_stem(recipe, data.content_hash, data.classes)
         if name in self._failed:  # not again for every cell
             raise self._failed[name]
-        found = self.teachers.find(recipe)
+        found = self.teachers.find(recipe, data)
         if found is None:
             if pinned:
                 raise UserError(
                     f"there is no teacher {name}, so none of teacher.sha256={pinned[:12]}: put its .safetensors and "
                     f".json into {self.teachers.kept}, or drop teacher.sha256 to train it."
                 )
-            with self._locked(self.teachers.lock(name), f"the teacher {recipe['name']}", wait) as work:
+            self.teachers.check_writable()
+            with self._locked(self.teachers.lock(recipe, data), f"the teacher {recipe['name']}", wait) as work:
                 try:
-                    found = self.teachers.find(recipe) or self._train_teacher(recipe, work)
+                    found = self.teachers.find(recipe, data) or self._train_teacher(recipe, data, work)
                 except UserError as error:
                     self._failed[name] = error
                     raise
@@ -149,11 +152,10 @@ class Bench:
         self._clear_if_left(name)
         return found
 
-    def _train_teacher(self, recipe: Mapping[str, Any], work: Path) -> Teacher:
+    def _train_teacher(self, recipe: Mapping[str, Any], dataset: Dataset, work: Path) -> Teacher:
         protocol = Protocol.of(recipe["protocol"])
         title = f"teacher {recipe['name']}"
         self.on_start(title, protocol.epochs)
-        dataset = self.dataset(recipe["dataset"])
 
         def make() -> Method:
             method = construct("teacher", method_class("teacher", recipe["method"]), recipe["method"], protocol)
@@ -170,9 +172,9 @@ class Bench:
             raise UserError(f"the {title} diverged ({fitted.reason}): lower protocol.optimizer.lr.")
         teacher = self.teachers.save(
             recipe,
+            dataset,
             member.method.deployed().state_dict(),
             accuracy=100 * fitted.correct.double().mean().item(),
-            dataset_sha256=dataset.content_hash,
             curve=fitted.curves[f"test/{TASKS[dataset.spec.task]}"],
             device=device_name(member.method.device),
             torch=torch.__version__,
@@ -199,16 +201,33 @@ class Bench:
                 "use another store (paths.results=DIR), or run again with force=true."
             )
         if record.teacher and cell.teacher:
-            teacher = self.teachers.find(cell.teacher)
-            if teacher:
-                check_pin(teacher, cell.pinned_teacher)
-            if teacher and teacher.card.sha256 != record.teacher.sha256:
-                raise UserError(
-                    f"{cell} has a record made with the teacher {record.teacher.sha256[:12]}, but the one at "
-                    f"{teacher.weights} is {teacher.card.sha256[:12]}: restore it, use another "
-                    "store, or run again with force=true."
-                )
+            self._check_teacher_of(cell, record.teacher)
         return record
+
+    def _check_teacher_of(self, cell: Cell, stated: rec.TeacherInfo) -> None:
+        """Whether a record's teacher is the one at hand, where one is.
+
+        Raises:
+            UserError: another teacher is, or the data behind the record's have changed.
+        """
+        assert cell.teacher is not None
+        data = self.dataset(cell.teacher["dataset"])
+        teacher = self.teachers.find(cell.teacher, data)
+        if teacher is None:
+            older = self.teachers.known(cell.teacher, stated.sha256)
+            if older:
+                raise UserError(
+                    f"{cell} has a record made with a teacher of other data ({older.card.dataset_sha256[:12]}, now "
+                    f"{data.content_hash[:12]}): restore the data, use another store (paths.results=DIR), or run again "
+                    "with force=true."
+                )
+            return
+        check_pin(teacher, cell.pinned_teacher)
+        if teacher.card.sha256 != stated.sha256:
+            raise UserError(
+                f"{cell} has a record made with the teacher {stated.sha256[:12]}, but the one at {teacher.weights} is "
+                f"{teacher.card.sha256[:12]}: restore it, use another store, or run again with force=true."
+            )
 
     def run(
         self, cells: Sequence[Cell], *, force: bool = False, wait: bool = True
@@ -261,17 +280,22 @@ class Bench:
     ) -> tuple[Teacher, Taught] | None:
         """The teacher of those cells that have one and can use it; who cannot is done."""
         taught = [cell for cell in cells if cell.teacher]
-        if taught and self.teachers.find(taught[0].config["teacher"]) is None:
+        if not taught:
+            return None
+        first = taught[0]
+        recipe = first.config["teacher"]
+        learned = self.dataset(recipe["dataset"])
+        adapter = Adapter.between(recipe["name"], learned, dataset)
+        if self.teachers.find(recipe, learned) is None:
             for cell in taught:
                 try:
-                    self._rehearse(cell, dataset.spec)
+                    self._rehearse(cell, learned.spec, adapter, dataset.spec)
                 except Exception as error:
                     done[cell.id] = error
             taught = [cell for cell in taught if cell.id not in done]
         if not taught:
             return None
-        first = taught[0]
-        teacher = self.teacher(first.config["teacher"], first.pinned_teacher, wait=wait)
+        teacher = self.teacher(recipe, first.pinned_teacher, wait=wait)
         return teacher, self.taught(teacher, first.config["dataset"], first.protocol)
 
     def _train(
@@ -291,7 +315,7 @@ class Bench:
             try:
 
                 def make(cell: Cell = cell) -> Method:
-                    named = (shared.card.name, shared.frozen) if shared and cell.teacher else None
+                    named = (shared.info.name, shared.frozen) if shared and cell.teacher else None
                     return self._bind(cell.make_method(), cell.student, named, dataset.spec, cell.seed, cell.name)
 
                 identity = {
@@ -328,10 +352,9 @@ class Bench:
                         cell,
                         member.method,
                         dataset,
-                        teacher if own else None,
+                        own.info if own else None,
                         fitted,
                         path=_path(route, len(together), member.method, own),
-                        agreement=own.agreement(dataset) if own else None,
                     )
                     done[cell.id] = self._publish(cell, record, force)
                     if own and teacher:
@@ -378,7 +401,7 @@ class Bench:
     def settle(self, cell: Cell, record: rec.Record) -> None:
         """Make good what a kill behind a cell's record left undone; that nothing can be written is no failure."""
         if cell.teacher and record.teacher:
-            teacher = self.teachers.find(cell.teacher)
+            teacher = self.teachers.find(cell.teacher, self.dataset(cell.teacher["dataset"]))
             if teacher and teacher.card.sha256 == record.teacher.sha256:
                 self._keep(teacher)
         self._clear_if_left(cell.id)
@@ -394,23 +417,24 @@ class Bench:
         steps = protocol.epochs * -(-dataset.spec.n_train // protocol.batch_size)
         return Route.choose(self.engine, self.device, steps)
 
-    def _rehearse(self, cell: Cell, spec: DataSpec) -> None:
+    def _rehearse(self, cell: Cell, learned: DataSpec, adapter: Adapter, spec: DataSpec) -> None:
         """Bind the method to an untrained teacher: what does not fit is known before hours go into a trained one."""
         assert cell.teacher is not None
         name = str(cell.teacher["name"])
         with seeded("rehearsal"):
-            untrained = models.create(name, spec.shape, spec.num_classes)
+            untrained = adapter.wrap(models.create(name, learned.shape, learned.num_classes))
         self._bind(cell.make_method(), cell.student, (name, untrained), spec, cell.seed, cell.name)
 
     def taught(self, teacher: Teacher, dataset_config: Mapping[str, Any], protocol: Protocol) -> Taught:
         """A teacher as the cells of one data set and protocol share it; one object, however many seeds they have."""
         dataset = self.dataset(dataset_config)
         route = self.route(protocol, dataset)
-        name = (teacher.card.sha256, rec.canonical_json(dict(dataset_config)), route, protocol.batch_size)
+        shown = rec.canonical_json(dict(dataset_config))
+        name = (teacher.card.sha256, shown, route, protocol.batch_size, protocol.precision)
         if name not in self._taught:
-            net = teacher.load(dataset.spec)
+            learned = self.dataset(teacher.card.recipe["dataset"])
             self._taught[name] = share(
-                teacher.card, net, dataset, dataset_config, protocol, route, self.device, self.say
+                teacher, learned, dataset, dataset_config, protocol, route, self.device, self.say
             )
         return self._taught[name]
 

@@ -1,53 +1,112 @@
-"""A trained teacher as a cohort shares it: frozen, on a route, with the cache of what it said before."""
+"""A trained teacher as a cohort shares it: measured as it is fed, frozen, on a route, with the cache of its words."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.data.datasets import Dataset
 from kdbench.data.module import ArrayData
+from kdbench.engine.adapter import Adapter
 from kdbench.engine.frozen import CACHED, FrozenTeacher
 from kdbench.engine.making import device_name
 from kdbench.engine.route import Route
-from kdbench.engine.teachers import Card
+from kdbench.engine.teachers import Teacher
 from kdbench.engine.view_cache import ViewCache
+from kdbench.errors import UserError
 from kdbench.paths import cache_dir
 from kdbench.protocol import Protocol
-from kdbench.results.record import Agreement
+from kdbench.results.record import Agreement, TeacherInfo
 from kdbench.taps import probe
 
 COMPARED = 1000
-"""Test images on which a fast teacher is compared with its float32 self: a second or two on a CPU."""
+"""The first test images, on which a record says how far a fast teacher agrees with its float32 self."""
+ROUNDING = {"here": 1e-5, "elsewhere": 1e-3, "low precision": 3e-2}
+"""By how much of its largest logit rounding may move a logit of an image: in float32 on the same device and version of
+torch (another order of sums), on another (TF32 on a GPU included), and where the card was measured in 16 bits."""
 
 
 @dataclass
 class Taught:
     """A teacher, and how the cells of one data set and protocol share it."""
 
-    card: Card
+    info: TeacherInfo
     frozen: FrozenTeacher
     route: Route
-    _agreement: Agreement | None = field(default=None, init=False)
 
-    def agreement(self, dataset: Dataset) -> Agreement | None:
-        """Of what the cells see with the float32 network, on the first test images; None where they see just that."""
-        if self.route.fast and self._agreement is None:
-            test = ArrayData(dataset, batch_size=1, seed=0, eval_batch_size=100).test_dataloader()
-            device = next(self.frozen.parameters()).device
-            self._agreement = self.frozen.agreement(batch.x.to(device) for batch in islice(test, COMPARED // 100))
-        return self._agreement
+
+@dataclass(frozen=True)
+class Measured:
+    """What a teacher says of n test images, as the float32 network and as it is fed to students, one value each.
+
+    Attributes:
+        right: the float32 network is right, bool (n,).
+        fed_right: it is right as it is fed.
+        turned: the two give different classes.
+        apart: the largest difference of any logit.
+        margin: of the float32 network's two largest logits, in units of its largest absolute one.
+    """
+
+    right: Tensor
+    fed_right: Tensor
+    turned: Tensor
+    apart: Tensor
+    margin: Tensor
+
+    @property
+    def n(self) -> int:
+        return len(self.right)
+
+    def near(self, rounding: float) -> int:
+        """How many images rounding of that relative size may give another class: both logits can move."""
+        return int((self.margin <= 2 * rounding).sum())
+
+    def agreement(self) -> Agreement:
+        """On the first test images."""
+        apart, turned = self.apart[:COMPARED], self.turned[:COMPARED]
+        same = len(turned) - int(turned.sum())
+        return Agreement(
+            max_abs_logit=float(apart.max()), top1_percent=100.0 * same / len(turned), images=len(turned)
+        )
+
+
+def tolerance(turned: int) -> float:
+    """By how many right answers two measures may differ if rounding gives `turned` images another class.
+
+    Rounding takes no side: each of these images is one right answer more, one less, or none, so that the difference has
+    a standard deviation of at most √turned. Four of them; and never more than all.
+    """
+    return min(turned, 4 * math.sqrt(turned))
+
+
+@torch.no_grad()
+def measure(frozen: FrozenTeacher, dataset: Dataset, precision: str) -> Measured:
+    """Of the whole test set, by the very calls and under the autocast of the cells."""
+    device = next(frozen.parameters()).device
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    parts: list[tuple[Tensor, ...]] = []
+    for batch in ArrayData(dataset, batch_size=1, seed=0, eval_batch_size=100).test_dataloader():
+        x, y = batch.x.to(device), batch.y.to(device)
+        with torch.autocast(device.type, enabled=False):
+            want = frozen.plain(x)
+        with torch.autocast(device.type, dtype=mixed, enabled=mixed is not None):
+            got = frozen.tap(x, ())["logits"].float()
+        first, second = want.topk(2).values.unbind(1)
+        classes, fed = want.argmax(1), got.argmax(1)
+        scale = want.abs().amax(1).clamp(min=torch.finfo(want.dtype).tiny)
+        parts.append((classes == y, fed == y, classes != fed, (got - want).abs().amax(1), (first - second) / scale))
+    return Measured(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
 def share(
-    card: Card,
-    net: nn.Module,
+    teacher: Teacher,
+    learned: Dataset,
     dataset: Dataset,
     identity: Mapping[str, Any],
     protocol: Protocol,
@@ -55,17 +114,29 @@ def share(
     device: torch.device,
     say: Callable[[str], None],
 ) -> Taught:
-    """The teacher of these cells on their route.
+    """The teacher of these cells on their route, after a look at whether it is what its card says.
 
     Args:
-        net: as it was loaded.
-        identity: the data set's config, as it stands in a cell's.
-        say: told if a damaged view cache is begun anew.
+        learned: the data set that it was trained on.
+        identity: of `dataset`: its config, as it stands in a cell's.
+        say: told if a damaged view cache is begun anew, or none can be had.
 
     Raises:
-        UserError: the view cache cannot be written, or the disk has no room for it.
+        UserError: it does not fit the data, or says something else of the test images than its card; or the disk has no
+            room for the view cache.
     """
-    frozen = FrozenTeacher(net, dataset.spec.shape, route, protocol.batch_size).to(device)
+    card, shape = teacher.card, dataset.spec.shape
+    adapter = Adapter.between(card.name, learned, dataset)
+    net = teacher.load(learned)
+    frozen = FrozenTeacher(adapter.wrap(net), shape, route, protocol.batch_size).to(device)
+    measured = measure(frozen, dataset, protocol.precision)
+    if _same_test(learned, dataset):
+        accuracy, own = card.accuracy, measured
+    else:
+        accuracy = _percent(measured.right)
+        own = measure(FrozenTeacher(net, shape, _PLAIN, protocol.batch_size).to(device), learned, "32-true")
+    check_card(teacher, learned, own, device)
+    check_as_fed(card.name, measured, dataset)
     if route.cached:
         # all that can change a bit of what the teacher says
         key = {
@@ -79,12 +150,65 @@ def share(
             "torch": torch.__version__,
             "granularity": frozen.granularity,
         }
+        if adapter != Adapter():
+            key["adapter"] = asdict(adapter)
         cache = open_cache(cache_dir() / "views", key, frozen, dataset)
         if cache.rebuilt:
             say(f"the view cache of {card.name} is begun anew: {cache.rebuilt}.")
         cache.check_room(dataset.spec.n_train * protocol.epochs)
         frozen.cache = cache
-    return Taught(card, frozen, route)
+    info = TeacherInfo(
+        name=card.name,
+        sha256=card.sha256,
+        accuracy=accuracy,
+        as_fed=_percent(measured.fed_right),
+        agreement=measured.agreement() if route.fast else None,
+    )
+    return Taught(info, frozen, route)
+
+
+_PLAIN = Route(fast=False, compiled=False, teacher_dtype=torch.float32, cached=False)
+
+
+def check_card(teacher: Teacher, data: Dataset, measured: Measured, device: torch.device) -> None:
+    """Raises `UserError` if the network does not have the accuracy of its card on the test images of its own data.
+
+    The numbers of right answers may differ by `tolerance` of those images that rounding can turn: without a fast route,
+    on the device of the card, that is none but exact ties.
+    """
+    card = teacher.card
+    if card.recipe["protocol"].get("precision", "32-true") != "32-true":
+        rounding = ROUNDING["low precision"]
+    else:
+        same = (card.device, card.torch) == (device_name(device), torch.__version__)
+        rounding = ROUNDING["here" if same else "elsewhere"]
+    n, right = measured.n, int(measured.right.sum())
+    if abs(right - card.accuracy * n / 100) > tolerance(measured.near(rounding)) + 1e-6 * n:
+        raise UserError(
+            f"the teacher {card.name} gets {100 * right / n:.2f} % of the {n} test images of {data.spec.name} right, but "
+            f"its card says {card.accuracy:.2f} %: card or weights were edited, or belong to other data, pixels or class "
+            f"names; delete {teacher.weights} and its .json to train it again."
+        )
+
+
+def check_as_fed(name: str, measured: Measured, data: Dataset) -> None:
+    """Raises `UserError` if what students are fed is worse than the float32 network beyond rounding."""
+    right, fed = int(measured.right.sum()), int(measured.fed_right.sum())
+    if abs(right - fed) > tolerance(int(measured.turned.sum())):
+        raise UserError(
+            f"the teacher {name} gets {100 * fed / measured.n:.2f} % of the {measured.n} test images of "
+            f"{data.spec.name} right as it would be fed to students, and {100 * right / measured.n:.2f} % in float32: "
+            "low precision spoils it; set engine.route=plain and protocol.precision=32-true."
+        )
+
+
+def _same_test(a: Dataset, b: Dataset) -> bool:
+    """Whether both have the same test images: no setting but the classes chooses among them."""
+    return a.content_hash == b.content_hash and sorted(a.classes) == sorted(b.classes)
+
+
+def _percent(right: Tensor) -> float:
+    return 100 * right.double().mean().item()
 
 
 def open_cache(root: Path, key: Mapping[str, Any], frozen: FrozenTeacher, dataset: Dataset) -> ViewCache:

@@ -1,31 +1,38 @@
-"""Teachers: trained once per recipe, stored as safetensors, known by the sha256 of the file."""
+"""Teachers: trained once per recipe and data, stored as safetensors, known by the sha256 of the file."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_file, save
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+from safetensors import SafetensorError
 from torch import Tensor
 
 from kdbench import models
-from kdbench.data.batch import DataSpec
+from kdbench.data.datasets import Dataset
 from kdbench.errors import UserError
-from kdbench.files import write_atomic, writing_to
-from kdbench.paths import CHOOSE_CACHE, cache_dir
-from kdbench.results.record import cell_id
+from kdbench.files import remove_leftovers, write_atomic, writing_to
+from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, cache_dir
+from kdbench.results.record import Percent, Sha256, cell_id, digest
+from kdbench.sparse import Sparse
 
 KEPT_BYTES = 10_000_000
 """Weights smaller than this are kept beside the records that they stand behind."""
+_PARTS = {"method": "_target_", "dataset": "name", "protocol": "name"}
+"""What a recipe must hold to be told apart from others by people."""
 
 
-class Card(BaseModel):
+class Card(Sparse):
     """The sidecar of a teacher's weights.
 
     Attributes:
@@ -33,21 +40,71 @@ class Card(BaseModel):
         accuracy: top-1 of the last epoch on the whole test set, percent.
         dataset_sha256: content hash of the data it was trained on.
         curve: test accuracy per epoch.
+        classes: names of what its logits mean, in their order.
+        mean, std: per channel, of the pixels that it learned from.
+        code: hash of its method's source, see `kdbench.engine.source`.
+        seal: `digest` of all the others; a card without one is older, and its accuracy is known by measuring it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    ADDED = frozenset({"classes", "mean", "std", "code", "seal"})
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     recipe: dict[str, Any]
-    sha256: str
-    accuracy: float
-    dataset_sha256: str
-    curve: list[float | None]
+    sha256: Sha256
+    accuracy: Percent
+    dataset_sha256: Sha256
+    curve: list[Annotated[float, Field(allow_inf_nan=False)] | None]
     device: str
     torch: str
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    code: Sha256 | None = None
+    seal: Sha256 | None = None
+
+    @field_validator("recipe")
+    @classmethod
+    def _is_a_recipe(cls, recipe: dict[str, Any]) -> dict[str, Any]:
+        parts = {key: recipe[key] for key in _PARTS if isinstance(recipe.get(key), dict)}
+        whole = all(isinstance(parts.get(key, {}).get(name), str) for key, name in _PARTS.items())
+        if not whole or not isinstance(recipe.get("name"), str) or not isinstance(recipe.get("seed"), int):
+            raise ValueError(f"the recipe lacks 'name', 'seed' or one of {', '.join(_PARTS)}")
+        return recipe
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Card:
+        """Raises ValueError with what is wrong, as a clause: no card, or edited."""
+        try:
+            data = json.loads(raw)
+            card = cls.model_validate(data)
+            sealed = digest({key: value for key, value in data.items() if key != "seal"})
+        except (ValueError, TypeError, RecursionError):  # pydantic's errors are ValueErrors
+            raise ValueError("is no teacher's card") from None
+        if card.seal not in (None, sealed):
+            raise ValueError("is no teacher's card any more: it was edited after it was written")
+        return card
+
+    def dump(self) -> bytes:
+        """The card's file, sealed."""
+        bare = self.model_copy(update={"seal": None})
+        sealed = bare.model_copy(update={"seal": digest(bare.model_dump(mode="json"))})
+        return (sealed.model_dump_json(indent=1) + "\n").encode()
 
     @property
     def name(self) -> str:
         return str(self.recipe["name"])
+
+    def is_of(self, recipe: Mapping[str, Any], data: Dataset) -> bool:
+        """Whether this is the teacher of that recipe, trained on just these data; what an old card does not say counts
+        as equal."""
+        return (
+            digest(self.recipe) == digest(dict(recipe))
+            and self.dataset_sha256 == data.content_hash
+            and self.classes in (None, data.classes)
+            and (self.mean is None or same_numbers(self.mean, data.mean))
+            and (self.std is None or same_numbers(self.std, data.std))
+        )
 
 
 @dataclass(frozen=True)
@@ -55,22 +112,51 @@ class Teacher:
     card: Card
     weights: Path
 
-    def load(self, data: DataSpec) -> torch.nn.Module:
-        """The network in eval mode, frozen, its file checked against its hash once more.
+    def load(self, data: Dataset) -> torch.nn.Module:
+        """The network in eval mode, frozen.
+
+        Args:
+            data: that it was trained on.
 
         Raises:
-            UserError: the weights were changed or do not belong to this architecture.
+            UserError: its file is not there, does not match its hash, or does not hold this architecture.
         """
-        _check(self)
-        net = models.create(self.card.name, data.shape, data.num_classes)
+        net = models.create(self.card.name, data.spec.shape, data.spec.num_classes)
         try:
-            net.load_state_dict(load_file(self.weights))
-        except RuntimeError:
+            net.load_state_dict(safetensors.torch.load(self._bytes()))
+        except (RuntimeError, SafetensorError):
             raise UserError(
-                f"{self.weights} does not hold a {self.card.name} of {data.num_classes} classes: delete it and its "
-                ".json to train this teacher again."
+                f"{self.weights} does not hold a {self.card.name} of {data.spec.num_classes} classes, though its .json "
+                "says so: delete both to train this teacher again."
             ) from None
         return net.eval().requires_grad_(False)
+
+    def check(self) -> None:
+        """Raises `UserError` if the weights are not the card's."""
+        self._bytes()
+
+    def _bytes(self) -> bytes:
+        raw = _bytes(self.weights)
+        if raw is None or hashlib.sha256(raw).hexdigest() != self.card.sha256:
+            raise UserError(
+                f"{self.weights} is missing or does not match the sha256 {self.card.sha256[:12]} in its .json: "
+                "restore the file, or delete both to train this teacher again."
+            )
+        return raw
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A teacher's file in a folder, with its card if that can be read, and what is wrong, as a sentence."""
+
+    path: Path
+    card: Card | None
+    wrong: str | None
+
+
+def same_numbers(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Equal but for rounding: pixels are float32."""
+    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-7, abs_tol=1e-9) for x, y in zip(a, b, strict=True))
 
 
 def stem(recipe: Mapping[str, Any]) -> str:
@@ -79,60 +165,123 @@ def stem(recipe: Mapping[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(map(str, parts))) + "-" + cell_id(dict(recipe))[:8]
 
 
+def full_stem(recipe: Mapping[str, Any], data: str, classes: Sequence[str] | None) -> str:
+    """The same with the hash of the data, content and class names: one recipe has a teacher for each."""
+    return f"{stem(recipe)}-{digest([data, classes])[:8]}"
+
+
 class Teachers:
-    """Where teachers lie: beside a store's records (small ones), and in the user's cache (all)."""
+    """Where teachers lie: beside a store's records (small ones), and in the user's cache (all).
+
+    No file is ever overwritten by another one's content: the first teacher of a recipe is called by its `stem`, those of
+    other data under the same recipe by longer names. So any number of processes may save at the same time.
+    """
 
     def __init__(self, results: Path) -> None:
         self.kept = results / "teachers"
         self.cache = cache_dir() / "teachers"
 
-    def find(self, recipe: Mapping[str, Any]) -> Teacher | None:
-        """The teacher trained by this recipe, or None.
+    def find(self, recipe: Mapping[str, Any], data: Dataset) -> Teacher | None:
+        """The teacher trained by this recipe on these data, or None.
 
         Raises:
-            UserError: its file does not match its hash.
+            UserError: a card is damaged or may not be read, or the weights do not match it and lie nowhere else.
         """
-        for folder in (self.kept, self.cache):
-            card = folder / f"{stem(recipe)}.json"
-            if card.exists():
-                teacher = _read(card)
-                _check(teacher)
+        damaged: tuple[str, UserError] | None = None
+        for teacher in self._cards(recipe):
+            if not teacher.card.is_of(recipe, data) or (damaged and damaged[0] != teacher.card.sha256):
+                continue
+            try:
+                teacher.check()
+            except UserError as error:  # the same weights may lie in the other folder
+                damaged = damaged or (teacher.card.sha256, error)
+            else:
                 return teacher
+        if damaged:
+            raise damaged[1]
         return None
 
-    def save(self, recipe: Mapping[str, Any], state: Mapping[str, Tensor], **card: Any) -> Teacher:
-        """Write weights and card into the cache, whole or not at all."""
-        path = self.cache / f"{stem(recipe)}.safetensors"
-        weights = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
-        full = Card(recipe=dict(recipe), sha256=hashlib.sha256(weights).hexdigest(), **card)
+    def known(self, recipe: Mapping[str, Any], sha256: str) -> Teacher | None:
+        """The teacher of this hash, whatever data it was trained on."""
+        return next((teacher for teacher in self._cards(recipe) if teacher.card.sha256 == sha256), None)
+
+    def lock(self, recipe: Mapping[str, Any], data: Dataset) -> Path:
+        """The file that whoever trains this teacher holds a lock on: all who share the cache see it."""
+        return self.cache / ".locks" / f"{full_stem(recipe, data.content_hash, data.classes)}.lock"
+
+    def check_writable(self) -> None:
+        """Fail now rather than after a teacher was trained; also removes what killed processes left behind.
+
+        Raises:
+            UserError: no teacher could be saved.
+        """
         with writing_to(self.cache, CHOOSE_CACHE):
             self.cache.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, weights, overwrite=True)
-            write_atomic(path.with_suffix(".json"), full.model_dump_json(indent=1) + "\n", overwrite=True)
-        return Teacher(full, path)
+            remove_leftovers(self.cache)
 
-    def lock(self, name: str) -> Path:
-        """The file that whoever trains the teacher of this `stem` holds a lock on: all who share the cache see it."""
-        return self.cache / ".locks" / f"{name}.lock"
+    def save(self, recipe: Mapping[str, Any], data: Dataset, state: Mapping[str, Tensor], **card: Any) -> Teacher:
+        """Write weights and card into the cache, whole or not at all; another process may have been faster."""
+        raw = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+        full = Card(
+            recipe=dict(recipe),
+            sha256=hashlib.sha256(raw).hexdigest(),
+            dataset_sha256=data.content_hash,
+            classes=data.classes,
+            mean=data.mean,
+            std=data.std,
+            **card,
+        )
+        with writing_to(self.cache, CHOOSE_CACHE):
+            self.cache.mkdir(parents=True, exist_ok=True)
+            _put(self.cache, full, raw, full.dump())
+        found = self.find(recipe, data)
+        assert found is not None
+        return found
 
     def keep(self, teacher: Teacher) -> None:
-        """Copy a small teacher beside the records that it stands behind."""
-        target = self.kept / teacher.weights.name
-        if teacher.weights == target or target.exists() or teacher.weights.stat().st_size >= KEPT_BYTES:
-            return
-        with writing_to(self.kept):
-            self.kept.mkdir(parents=True, exist_ok=True)
-            write_atomic(target, teacher.weights.read_bytes(), overwrite=True)
-            write_atomic(target.with_suffix(".json"), teacher.card.model_dump_json(indent=1) + "\n", overwrite=True)
+        """Have a small teacher whole beside the records that it stands behind.
 
-    def all(self) -> list[Teacher]:
-        """Every known teacher, kept ones first, each hash once."""
-        found: dict[str, Teacher] = {}
+        Raises:
+            UserError: it cannot be read, or not be written there.
+        """
+        if teacher.weights.parent == self.kept or teacher.weights.stat().st_size >= KEPT_BYTES:
+            return
+        card = _bytes(teacher.weights.with_suffix(".json"))
+        assert card is not None
+        with writing_to(self.kept, CHOOSE_RESULTS):
+            self.kept.mkdir(parents=True, exist_ok=True)
+            _put(self.kept, teacher.card, teacher._bytes(), card)
+
+    def all(self) -> list[Listed]:
+        """Every card and every file of weights, kept ones first; each whole teacher once."""
+        listed: list[Listed] = []
+        whole: set[str] = set()
         for folder in (self.kept, self.cache):
-            for card in sorted(folder.glob("*.json")):
-                teacher = _read(card)
-                found.setdefault(teacher.card.sha256, teacher)
-        return list(found.values())
+            for path in sorted({file.with_suffix(".json") for kind in _FILES for file in folder.glob(f"*{kind}")}):
+                card, wrong = None, None
+                try:
+                    if teacher := _read(path):
+                        card = teacher.card
+                        teacher.check()
+                    else:
+                        wrong = f"{path} is missing beside its .safetensors: restore it, or delete that too."
+                except UserError as error:
+                    wrong = str(error)
+                if card and not wrong:
+                    if card.sha256 in whole:
+                        continue
+                    whole.add(card.sha256)
+                listed.append(Listed(path.with_suffix(".safetensors"), card, wrong))
+        return listed
+
+    def _cards(self, recipe: Mapping[str, Any]) -> Iterator[Teacher]:
+        for folder in (self.kept, self.cache):
+            for path in sorted(folder.glob(f"{stem(recipe)}*.json")):
+                if teacher := _read(path):
+                    yield teacher
+
+
+_FILES = (".json", ".safetensors")
 
 
 def check_pin(teacher: Teacher, pinned: str | None) -> None:
@@ -144,22 +293,62 @@ def check_pin(teacher: Teacher, pinned: str | None) -> None:
         )
 
 
-def _read(card: Path) -> Teacher:
+def _put(folder: Path, card: Card, weights: bytes, text: bytes) -> None:
+    """Make a teacher whole in `folder`: its weights first, so that there is no card without them.
+
+    Raises:
+        OSError: it cannot be written.
+        UserError: what lies there cannot be read.
+    """
+    full = full_stem(card.recipe, card.dataset_sha256, card.classes)
+    for name in (stem(card.recipe), full, f"{full}-{card.sha256[:16]}"):
+        path, target = folder / f"{name}.json", folder / f"{name}.safetensors"
+        there = _read(path)
+        if there and there.card.sha256 != card.sha256:
+            continue
+        with suppress(FileExistsError):
+            write_atomic(target, weights, overwrite=False)
+        if _bytes(target) != weights:
+            if not there:  # another teacher's, whose card is gone or not yet written
+                continue
+            write_atomic(target, weights, overwrite=True)
+        if not there:
+            with suppress(FileExistsError):
+                write_atomic(path, text, overwrite=False)
+        return
+
+
+def _read(path: Path) -> Teacher | None:
+    """The teacher of a card, whose weights may be anything; None where there is no card.
+
+    Raises:
+        UserError: it is damaged, or may not be read.
+    """
+    raw = _bytes(path)
+    if raw is None:
+        return None
     try:
-        return Teacher(Card.model_validate_json(card.read_bytes()), card.with_suffix(".safetensors"))
-    except (ValidationError, OSError):
+        return Teacher(Card.parse(raw), path.with_suffix(".safetensors"))
+    except ValueError as error:
+        raise UserError(f"{path} {error}: delete it and its .safetensors to train the teacher again.") from None
+
+
+def _bytes(path: Path) -> bytes | None:
+    """A file's content, None where there is none.
+
+    Raises:
+        UserError: it is there and cannot be read, which says nothing about what it holds.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, where a teacher's file should be: move it away.") from None
+    except PermissionError:
         raise UserError(
-            f"{card} is no teacher's card: delete it and its .safetensors to train the teacher again."
+            f"you may not read {path}: have its owner allow it (chmod +r), or let KDBENCH_CACHE or paths.results name "
+            "another folder."
         ) from None
-
-
-def _check(teacher: Teacher) -> None:
-    if not teacher.weights.exists() or _sha256(teacher.weights) != teacher.card.sha256:
-        raise UserError(
-            f"{teacher.weights} is missing or does not match the sha256 {teacher.card.sha256[:12]} in its .json: "
-            "restore the file, or delete both to train this teacher again."
-        )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): mend the disk or restore the file.") from None

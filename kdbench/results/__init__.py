@@ -37,6 +37,7 @@ def _row(record: Record) -> dict[str, Any]:
     for field, model in _NULLABLE.items():
         if data[field] is None:
             data[field] = dict.fromkeys(model.model_fields)
+    data["teacher"].setdefault("as_fed", None)
     data["teacher"]["agreement"] = data["teacher"].get("agreement") or dict.fromkeys(Agreement.model_fields)
     data["method"]["needs"] = " ".join(data["method"]["needs"])
     data["correct"].pop("bits", None)

@@ -140,16 +140,21 @@ class Agreement(_Strict):
 
 
 class TeacherInfo(_Strict):
-    """The frozen teacher by the hash of its weights; test accuracy in percent.
+    """The frozen teacher by the hash of its weights; accuracy on the cell's test set in percent.
 
-    `agreement` is null where the float32 network itself taught.
+    Attributes:
+        accuracy: of the float32 network: what the teacher's card says, unless the teacher knows more classes than the
+            cell, and so was judged on more images.
+        as_fed: of what the cell was taught by: with its pixels, its classes, and the rounding of its route.
+        agreement: null where the float32 network itself taught.
     """
 
-    ADDED = frozenset({"agreement"})
+    ADDED = frozenset({"as_fed", "agreement"})
 
     name: Name
     sha256: Sha256
     accuracy: Percent
+    as_fed: Percent | None = None
     agreement: Agreement | None = None
 
 
