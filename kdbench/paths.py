@@ -14,14 +14,37 @@ CHOOSE_RESULTS = "paths.results=DIR says where"
 
 
 def cache_dir() -> Path:
-    """``$KDBENCH_CACHE``, or ``~/.cache/kdbench``."""
-    return Path(os.environ.get("KDBENCH_CACHE") or "~/.cache/kdbench").expanduser()
+    """``$KDBENCH_CACHE``, else ``kdbench`` in the user's cache folder: ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        UserError: it names the home of a user that there is not.
+    """
+    if own := os.environ.get("KDBENCH_CACHE"):
+        return _expanded(own, "KDBENCH_CACHE")
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(xdg):  # as its specification says, else it is to be ignored
+        return Path(xdg) / "kdbench"
+    return _expanded("~/.cache/kdbench", "KDBENCH_CACHE")
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder of prepared data sets: `root` if given, else ``$KDBENCH_DATA``, else ``data`` in the cache folder."""
-    chosen = root or os.environ.get("KDBENCH_DATA")
-    return Path(chosen).expanduser() if chosen else cache_dir() / "data"
+    """The folder of prepared data sets: `root` if given, else ``$KDBENCH_DATA``, else ``data`` in the cache folder.
+
+    Raises:
+        UserError: it names the home of a user that there is not.
+    """
+    if root:
+        return _expanded(root, "dataset.root")
+    if own := os.environ.get("KDBENCH_DATA"):
+        return _expanded(own, "KDBENCH_DATA")
+    return cache_dir() / "data"
+
+
+def _expanded(path: str | Path, setting: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"there is no home folder for {path}: have {setting} name a folder in full.") from None
 
 
 def conf_dir() -> Path:

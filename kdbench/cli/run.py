@@ -73,22 +73,22 @@ def conclude(done: Sequence[Done]) -> list[str]:
     cells: dict[Path, set[str]] = defaultdict(set)
     for each in done:
         cells[each.results] |= each.cells
-    errors = []
+    errors, warnings = [], []
     for results, ids in cells.items():
         try:
-            print_tables(results, ids)
+            warnings += print_tables(results, ids)
         except UserError as error:
             errors.append(str(error))
     if not done:
         return []
     outcomes = [each.outcome for each in done]
     outcome = sum(outcomes[1:], start=outcomes[0])
-    say(outcome.summary())
+    say("\n".join([outcome.summary(), *warnings]))
     return [error for error in errors if not any(error in line for line in outcome.failed)]
 
 
-def print_tables(results: Path, cells: set[str]) -> None:
-    """Regenerate the store's tables, and show those that the cells stand in."""
+def print_tables(results: Path, cells: set[str]) -> list[str]:
+    """Regenerate the store's tables, and show those that the cells stand in; returns what is odd about them."""
     from kdbench.registry import methods
     from kdbench.report import build_tables, render, render_terminal, write
     from kdbench.results.claims import load_claims
@@ -100,3 +100,4 @@ def print_tables(results: Path, cells: set[str]) -> None:
         write(results, render(records, claims=load_claims(results), methods=methods()))
         say(render_terminal(shown))
         say(f"tables: {results / 'tables'}\nleaderboard: {results / 'leaderboard.html'}")
+    return [f"{table.title}: {table.warning}." for table in shown if table.warning]

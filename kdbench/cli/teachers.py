@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Column, Table
 
-from kdbench.cli.console import fail, out, say
+from kdbench.cli.console import fail, inert, out, say
 from kdbench.cli.jobs import run_jobs
 from kdbench.cli.run import make_bench
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
     from kdbench.engine.cell import Job
+    from kdbench.engine.run import Bench
+    from kdbench.engine.teachers import Teacher
 
 
 def add_to(commands: Any) -> None:
@@ -37,24 +39,24 @@ def list_teachers(options: argparse.Namespace) -> int:
     from kdbench.engine.teachers import Teachers
 
     columns = ("teacher", "data set", "protocol", "epochs", "seed", "top-1 %", "sha256")
-    table = Table(*(Column(name, no_wrap=True) for name in columns), Column("file", overflow="fold"))
-    for teacher in Teachers(options.results).all():
-        recipe = teacher.card.recipe
-        protocol = recipe["protocol"]
-        table.add_row(
-            teacher.card.name,
-            recipe["dataset"]["name"],
-            protocol["name"],
-            str(protocol["epochs"]),
-            str(recipe["seed"]),
-            f"{teacher.card.accuracy:.2f}",
-            teacher.card.sha256[:12],
-            str(teacher.weights),
-        )
-    if table.row_count:
-        say(table)
-    else:
+    table = Table(
+        *(Column(name, no_wrap=True) for name in columns), Column("file", overflow="fold"), Column("", no_wrap=True)
+    )
+    listed = Teachers(options.results).all()
+    for teacher in listed:
+        card, facts = teacher.card, ["?"] * len(columns)
+        if card:
+            recipe, protocol = card.recipe, card.recipe["protocol"]
+            names = (card.name, recipe["dataset"]["name"], protocol["name"], protocol.get("epochs"), recipe["seed"])
+            facts = [*map(str, names), f"{card.accuracy:.2f}", card.sha256[:12]]
+        table.add_row(*map(inert, (*facts, str(teacher.path), "wrong" if teacher.wrong else "")))
+    if not listed:
         say("no teachers yet: kdbench teacher train pair=... dataset=... protocol=... makes one.")
+        return 0
+    say(table)
+    for teacher in listed:
+        if teacher.wrong:
+            say(f"wrong: {inert(teacher.wrong)}")
     return 0
 
 
@@ -118,4 +120,30 @@ def train_one(job: Job) -> None:
     bench.check()
     with watched(bench, out, 0):
         teacher = bench.teacher(teacher_recipe(job), job.teacher.sha256)
-    say(f"{teacher.card.name}: {teacher.card.accuracy:.2f} %, sha256 {teacher.card.sha256}\n{teacher.weights}")
+    card, weak = teacher.card, weakness_of(teacher, job, bench)
+    what = f"{card.accuracy:.2f} %, {weak}" if weak else f"{card.accuracy:.2f} %"
+    say(f"{card.name}: {what}, sha256 {card.sha256}\n{teacher.weights}")
+
+
+def weakness_of(teacher: Teacher, job: Job, bench: Bench) -> str | None:
+    """Why the teacher has nothing to teach the job's student, by its card and by the store's runs from scratch."""
+    from kdbench.engine.cell import dataset_identity
+    from kdbench.protocol import Protocol
+    from kdbench.report.trust import weakness
+
+    own = teacher.card.recipe["dataset"]
+    spec = bench.dataset(own).spec
+    dataset = dataset_identity(job.dataset)
+    wanted = {
+        "student": job.pair.student,
+        "dataset": dataset,
+        "protocol": Protocol.of(job.protocol).model_dump(mode="json"),
+    }
+    scratch: list[float] = []
+    if all(own[key] == dataset[key] for key in ("name", "classes")):  # the same test images
+        scratch += [
+            record.metrics.last
+            for record in bench.store.load()
+            if record.method.control == "scratch" and record.metrics and wanted.items() <= record.config.items()
+        ]
+    return weakness(teacher.card.accuracy, spec.n_test, spec.num_classes, scratch)

@@ -85,7 +85,7 @@ class Adapted(nn.Module):
     def __init__(self, net: nn.Module, adapter: Adapter) -> None:
         super().__init__()
         self.net = net
-        self.pixels = nn.Identity()
+        self.pixels: nn.Module = nn.Identity()
         if adapter.scale is not None and adapter.shift is not None:
             self.pixels = Rescale(adapter.scale, adapter.shift)
         self.register_buffer("classes", None if adapter.classes is None else torch.tensor(adapter.classes))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdbench.data.datasets import Dataset
 from kdbench.data.module import ArrayData
@@ -18,7 +18,7 @@ from kdbench.engine.frozen import CACHED, FrozenTeacher
 from kdbench.engine.making import device_name
 from kdbench.engine.route import Route
 from kdbench.engine.teachers import Teacher
-from kdbench.engine.view_cache import ViewCache
+from kdbench.engine.view_cache import NotAllowed, ViewCache
 from kdbench.errors import UserError
 from kdbench.paths import cache_dir
 from kdbench.protocol import Protocol
@@ -71,9 +71,7 @@ class Measured:
         """On the first test images."""
         apart, turned = self.apart[:COMPARED], self.turned[:COMPARED]
         same = len(turned) - int(turned.sum())
-        return Agreement(
-            max_abs_logit=float(apart.max()), top1_percent=100.0 * same / len(turned), images=len(turned)
-        )
+        return Agreement(max_abs_logit=float(apart.max()), top1_percent=100.0 * same / len(turned), images=len(turned))
 
 
 def tolerance(turned: int) -> float:
@@ -152,11 +150,16 @@ def share(
         }
         if adapter != Adapter():
             key["adapter"] = asdict(adapter)
-        cache = open_cache(cache_dir() / "views", key, frozen, dataset)
-        if cache.rebuilt:
-            say(f"the view cache of {card.name} is begun anew: {cache.rebuilt}.")
-        cache.check_room(dataset.spec.n_train * protocol.epochs)
-        frozen.cache = cache
+        try:
+            cache = open_cache(cache_dir() / "views", key, frozen, dataset)
+        except NotAllowed as error:  # it saves time, no more
+            frozen.failed = f"no view cache: {error}"
+            say(f"{card.name} goes without a view cache: {error}.")
+        else:
+            if cache.rebuilt:
+                say(f"the view cache of {card.name} is begun anew: {cache.rebuilt}.")
+            cache.check_room(dataset.spec.n_train * protocol.epochs)
+            frozen.cache = cache
     info = TeacherInfo(
         name=card.name,
         sha256=card.sha256,
@@ -185,9 +188,9 @@ def check_card(teacher: Teacher, data: Dataset, measured: Measured, device: torc
     n, right = measured.n, int(measured.right.sum())
     if abs(right - card.accuracy * n / 100) > tolerance(measured.near(rounding)) + 1e-6 * n:
         raise UserError(
-            f"the teacher {card.name} gets {100 * right / n:.2f} % of the {n} test images of {data.spec.name} right, but "
-            f"its card says {card.accuracy:.2f} %: card or weights were edited, or belong to other data, pixels or class "
-            f"names; delete {teacher.weights} and its .json to train it again."
+            f"the teacher {card.name} gets {100 * right / n:.2f} % of the {n} test images of {data.spec.name} right, "
+            f"but its card says {card.accuracy:.2f} %: card or weights were edited, or belong to other data, pixels or "
+            f"class names; delete {teacher.weights} and its .json to train it again."
         )
 
 

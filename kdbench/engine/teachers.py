@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -173,8 +173,8 @@ def full_stem(recipe: Mapping[str, Any], data: str, classes: Sequence[str] | Non
 class Teachers:
     """Where teachers lie: beside a store's records (small ones), and in the user's cache (all).
 
-    No file is ever overwritten by another one's content: the first teacher of a recipe is called by its `stem`, those of
-    other data under the same recipe by longer names. So any number of processes may save at the same time.
+    No file is ever overwritten by another one's content: the first teacher of a recipe is called by its `stem`, those
+    of other data under the same recipe by longer names. So any number of processes may save at the same time.
     """
 
     def __init__(self, results: Path) -> None:
@@ -260,11 +260,14 @@ class Teachers:
             for path in sorted({file.with_suffix(".json") for kind in _FILES for file in folder.glob(f"*{kind}")}):
                 card, wrong = None, None
                 try:
-                    if teacher := _read(path):
+                    teacher = _read(path)
+                    if teacher is None:
+                        wrong = f"{path} is missing beside its .safetensors: restore it, or delete that too."
+                    else:
                         card = teacher.card
                         teacher.check()
-                    else:
-                        wrong = f"{path} is missing beside its .safetensors: restore it, or delete that too."
+                        if not path.name.startswith(stem(card.recipe)):
+                            wrong = f"{path} is not found by this name: call it {stem(card.recipe)}.json."
                 except UserError as error:
                     wrong = str(error)
                 if card and not wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
@@ -23,10 +24,12 @@ from torch import Tensor
 from kdbench.data.views import random_bits
 from kdbench.errors import UserError
 from kdbench.files import write_atomic, writing_to
+from kdbench.paths import CHOOSE_CACHE
 
 FORMAT = 1
 META, VALUES, SUMS = "meta.json", "values.bin", "sums.bin"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BLOCK = 4096
 """Bytes that a file system takes at least, for ever so little in a sparse file."""
 
@@ -38,6 +41,10 @@ _BLOCK = 4096
 # zero: nor does a row at the place of another, its checksum included, in a cache of less than 2^30 rows.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SET, _CLEAR = np.uint64(1 << 32 | 1), np.uint64(1 << 31 | 1 << 33)
+
+
+class NotAllowed(Exception):
+    """A view cache that this user may neither read nor make; a clause says which and why."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +96,19 @@ class ViewCache:
     writes the same.
 
     Files are written by plain calls rather than through a mapping, as a full disk is then an error and not the end of
-    the process; values are read so too, as pages of a mapping would count as the process's memory.
+    the process; values are read so too, as pages of a mapping would count as the process's memory. A cache that may
+    only be read is only read.
 
     Attributes:
         folder: where it lies.
         rebuilt: why what lay there was thrown away, as a clause, or None.
     """
 
-    def __init__(self, folder: Path, layout: _Layout, rebuilt: str | None) -> None:
-        self.folder, self.rebuilt, self._layout = folder, rebuilt, layout
+    def __init__(self, folder: Path, layout: _Layout, rebuilt: str | None, *, writable: bool = True) -> None:
+        self.folder, self.rebuilt, self._layout, self._writable = folder, rebuilt, layout, writable
         self._fds = {}
         for name in (VALUES, SUMS):
-            self._fds[name] = os.open(folder / name, os.O_RDWR)
+            self._fds[name] = os.open(folder / name, os.O_RDWR if writable else os.O_RDONLY)
             weakref.finalize(self, os.close, self._fds[name])
         mapped = mmap.mmap(self._fds[SUMS], layout.sizes()[SUMS], access=mmap.ACCESS_READ)
         self._sums: NDArray[np.uint32] = np.frombuffer(mapped, np.uint32)
@@ -128,20 +136,31 @@ class ViewCache:
             dtype: of the values; one of `DTYPES`.
 
         Raises:
+            NotAllowed: it is not there and may not be made, or may not be read.
             UserError: the folder cannot be written, or files of that size cannot be made there.
         """
         layout = _Layout.of(samples, pad, flip, widths, dtype)
         identity = _canonical({"key": dict(key), **layout.described()})
         meta = _canonical({"format": FORMAT, **json.loads(identity)})
         folder = root / hashlib.sha256(identity.encode()).hexdigest()[:16]
-        with writing_to(root):
-            root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f"{folder.name}.lock"):
-                new = not os.path.lexists(folder)
-                wrong = None if new else _wrong(folder, meta, layout)
-                if new or wrong:
-                    _make(folder, meta, layout)
-                return cls(folder, layout, wrong)
+        with writing_to(root, CHOOSE_CACHE):
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+                with FileLock(root / f"{folder.name}.lock"):
+                    new = not os.path.lexists(folder)
+                    wrong = None if new else _wrong(folder, meta, layout)
+                    if new or wrong:
+                        _make(folder, meta, layout)
+                    return cls(folder, layout, wrong)
+            except OSError as error:
+                if error.errno not in _FORBIDDEN:
+                    raise
+                try:
+                    if _wrong(folder, meta, layout) is None:
+                        return cls(folder, layout, None, writable=False)
+                except OSError:
+                    pass
+                raise NotAllowed(f"{folder} may not be read or made ({error.strerror}); {CHOOSE_CACHE}") from None
 
     @staticmethod
     def size(samples: int, pad: int, flip: bool, widths: Mapping[str, int], dtype: torch.dtype) -> int:
@@ -166,7 +185,7 @@ class ViewCache:
         taken = sum(os.fstat(fd).st_blocks * 512 for fd in self._fds.values())
         scattered = rows * (self._layout.words * 4 + 2 * _BLOCK)  # at worst each lies in blocks of its own
         need, free = min(self.nbytes - taken, scattered), shutil.disk_usage(self.folder).free
-        if need > free:
+        if self._writable and need > free:
             raise UserError(
                 f"The view cache may take {need / 1e9:.2f} GB more in {self.folder} and {free / 1e9:.2f} GB are free: "
                 "free some space there, let KDBENCH_CACHE name a folder on another disk, or set "
@@ -206,6 +225,8 @@ class ViewCache:
     def store(self, index: Tensor, view: Tensor, values: Mapping[str, Tensor]) -> None:
         """Keep the values of views: (B, width) by name, in the dtype of the cache, on any device; see `lookup`.
 
+        Nothing becomes of them where the cache may only be read.
+
         Raises:
             UserError: the disk is full or cannot be written.
             ValueError: there is no such sample or view, or values have another name, shape or dtype.
@@ -215,6 +236,8 @@ class ViewCache:
         wanted = {name: ((len(rows), width), layout.dtype) for name, width in layout.widths}
         if shapes != wanted:
             raise ValueError(f"the view cache holds {wanted}, not {shapes}")
+        if not self._writable:
+            return
         block = torch.zeros(len(rows), layout.words, dtype=torch.int32)
         cells, start = block.view(layout.dtype), 0
         for name, width in layout.widths:
@@ -248,7 +271,11 @@ def _canonical(content: Any) -> str:
 
 
 def _wrong(folder: Path, meta: str, layout: _Layout) -> str | None:
-    """Why the folder is no cache that can be gone on with, as a clause, or None."""
+    """Why the folder is no cache that can be gone on with, as a clause, or None.
+
+    Raises:
+        PermissionError: it may not be read, which says nothing about what it holds.
+    """
     name = META
     try:
         if _canonical(json.loads((folder / META).read_text(encoding="utf-8"))) != meta:
@@ -261,6 +288,8 @@ def _wrong(folder: Path, meta: str, layout: _Layout) -> str | None:
                 return f"{name} has {found} bytes instead of {size}"
     except FileNotFoundError:
         return f"{name} is missing"
+    except PermissionError:
+        raise
     except OSError as error:
         return f"{name} cannot be read ({error.strerror})"
     except (ValueError, RecursionError):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kdbench.errors import UserError
 from kdbench.report.settings import Comparison, Setting, compare_settings, reference, row_label, settings_of
-from kdbench.report.trust import header, trust_line
+from kdbench.report.trust import header, trust_line, weakness_in
 from kdbench.results.record import MethodInfo, Record, digest
 from kdbench.results.stats import Estimate, gap_recovered, holm, mean_interval
 from kdbench.results.store import Store
@@ -87,6 +87,12 @@ class Table:
         """The row of a control that others are compared with: the one of most seeds, not the one of best accuracy."""
         candidates = [row for row in self.rows if row.control == control and row.scores]
         return max(candidates, key=lambda row: len(row.scores), default=None)
+
+    @property
+    def warning(self) -> str | None:
+        """That its teacher has nothing to teach, as a clause, or None."""
+        weak = weakness_in(self.records, self.teacher, reference(settings_of(self.records), "scratch"))
+        return weak and f"the teacher is {weak}"
 
 
 def load_records(store_root: str | Path) -> list[Record]:
@@ -172,6 +178,7 @@ def _table(records: list[Record], cohort: str) -> Table:
         trust=trust_line(
             records,
             accuracy,
+            scratch,
             seeds=max(len(row.scores) for row in rows),
             deltas=[[row.delta_scratch for row in rows], [row.delta_kd for row in rows]],
         ),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from kdbench.report.settings import Comparison, Setting, shown
 from kdbench.results.record import Record, digest, flatten
-from kdbench.results.stats import ALPHA, mean_interval
+from kdbench.results.stats import ALPHA, above_chance, mean_interval
 
 
 def header(records: Sequence[Record], teacher: float | None, scratch: Setting | None, kd: Setting | None) -> list[str]:
@@ -28,7 +29,7 @@ def header(records: Sequence[Record], teacher: float | None, scratch: Setting | 
     settings = flatten(protocol) if isinstance(protocol, dict) else {}
     listed = ", ".join(f"{key}={shown(value)}" for key, value in sorted(settings.items()))
     return [
-        f"Teacher: {_teacher(records, teacher)}.",
+        f"Teacher: {_teacher(records, teacher)}{_weak(records, teacher, scratch)}.",
         student_line,
         f"Data: {first.cell.dataset} (sha256 {data.sha256[:12]}), {data.n_train} training, {data.n_val} validation and "
         f"{data.n_test} test images, {data.num_classes} classes.",
@@ -44,8 +45,34 @@ def header(records: Sequence[Record], teacher: float | None, scratch: Setting | 
     ]
 
 
+def weakness(teacher: float, n_test: int, num_classes: int, scratch: Iterable[float]) -> str | None:
+    """Why a teacher of so many percent has nothing to teach, as a clause, or None.
+
+    Args:
+        n_test, num_classes: of the test set.
+        scratch: percentages of students from scratch on it.
+    """
+    if not above_chance(teacher, n_test, num_classes):
+        return f"not above chance ({100 / num_classes:.2f} %)"
+    scores = list(scratch)
+    if scores and teacher <= (mean := math.fsum(scores) / len(scores)):
+        return f"not above the student from scratch ({mean:.2f} %)"
+    return None
+
+
+def weakness_in(records: Sequence[Record], teacher: float | None, scratch: Setting | None) -> str | None:
+    """The same of the teacher of a table."""
+    data = records[0].dataset
+    scores = scratch.scores.values() if scratch else ()
+    return None if teacher is None else weakness(teacher, data.n_test, data.num_classes, scores)
+
+
 def trust_line(
-    records: Sequence[Record], teacher: float | None, seeds: int, deltas: Sequence[Sequence[Comparison | None]]
+    records: Sequence[Record],
+    teacher: float | None,
+    scratch: Setting | None,
+    seeds: int,
+    deltas: Sequence[Sequence[Comparison | None]],
 ) -> str:
     """Protocol, selection, seeds, interval and test, teacher, device, versions and number of records, in one line.
 
@@ -67,7 +94,7 @@ def trust_line(
             "selection: last epoch",
             f"seeds {_seeds(records)}",
             spread,
-            f"teacher {_teacher(records, teacher)}",
+            f"teacher {_teacher(records, teacher)}{_weak(records, teacher, scratch)}",
             _unique(e.device for e in environments),
             ", ".join(f"{name} {_unique(getattr(e, name) for e in environments)}" for name in versions),
             f"{len(records)} records, {diverged} diverged",
@@ -80,6 +107,11 @@ def _teacher(records: Sequence[Record], accuracy: float | None) -> str:
     if not teachers:
         return "none"
     return f"{_unique(t.name for t in teachers)}, {accuracy:.2f} % (sha256 {teachers[0].sha256[:12]})"
+
+
+def _weak(records: Sequence[Record], teacher: float | None, scratch: Setting | None) -> str:
+    clause = weakness_in(records, teacher, scratch)
+    return f", {clause}" if clause else ""
 
 
 def _seeds(records: Sequence[Record]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.fft import irfft
 from scipy.special import stdtr
-from scipy.stats import binomtest, rankdata, trim_mean
+from scipy.stats import binom, binomtest, rankdata, trim_mean
 from scipy.stats import t as student_t
 
 ALPHA = 0.05
@@ -91,6 +91,15 @@ def gap_recovered(method: float, student: float, teacher: float) -> float | None
     None where the teacher is not better than the student: there is no gap to recover.
     """
     return None if teacher <= student else (method - student) / (teacher - student)
+
+
+def above_chance(percent: float, n: int, classes: int) -> bool:
+    """Whether so many percent of `n` right answers are more than guessing among `classes` gives.
+
+    The number of lucky guesses is binomial with probability 1 / classes; as many as these must be less likely than
+    `ALPHA`.
+    """
+    return float(binom.sf(round(percent * n / 100) - 1, n, 1 / classes)) < ALPHA
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
