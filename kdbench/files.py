@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,19 +110,54 @@ def _publish(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
+def probe(folder: Path) -> float:
+    """Write a little into `folder`, to know that it can be done; the time by its file system's own clock.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = write_beside(folder / "probe", PROBE)
+    try:
+        return temporary.stat().st_mtime
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files in `folder` that are older than `STALE_AFTER` by the file system's own clock.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: there are some, and the folder cannot be written.
     """
-    probe = write_beside(folder / "probe", PROBE)
-    try:
-        now = probe.stat().st_mtime
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
-    for path in (*folder.glob(".*.tmp"), *folder.glob("*.partial")):  # the latter of earlier versions
+    found = [*folder.glob(".*.tmp"), *folder.glob("*.partial")]  # the latter of earlier versions
+    if not found:
+        return
+    now = probe(folder)
+    for path in found:
         with suppress(OSError):  # another process may be faster
             if now - path.stat().st_mtime > STALE_AFTER:
                 path.unlink()
+
+
+def check_room(folder: Path, need: int, what: str, otherwise: str) -> None:
+    """Fail now rather than after hours of training.
+
+    Args:
+        need: bytes, at least.
+        what: takes them, for the message.
+        otherwise: how to choose another folder, as in `writing_to`.
+
+    Raises:
+        UserError: the folder cannot be written, or its disk has not so much room.
+    """
+    with writing_to(folder, otherwise):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        probe(folder)
+        free = shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(
+            f"{what} will take at least {need / 1e6:.2f} MB in {folder}, and {free / 1e6:.2f} MB are free: free some "
+            f"space there, or choose another folder ({otherwise})."
+        )

@@ -110,6 +110,23 @@ def test_bfloat16_is_what_the_kernel_lists(monkeypatch: pytest.MonkeyPatch) -> N
     assert route._bf16_cpu() == expected
 
 
+@pytest.mark.parametrize("cap", ["AVX2", "avx512_core", "AVX512_CORE_VNNI", "SSE41"])
+def test_bfloat16_is_not_taken_where_onednn_may_not(monkeypatch: pytest.MonkeyPatch, cap: str) -> None:
+    """Its kernels crash, or emulate it, whatever the processor could do."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+    assert not route._bf16_cpu()
+
+
+def test_the_instruction_set_names_flags_and_caps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route, "_cpu_flags", lambda: {"avx2", "fma", "avx512_bf16", "hypervisor", "rdtscp"})
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    route.instruction_set.cache_clear()
+    assert route.instruction_set() == "avx2 avx512_bf16 fma ONEDNN_MAX_CPU_ISA=AVX2"
+    route.instruction_set.cache_clear()
+
+
 def test_freed_memory_is_kept_where_there_is_glibc() -> None:
     glibc = (
         sys.platform == "linux" and "glibc" in os.confstr("CS_GNU_LIBC_VERSION") if hasattr(os, "confstr") else False

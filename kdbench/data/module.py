@@ -11,6 +11,9 @@ from kdbench.data.batch import Batch, DataSpec
 from kdbench.data.datasets import Dataset, Split
 from kdbench.data.views import Views
 
+EVAL_BATCH = 500
+"""Images that are evaluated at a time."""
+
 
 class ArrayData(pl.LightningDataModule):
     """The loaders of a `Dataset`: training views, and the plain validation (if any) and test splits.
@@ -29,7 +32,7 @@ class ArrayData(pl.LightningDataModule):
         batch_size: int,
         seed: int,
         *,
-        eval_batch_size: int = 500,
+        eval_batch_size: int = EVAL_BATCH,
         drop_last: bool = False,
         blind: bool = False,
     ) -> None:

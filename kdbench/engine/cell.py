@@ -308,6 +308,16 @@ def check_optimizer(protocol: Protocol) -> None:
     instantiate("protocol.optimizer", protocol.optimizer, [torch.nn.Parameter(torch.zeros(1))])
 
 
+def slots(protocol: Protocol) -> float:
+    """How many numbers the protocol's optimiser keeps for each parameter, between steps: 1 with momentum, 2 of Adam."""
+    parameter = torch.nn.Parameter(torch.zeros(100))
+    optimizer = instantiate("protocol.optimizer", protocol.optimizer, [parameter])
+    parameter.grad = torch.zeros(100)
+    optimizer.step()
+    kept = optimizer.state_dict()["state"].get(0, {}).values()
+    return sum(value.numel() for value in kept if isinstance(value, torch.Tensor) and value.numel() > 1) / 100
+
+
 def dataset_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """A data set's validated settings, without where it lies on this machine."""
     return DatasetConfig.of(config).model_dump(mode="json", exclude={"root"})

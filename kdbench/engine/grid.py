@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,6 +58,7 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
         Interrupted: Ctrl-C; all records written so far stay, the running cell can be resumed.
         UserError: nothing can be run at all (no data, an unwritable store).
     """
+    bench.say = sayer(console)
     if not bench.store.folder.is_dir():  # else it need not be writable, if all is done
         bench.store.check_writable()
     for config in {cell_id(dict(c.config["dataset"])): c.config["dataset"] for c in cells}.values():
@@ -97,7 +98,7 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
                 if result and cell not in busy:
                     account(cell, result, outcome, bench)
                     if isinstance(result, Record) and str(cell) in outcome.ran:
-                        console.print(line(result), markup=False, highlight=False, soft_wrap=True)
+                        bench.say(line(result))
             progress.update(progress.tasks[0].id, completed=max(ends, progress.tasks[0].completed))
     return outcome
 
@@ -149,6 +150,11 @@ def account(cell: Cell, result: Record | Exception, outcome: Outcome, bench: Ben
         outcome.ran.append(str(cell))
 
 
+def sayer(console: Console) -> Callable[[str], None]:
+    """Prints sentences as they are, each whole."""
+    return lambda sentence: console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def watched(bench: Bench, console: Console, epochs: int) -> Iterator[Progress]:
     """One progress bar over `epochs` for all that the bench trains meanwhile; in a file or pipe, a line each."""
@@ -163,15 +169,14 @@ def watched(bench: Bench, console: Console, epochs: int) -> Iterator[Progress]:
     with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=epochs)
 
+        say = sayer(console)
+
         def on_start(title: str, more: int) -> None:
             progress.update(bar, description=escape(title))
             if more:  # a teacher, not in the plan until now
                 progress.update(bar, total=(progress.tasks[0].total or 0) + more)
             if not console.is_terminal:
                 say(f"training {title}")
-
-        def say(sentence: str) -> None:
-            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
         bench.on_start, bench.say = on_start, say
         bench.on_epoch = lambda finished: progress.advance(bar, finished)

@@ -72,8 +72,8 @@ def holder_of(lock: Path) -> str:
     try:
         found = json.loads(lock.with_suffix(".holder").read_text())
         pid, host = int(found["pid"]), str(found["host"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return "another process"
-    if host == socket.gethostname() and not psutil.pid_exists(pid):
-        return "another process"
-    return f"process {pid} on {host}"
+        if host != socket.gethostname() or psutil.pid_exists(pid):
+            return f"process {pid} on {host}"
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        pass
+    return "another process"

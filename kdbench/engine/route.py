@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,9 @@ from pydantic import BaseModel, ConfigDict, StrictBool
 COMPILE_STEPS = 5000
 """Cells of fewer steps are not compiled: a graph costs 15 to 35 s on two cores and saves about a tenth of a step of
 85 ms (resnet20, batch 64), so it has paid for itself after some 2000 to 4000 steps."""
+
+ISA_CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Environment variables by which oneDNN is told to use fewer instructions than the processor has."""
 
 
 class EngineConfig(BaseModel):
@@ -99,16 +103,39 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def _bf16_cpu() -> bool:
+    # The processor is asked, and oneDNN, whose kernels it is about: it may have been told to use less.
     # torch's own checks are private, so they may be gone; then the kernel's list is asked (AMX comes with bfloat16)
+    capped = next(filter(None, map(os.environ.get, ISA_CAPS)), "").upper()
+    if capped.startswith(("SSE", "AVX2", "AVX512_CORE")) and not capped.endswith(("BF16", "FP16", "AMX")):
+        return False
+    with suppress(AttributeError, RuntimeError):
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
     checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     known = [bool(check()) for check in checks if callable(check)]
     if known:
         return any(known)
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def _cpu_flags() -> set[str]:
+    """As the kernel lists them, of x86 and of ARM; empty where it does not."""
     try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16"})
+        return set()
+    return {word for line in lines if line.lower().startswith(("flags", "features")) for word in line.split()}
+
+
+@cache
+def instruction_set() -> str:
+    """What the kernels of a CPU are chosen by, and so what may change a bit: its vector instructions, and caps on them.
+
+    Processors of one name need not have the same, least of all in virtual machines.
+    """
+    kinds = ("sse", "avx", "amx", "fma", "f16c", "bf16", "asimd", "sve", "i8mm", "fp")
+    caps = [f"{name}={os.environ[name]}" for name in (*ISA_CAPS, "ATEN_CPU_CAPABILITY") if os.environ.get(name)]
+    return " ".join([*sorted(flag for flag in _cpu_flags() if flag.startswith(kinds)), *caps])
 
 
 @cache

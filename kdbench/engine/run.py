@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 from pytorch_lightning.loggers import Logger
 from torch import nn
@@ -21,31 +21,28 @@ import kdbench
 from kdbench import models
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig
-from kdbench.data.module import ArrayData
+from kdbench.data.module import EVAL_BATCH, ArrayData
 from kdbench.engine.adapter import Adapter
-from kdbench.engine.cell import Cell, construct, first_line, instantiate, method_class, title_of
+from kdbench.engine.cell import Cell, construct, first_line, instantiate, method_class, slots, title_of
 from kdbench.engine.checkpoint import Unusable
 from kdbench.engine.cohort import Member, Spoiled
 from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled
 from kdbench.engine.frozen import FrozenTeacher
 from kdbench.engine.locks import BusyError, locked
 from kdbench.engine.making import device_name, make_record
+from kdbench.engine.memory import activation_bytes, attempt, free_memory, student_bytes, vanished
 from kdbench.engine.route import EngineConfig, Route
 from kdbench.engine.seeding import key, seeded
 from kdbench.engine.taught import Taught, share
 from kdbench.engine.teachers import Teacher, Teachers, check_pin, full_stem
 from kdbench.errors import UserError
-from kdbench.files import writing_to
+from kdbench.files import check_room, remove_leftovers, writing_to
 from kdbench.method import Method
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, CHOOSE_WORK, cache_dir
 from kdbench.protocol import Protocol
 from kdbench.results import record as rec
 from kdbench.results.store import RecordExistsError, Store
 from kdbench.tasks import TASKS
-
-BYTES_PER_PARAMETER = 40
-"""Of a student in training: weights, gradients, two moments of Adam, buffers and adapters, in float32, doubled for
-peers. Activations do not count: only one member of a cohort has any at a time."""
 
 
 @dataclass
@@ -78,15 +75,34 @@ class Bench:
             self._told.add(sentence)
             self.say(sentence)
 
-    def check(self) -> None:
-        """Fail now rather than in every cell.
+    def check(self, plan: Sequence[Sequence[Cell]] = ()) -> None:
+        """Fail now rather than in every cell, or after hours.
+
+        Args:
+            plan: cohorts that are going to be trained.
 
         Raises:
-            UserError: the work folder cannot be written, or the trainer or logger cannot be made.
+            UserError: a folder cannot be written or has no room, or the trainer or logger cannot be made.
         """
-        with writing_to(self.work, CHOOSE_WORK):
-            (self.work / "cells").mkdir(parents=True, exist_ok=True)
+        need = max((len(cohort) * self._checkpoint_bytes(cohort[0]) for cohort in plan), default=0)
+        check_room(self.work / "cells", 2 * need, "the checkpoints of a cohort, old and new,", CHOOSE_WORK)
+        if plan:
+            self.store.check_writable(sum(map(len, plan)))
+        for folder in (self.teachers.kept, self.teachers.cache, *(cache_dir() / "views").glob("*/")):
+            with suppress(OSError):
+                remove_leftovers(folder)
         _ = self.device
+
+    def _checkpoint_bytes(self, cell: Cell) -> int:
+        """At least: the student, and what the optimiser keeps of it."""
+        net = self._untrained(cell)
+        tensors = sum(value.numel() for value in net.state_dict().values())
+        return 4 * (tensors + slots(cell.protocol) * sum(parameter.numel() for parameter in net.parameters()))
+
+    def _untrained(self, cell: Cell) -> nn.Module:
+        spec = self.dataset(cell.config["dataset"]).spec
+        with seeded("size"):
+            return models.create(cell.student, spec.shape, spec.num_classes)
 
     @cached_property
     def device(self) -> torch.device:
@@ -96,8 +112,8 @@ class Bench:
     def cohort_size(self, cell: Cell) -> int:
         """How many students such as the cell's may train in lockstep.
 
-        As many as `max_students` says, or as fit into half of the memory that is free now. One on the plain route,
-        unless a number is given, and where a gradient scaler would tie the members to each other.
+        As many as `max_students` says, or as fit into half of the memory that is free now, and fewer than were killed.
+        One on the plain route, unless a number is given, and where a gradient scaler would tie the members together.
         """
         if cell.protocol.precision == "16-mixed":
             return 1
@@ -105,15 +121,22 @@ class Bench:
             return self.max_students
         if self.engine.route == "plain":
             return 1
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-        else:
-            free = psutil.virtual_memory().available
-        spec = self.dataset(cell.config["dataset"]).spec
-        with seeded("size"):
-            net = models.create(cell.student, spec.shape, spec.num_classes)
-        size = BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in net.parameters())
-        return max(1, int(free / 2 / size))
+        net, shape = self._untrained(cell), self.dataset(cell.config["dataset"]).spec.shape
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else free_memory()
+        free -= activation_bytes(net, shape, train=cell.protocol.batch_size, evaluate=EVAL_BATCH)
+        return max(1, min(int(free / 2 / student_bytes(net)), self._survivable))
+
+    @cached_property
+    def _survivable(self) -> int:
+        """How many students may train in lockstep as far as is known from attempts that ended without a word."""
+        killed = vanished(self.work / "cells")
+        if killed is None:
+            return sys.maxsize
+        self.say(
+            f"the last attempt, of {killed} in lockstep, was killed, perhaps for want of memory: now at most "
+            f"{killed // 2} (cohort.max_students=N decides)."
+        )
+        return killed // 2
 
     # ---- data and teachers --------------------------------------------------------------------------------------
 
@@ -141,7 +164,6 @@ class Bench:
                     f"there is no teacher {name}, so none of teacher.sha256={pinned[:12]}: put its .safetensors and "
                     f".json into {self.teachers.kept}, or drop teacher.sha256 to train it."
                 )
-            self.teachers.check_writable()
             with self._locked(self.teachers.lock(recipe, data), f"the teacher {recipe['name']}", wait) as work:
                 try:
                     found = self.teachers.find(recipe, data) or self._train_teacher(recipe, data, work)
@@ -154,6 +176,7 @@ class Bench:
 
     def _train_teacher(self, recipe: Mapping[str, Any], dataset: Dataset, work: Path) -> Teacher:
         protocol = Protocol.of(recipe["protocol"])
+        self.teachers.check_room(models.create(recipe["name"], dataset.spec.shape, dataset.spec.num_classes))
         title = f"teacher {recipe['name']}"
         self.on_start(title, protocol.epochs)
 
@@ -494,7 +517,7 @@ class Bench:
     ) -> list[Fitted | Exception]:
         blind = all("no_data" in member.method.needs for member in members)
         data = ArrayData(dataset, batch_size=members[0].method.protocol.batch_size, seed=seed, blind=blind)
-        with seeded(seed, "training"):
+        with seeded(seed, "training"), attempt(self.work / "cells", len(members)):
             return fit(
                 members,
                 data,

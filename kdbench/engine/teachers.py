@@ -21,7 +21,7 @@ from torch import Tensor
 from kdbench import models
 from kdbench.data.datasets import Dataset
 from kdbench.errors import UserError
-from kdbench.files import remove_leftovers, write_atomic, writing_to
+from kdbench.files import check_room, write_atomic, writing_to
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, cache_dir
 from kdbench.results.record import Percent, Sha256, cell_id, digest
 from kdbench.sparse import Sparse
@@ -209,16 +209,6 @@ class Teachers:
         """The file that whoever trains this teacher holds a lock on: all who share the cache see it."""
         return self.cache / ".locks" / f"{full_stem(recipe, data.content_hash, data.classes)}.lock"
 
-    def check_writable(self) -> None:
-        """Fail now rather than after a teacher was trained; also removes what killed processes left behind.
-
-        Raises:
-            UserError: no teacher could be saved.
-        """
-        with writing_to(self.cache, CHOOSE_CACHE):
-            self.cache.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.cache)
-
     def save(self, recipe: Mapping[str, Any], data: Dataset, state: Mapping[str, Tensor], **card: Any) -> Teacher:
         """Write weights and card into the cache, whole or not at all; another process may have been faster."""
         raw = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in state.items()})
@@ -237,6 +227,11 @@ class Teachers:
         found = self.find(recipe, data)
         assert found is not None
         return found
+
+    def check_room(self, net: torch.nn.Module) -> None:
+        """Fail now rather than after hours of training: raises `UserError` if such weights could not be saved."""
+        need = sum(value.nbytes for value in net.state_dict().values())
+        check_room(self.cache, need, "the teacher's weights", CHOOSE_CACHE)
 
     def keep(self, teacher: Teacher) -> None:
         """Have a small teacher whole beside the records that it stands behind.

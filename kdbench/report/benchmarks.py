@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from kdbench.errors import UserError
-from kdbench.files import remove_leftovers, write_atomic, writing_to
+from kdbench.files import probe, remove_leftovers, write_atomic, writing_to
 from kdbench.report.markdown import MARKER, escape, line
 from kdbench.results.figures import Figures, Measured, Spread
 
@@ -68,6 +68,7 @@ def check_writable(path: Path) -> None:
     with writing_to(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
+        probe(path.parent)
         if page.exists() and not page.read_text(encoding="utf-8", errors="replace").startswith(MARKER):
             raise UserError(f"{page} was not written by kdbench: move it away, its name is needed for the benchmarks.")
 

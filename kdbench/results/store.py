@@ -10,9 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from kdbench.errors import UserError
-from kdbench.files import remove_leftovers, write_atomic, writing_to
+from kdbench.files import check_room, write_atomic, writing_to
 from kdbench.paths import CHOOSE_RESULTS
 from kdbench.results.record import Record, dump, parse
+
+RECORD_BYTES = 4096
+"""A record takes at least that: one of a few epochs on a few hundred test images."""
 
 
 class RecordExistsError(UserError):
@@ -95,15 +98,14 @@ class Store:
         """
         return sorted(_read(self._files()), key=_order)
 
-    def check_writable(self) -> None:
+    def check_writable(self, records: int = 1) -> None:
         """Fail now rather than after hours of training; also removes what processes killed long ago left behind.
 
         Raises:
-            UserError: no record could be written.
+            UserError: so many records could not be written.
         """
-        with writing_to(self.folder, CHOOSE_RESULTS):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)
+        what = "the records" if records > 1 else "a record"
+        check_room(self.folder, records * RECORD_BYTES, what, CHOOSE_RESULTS)
 
     def _files(self, suffix: str = "") -> list[Path]:
         try:
