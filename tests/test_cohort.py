@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SMALL, Kdbench
+from conftest import SMALL, Kdbench, Result
 from test_cli import one_sentence
 from test_grid import all_numbers, numbers, other, wait_for
 
@@ -249,3 +252,81 @@ def test_a_fast_teacher_is_compared_with_the_plain_one(kd: Kdbench) -> None:
     plain = records(kd, "plain")["kd"].teacher
     assert plain
     assert plain.agreement is None
+
+
+# ---- a view cache saves time, no more ---------------------------------------------------------------------------
+
+
+def cached(kd: Kdbench, *more: str) -> Result:
+    return kd.run("method=[kd,rkd]", *more)
+
+
+ONLY_READ = "the view cache of resnet20 is only read"
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_cache_that_cannot_be_written_costs_no_cell(
+    alone: Kdbench, monkeypatch: pytest.MonkeyPatch, readable: bool
+) -> None:
+    kd = alone
+    assert cached(kd, "paths.results=whole").code == 0
+    real = os.open
+
+    def refuse(path: str, flags: int, *args: int, **kwargs: int) -> int:
+        if "/views/" in str(path) and (flags & (os.O_RDWR | os.O_CREAT) or not readable):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    rows = asked(monkeypatch)
+    result = cached(kd, "paths.results=again")
+    assert (result.code, result.messages) == (0, [])
+    none = "resnet20 goes without a view cache: Cannot write to "
+    told = f"{ONLY_READ}: it cannot be written (Permission denied)." if readable else none
+    assert result.out.count(told) == 1
+    assert sum(rows) == 500 + (0 if readable else 2 * 200)  # the test images, and both epochs unless they are known
+    equal(kd, "whole", "again")
+    paths = {record.environment.path for record in records(kd, "again").values()}
+    assert all(("its views are not cached" in path) != readable for path in paths)
+    one_sentence(kd("teacher", "cache", *SMALL), "there is no view cache that could be filled", "KDBENCH_CACHE=DIR")
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_disk_that_is_too_small_for_the_cache_costs_no_cell(
+    alone: Kdbench, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    kd = alone
+    assert cached(kd, "engine.view_cache=false", "paths.results=whole").code == 0
+    with monkeypatch.context() as patch:
+        if when == "before":
+            room = {True: SimpleNamespace(free=1000), False: SimpleNamespace(free=10**9)}
+            patch.setattr(shutil, "disk_usage", lambda path: room["views" in str(path)])
+            expected = f"{ONLY_READ}: The view cache may take 0.00 GB more in "
+        else:
+            write, calls = os.pwrite, iter(range(1000))
+
+            def fill(fd: int, data: bytes, offset: int) -> int:
+                if next(calls) >= 40:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return write(fd, data, offset)
+
+            patch.setattr(os, "pwrite", fill)
+            expected = f"{ONLY_READ} from now on: Cannot write to "
+        result = cached(kd, "paths.results=again")
+    assert (result.code, result.messages) == (0, [])
+    assert result.out.count(expected) == 1
+    equal(kd, "whole", "again")
+
+
+def test_a_batch_beyond_the_data_is_not_rehearsed(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kd.run("method=[kd]", "protocol.batch_size=64").code == 0
+    padded = FrozenTeacher._padded
+    rows: list[int] = []
+
+    def spy(self: FrozenTeacher, x: torch.Tensor, n: int) -> torch.Tensor:
+        rows.append(n)
+        return padded(self, x, n)
+
+    monkeypatch.setattr(FrozenTeacher, "_padded", spy)
+    assert kd.run("method=[kd]", "protocol.batch_size=20000").code == 0
+    assert 0 < max(rows) <= 208  # 200 images, in sixteens

@@ -84,7 +84,7 @@ def cache_one(job: Job, every: bool) -> None:
     from kdbench.engine.cell import dataset_identity, teacher_recipe
     from kdbench.engine.filling import all_views, fill, views_of
     from kdbench.engine.grid import watched
-    from kdbench.engine.view_cache import ViewCache
+    from kdbench.paths import CHOOSE_CACHE, cache_dir
     from kdbench.protocol import Protocol
 
     bench, protocol = make_bench(job), Protocol.of(job.protocol)
@@ -96,9 +96,11 @@ def cache_one(job: Job, every: bool) -> None:
         raise UserError(f"there is no view cache on this route ({route.describe(1)}): set engine.view_cache=true.")
     with watched(bench, out, 0):
         teacher = bench.teacher(teacher_recipe(job), job.teacher.sha256)
-    frozen = bench.taught(teacher, dataset_config, protocol).frozen
-    cache = frozen.cache
-    assert isinstance(cache, ViewCache)
+    taught = bench.taught(teacher, dataset_config, protocol)
+    frozen, cache = taught.frozen, taught.cache
+    if cache is None or cache.only_read:
+        raise UserError(f"there is no view cache that could be filled in {cache_dir() / 'views'}: {CHOOSE_CACHE}.")
+    frozen.cache = cache  # here a disk that becomes full is an error
     views = all_views(dataset) if every else views_of(dataset, job.seed, protocol.epochs)
     say(
         f"{teacher.card.name} on {dataset.spec.name}: {len(views)} views to know, {cache.filled()} in the cache of at "

@@ -16,9 +16,9 @@ from kdbench.data.module import ArrayData
 from kdbench.engine.adapter import Adapter
 from kdbench.engine.frozen import CACHED, FrozenTeacher
 from kdbench.engine.making import device_name
-from kdbench.engine.route import Route
+from kdbench.engine.route import Route, instruction_set
 from kdbench.engine.teachers import Teacher
-from kdbench.engine.view_cache import NotAllowed, ViewCache
+from kdbench.engine.view_cache import ViewCache
 from kdbench.errors import UserError
 from kdbench.paths import cache_dir
 from kdbench.protocol import Protocol
@@ -39,6 +39,7 @@ class Taught:
     info: TeacherInfo
     frozen: FrozenTeacher
     route: Route
+    cache: ViewCache | None
 
 
 @dataclass(frozen=True)
@@ -117,16 +118,16 @@ def share(
     Args:
         learned: the data set that it was trained on.
         identity: of `dataset`: its config, as it stands in a cell's.
-        say: told if a damaged view cache is begun anew, or none can be had.
+        say: told if a damaged view cache is begun anew, cannot be written, or cannot be had.
 
     Raises:
-        UserError: it does not fit the data, or says something else of the test images than its card; or the disk has no
-            room for the view cache.
+        UserError: it does not fit the data, or says something else of the test images than its card.
     """
     card, shape = teacher.card, dataset.spec.shape
     adapter = Adapter.between(card.name, learned, dataset)
     net = teacher.load(learned)
-    frozen = FrozenTeacher(adapter.wrap(net), shape, route, protocol.batch_size).to(device)
+    # no batch is larger than the data, whatever the protocol says
+    frozen = FrozenTeacher(adapter.wrap(net), shape, route, min(protocol.batch_size, dataset.spec.n_train)).to(device)
     measured = measure(frozen, dataset, protocol.precision)
     if _same_test(learned, dataset):
         accuracy, own = card.accuracy, measured
@@ -135,6 +136,7 @@ def share(
         own = measure(FrozenTeacher(net, shape, _PLAIN, protocol.batch_size).to(device), learned, "32-true")
     check_card(teacher, learned, own, device)
     check_as_fed(card.name, measured, dataset)
+    cache = None
     if route.cached:
         # all that can change a bit of what the teacher says
         key = {
@@ -145,21 +147,17 @@ def share(
             "mean": dataset.mean,
             "std": dataset.std,
             "device": device_name(device),
+            "instructions": instruction_set() if device.type == "cpu" else None,
             "torch": torch.__version__,
             "granularity": frozen.granularity,
         }
         if adapter != Adapter():
             key["adapter"] = asdict(adapter)
-        try:
-            cache = open_cache(cache_dir() / "views", key, frozen, dataset)
-        except NotAllowed as error:  # it saves time, no more
-            frozen.failed = f"no view cache: {error}"
-            say(f"{card.name} goes without a view cache: {error}.")
+        cache = _cache_or_none(key, frozen, dataset, protocol.epochs, card.name, say)
+        if cache is None:
+            frozen.failed = frozen.failed or "its views are not cached"
         else:
-            if cache.rebuilt:
-                say(f"the view cache of {card.name} is begun anew: {cache.rebuilt}.")
-            cache.check_room(dataset.spec.n_train * protocol.epochs)
-            frozen.cache = cache
+            frozen.cache = Forgiving(cache, card.name, say)
     info = TeacherInfo(
         name=card.name,
         sha256=card.sha256,
@@ -167,7 +165,48 @@ def share(
         as_fed=_percent(measured.fed_right),
         agreement=measured.agreement() if route.fast else None,
     )
-    return Taught(info, frozen, route)
+    return Taught(info, frozen, route, cache)
+
+
+def _cache_or_none(
+    key: Mapping[str, Any],
+    frozen: FrozenTeacher,
+    dataset: Dataset,
+    epochs: int,
+    name: str,
+    say: Callable[[str], None],
+) -> ViewCache | None:
+    """A view cache saves time, no more: where none can be had, or none that can be written, that is told."""
+    try:
+        cache = open_cache(cache_dir() / "views", key, frozen, dataset)
+    except UserError as error:
+        say(f"{name} goes without a view cache: {error}")
+        return None
+    if cache.rebuilt:
+        say(f"the view cache of {name} is begun anew: {cache.rebuilt}.")
+    if cache.only_read:
+        say(f"the view cache of {name} is only read: it cannot be written ({cache.only_read}).")
+    try:
+        cache.check_room(dataset.spec.n_train * epochs)
+    except UserError as error:
+        cache.only_read = "no room"
+        say(f"the view cache of {name} is only read: {error}")
+    return cache
+
+
+class Forgiving:
+    """A view cache that is only read as soon as it cannot be written: the teacher can always be asked again."""
+
+    def __init__(self, cache: ViewCache, name: str, say: Callable[[str], None]) -> None:
+        self._cache, self._name, self._say = cache, name, say
+        self.lookup = cache.lookup
+
+    def store(self, index: Tensor, view: Tensor, values: dict[str, Tensor]) -> None:
+        try:
+            self._cache.store(index, view, values)
+        except UserError as error:
+            self._cache.only_read = "it could not be written"
+            self._say(f"the view cache of {self._name} is only read from now on: {error}")
 
 
 _PLAIN = Route(fast=False, compiled=False, teacher_dtype=torch.float32, cached=False)

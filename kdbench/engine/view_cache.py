@@ -10,6 +10,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +30,6 @@ from kdbench.paths import CHOOSE_CACHE
 FORMAT = 1
 META, VALUES, SUMS = "meta.json", "values.bin", "sums.bin"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BLOCK = 4096
 """Bytes that a file system takes at least, for ever so little in a sparse file."""
 
@@ -41,10 +41,6 @@ _BLOCK = 4096
 # zero: nor does a row at the place of another, its checksum included, in a cache of less than 2^30 rows.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SET, _CLEAR = np.uint64(1 << 32 | 1), np.uint64(1 << 31 | 1 << 33)
-
-
-class NotAllowed(Exception):
-    """A view cache that this user may neither read nor make; a clause says which and why."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +92,20 @@ class ViewCache:
     writes the same.
 
     Files are written by plain calls rather than through a mapping, as a full disk is then an error and not the end of
-    the process; values are read so too, as pages of a mapping would count as the process's memory. A cache that may
-    only be read is only read.
+    the process; values are read so too, as pages of a mapping would count as the process's memory. A cache that cannot
+    be written is only read.
 
     Attributes:
         folder: where it lies.
         rebuilt: why what lay there was thrown away, as a clause, or None.
+        only_read: why nothing more is stored, as a clause, or None.
     """
 
-    def __init__(self, folder: Path, layout: _Layout, rebuilt: str | None, *, writable: bool = True) -> None:
-        self.folder, self.rebuilt, self._layout, self._writable = folder, rebuilt, layout, writable
+    def __init__(self, folder: Path, layout: _Layout, rebuilt: str | None, only_read: str | None = None) -> None:
+        self.folder, self.rebuilt, self.only_read, self._layout = folder, rebuilt, only_read, layout
         self._fds = {}
         for name in (VALUES, SUMS):
-            self._fds[name] = os.open(folder / name, os.O_RDWR if writable else os.O_RDONLY)
+            self._fds[name] = os.open(folder / name, os.O_RDONLY if only_read else os.O_RDWR)
             weakref.finalize(self, os.close, self._fds[name])
         mapped = mmap.mmap(self._fds[SUMS], layout.sizes()[SUMS], access=mmap.ACCESS_READ)
         self._sums: NDArray[np.uint32] = np.frombuffer(mapped, np.uint32)
@@ -136,8 +133,7 @@ class ViewCache:
             dtype: of the values; one of `DTYPES`.
 
         Raises:
-            NotAllowed: it is not there and may not be made, or may not be read.
-            UserError: the folder cannot be written, or files of that size cannot be made there.
+            UserError: it is not there whole and cannot be made, or cannot be read.
         """
         layout = _Layout.of(samples, pad, flip, widths, dtype)
         identity = _canonical({"key": dict(key), **layout.described()})
@@ -152,15 +148,13 @@ class ViewCache:
                     if new or wrong:
                         _make(folder, meta, layout)
                     return cls(folder, layout, wrong)
-            except OSError as error:
-                if error.errno not in _FORBIDDEN:
-                    raise
-                try:
+            except (OSError, NotImplementedError) as error:  # the latter of an older filelock, without flock
+                with suppress(OSError):
                     if _wrong(folder, meta, layout) is None:
-                        return cls(folder, layout, None, writable=False)
-                except OSError:
-                    pass
-                raise NotAllowed(f"{folder} may not be read or made ({error.strerror}); {CHOOSE_CACHE}") from None
+                        return cls(folder, layout, None, getattr(error, "strerror", None) or "without locks")
+                if isinstance(error, NotImplementedError):
+                    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
+                raise
 
     @staticmethod
     def size(samples: int, pad: int, flip: bool, widths: Mapping[str, int], dtype: torch.dtype) -> int:
@@ -185,7 +179,7 @@ class ViewCache:
         taken = sum(os.fstat(fd).st_blocks * 512 for fd in self._fds.values())
         scattered = rows * (self._layout.words * 4 + 2 * _BLOCK)  # at worst each lies in blocks of its own
         need, free = min(self.nbytes - taken, scattered), shutil.disk_usage(self.folder).free
-        if self._writable and need > free:
+        if not self.only_read and need > free:
             raise UserError(
                 f"The view cache may take {need / 1e9:.2f} GB more in {self.folder} and {free / 1e9:.2f} GB are free: "
                 "free some space there, let KDBENCH_CACHE name a folder on another disk, or set "
@@ -225,7 +219,7 @@ class ViewCache:
     def store(self, index: Tensor, view: Tensor, values: Mapping[str, Tensor]) -> None:
         """Keep the values of views: (B, width) by name, in the dtype of the cache, on any device; see `lookup`.
 
-        Nothing becomes of them where the cache may only be read.
+        Nothing becomes of them where the cache is only read.
 
         Raises:
             UserError: the disk is full or cannot be written.
@@ -236,7 +230,7 @@ class ViewCache:
         wanted = {name: ((len(rows), width), layout.dtype) for name, width in layout.widths}
         if shapes != wanted:
             raise ValueError(f"the view cache holds {wanted}, not {shapes}")
-        if not self._writable:
+        if self.only_read:
             return
         block = torch.zeros(len(rows), layout.words, dtype=torch.int32)
         cells, start = block.view(layout.dtype), 0
