@@ -65,7 +65,6 @@ class Member:
     rng: Tensor
     identity: Mapping[str, Any] = field(default_factory=dict)
     logger: Logger | None = None
-    say: Callable[[str], None] = lambda sentence: None
     cuda_rng: list[Tensor] | None = None
     curves: dict[str, list[float | None]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -142,12 +141,8 @@ class Member:
             curve += [None] * (epoch + 1 - len(curve))
             curve[epoch] = number if math.isfinite(number) else None
         if self.logger and numbers:
-            try:
-                self.logger.log_metrics({**numbers, "epoch": epoch}, step=epoch)
-                self.logger.save()
-            except Exception as error:  # loggers raise what they like, and the curves are in the record as well
-                self.logger = None
-                self.say(f"{self.title} goes on without its logger ({type(error).__name__}: {first_line(error)}).")
+            self.logger.log_metrics({**numbers, "epoch": epoch}, step=epoch)
+            self.logger.save()
 
 
 class Cohort(pl.LightningModule):

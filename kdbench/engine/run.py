@@ -23,7 +23,7 @@ from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.data.module import EVAL_BATCH, ArrayData
 from kdbench.engine.adapter import Adapter
-from kdbench.engine.cell import Cell, construct, first_line, instantiate, method_class, slots, title_of
+from kdbench.engine.cell import Cell, construct, instantiate, method_class, slots, title_of
 from kdbench.engine.checkpoint import Unusable
 from kdbench.engine.cohort import Member, Spoiled
 from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled
@@ -502,7 +502,7 @@ class Bench:
         logger = stack.enter_context(self._logging(name, work.name))
         method = make()
         with seeded(seed, "training"):
-            member = Member(title, method, work, torch.get_rng_state(), identity, logger, self.tell)
+            member = Member(title, method, work, torch.get_rng_state(), identity, logger)
         try:
             member.resume()
         except Unusable as error:
@@ -538,12 +538,9 @@ class Bench:
         try:
             yield logger
         finally:
-            try:
-                finish = getattr(logger.experiment, "finish", None)
-                if callable(finish):
-                    finish()
-            except Exception as error:  # a logger costs no cell
-                self.tell(f"the logger of {name} did not end well ({type(error).__name__}: {first_line(error)}).")
+            finish = getattr(logger.experiment, "finish", None)
+            if callable(finish):
+                finish()
 
     @contextmanager
     def _locked(self, lock: Path, what: str, wait: bool) -> Iterator[Path]:
