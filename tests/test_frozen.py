@@ -291,23 +291,6 @@ def test_probing_and_the_plain_route_leave_the_network_alone() -> None:
     assert torch.equal(inside, fast.tap(x, ())["logits"])
 
 
-def test_agreement_counts() -> None:
-    teacher = FrozenTeacher(used("resnet8"), SHAPE, FP32, 16)
-    images = [batch(16).x, batch(7, seed=2).x]
-    found = teacher.agreement(images)
-    assert found.images == 23
-    assert found.top1_percent == 100
-    assert 0 < found.max_abs_logit < 1e-4
-    assert teacher.fast is not None
-    head = teacher.fast.head
-    assert isinstance(head, nn.Linear)
-    head.bias[3] += 1000.0  # now the fast one always says 3
-    wrong = teacher.agreement(images)
-    says3 = sum(int((teacher.plain(x).argmax(1) == 3).sum()) for x in images)
-    assert wrong.top1_percent == pytest.approx(100 * says3 / 23)
-    assert wrong.max_abs_logit == pytest.approx(1000, abs=0.1)
-
-
 def test_a_compile_failure_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     net = used("resnet8")
     teacher = FrozenTeacher(net, SHAPE, COMPILED, 16)
