@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,7 +36,7 @@ from kdbench.engine.frozen import FrozenTeacher
 from kdbench.engine.route import Route
 from kdbench.engine.taught import measure, tolerance
 from kdbench.engine.teachers import Card, Teacher, Teachers, stem
-from kdbench.engine.view_cache import NotAllowed, ViewCache
+from kdbench.engine.view_cache import ViewCache
 from kdbench.errors import UserError
 from kdbench.paths import cache_dir, data_root
 from kdbench.report import build_tables
@@ -262,6 +264,39 @@ def test_teachers_are_listed_with_what_is_wrong(teachers: Teachers) -> None:
         "renamed.safetensors": "name",
         path.name: ".json",
     }
+
+
+def test_other_code_of_the_teachers_method_is_told(alone: Kdbench) -> None:
+    """Its code is what the parser sees: comments, docstrings and formatting are none."""
+    kd = alone
+    (kd.root / "ours.py").write_text(OURS)
+    train = ("teacher", "train", *SMALL, "teacher.method._target_=ours.Ours")
+
+    def told() -> bool:
+        sys.modules.pop("ours", None)
+        importlib.invalidate_caches()
+        result = kd(*train)
+        assert result.code == 0
+        return "trained by other code of ours.Ours" in result.out
+
+    assert not told()
+    same = OURS.replace("* 2 * 0.5", "* 2\n        * (0.5)").replace('"""One."""', '"""Another."""  # and a comment')
+    (kd.root / "ours.py").write_text(same)
+    assert not told()
+    (kd.root / "ours.py").write_text(same.replace("0.5", "0.75"))
+    assert told()
+
+
+OURS = '''
+from methods.controls.scratch import Scratch
+
+
+class Ours(Scratch):
+    """One."""
+
+    def losses(self, s, t, batch):
+        return {"ce": super().losses(s, t, batch)["ce"] * 2 * 0.5}
+'''
 
 
 # ---- pixels and classes ---------------------------------------------------------------------------------------------
@@ -537,7 +572,7 @@ def test_a_teacher_below_its_student_is_told() -> None:
     scratch = [make_record("scratch", seed, top1, **alone) for seed, top1 in enumerate((69.0, 70.0))]
     for accuracy, said in ((69.5, "not above the student from scratch (69.50 %)"), (69.51, None), (1.0, "chance")):
         (table,) = build_tables([*scratch, make_record("kd", 0, 70.0, teacher={"accuracy": accuracy})])
-        assert (said or "None") in str(table.warning)
+        assert (said or "None") in str(table.weak)
         assert ("not above" in table.header[0]) == ("not above" in table.trust) == bool(said)
 
 
@@ -587,7 +622,7 @@ def test_a_cache_that_may_only_be_read_is_read(tmp_path: Path, monkeypatch: pyte
     assert known.tolist() == [True, False]
     assert torch.equal(found["logits"][0], values["logits"][0])
     assert files(cache.folder) == before
-    with pytest.raises(NotAllowed, match=r"Read-only file system.*KDBENCH_CACHE"):
+    with pytest.raises(UserError, match=r"Read-only file system.*KDBENCH_CACHE"):
         opened(1)
 
 
@@ -604,7 +639,7 @@ def test_without_a_view_cache_the_numbers_are_the_same(kd: Kdbench, monkeypatch:
     result = kd.run("method=[kd]")
     assert result.code == 0
     assert "resnet20 goes without a view cache: " in result.out
-    assert "no view cache" in kd.record("kd").environment.path
+    assert "not cached" in kd.record("kd").environment.path
     assert all_numbers(kd) == with_cache
 
 

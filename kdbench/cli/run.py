@@ -100,4 +100,4 @@ def print_tables(results: Path, cells: set[str]) -> list[str]:
         write(results, render(records, claims=load_claims(results), methods=methods()))
         say(render_terminal(shown))
         say(f"tables: {results / 'tables'}\nleaderboard: {results / 'leaderboard.html'}")
-    return [f"{table.title}: {table.warning}." for table in shown if table.warning]
+    return [f"{table.title}: the teacher is {table.weak}." for table in shown if table.weak]

@@ -33,6 +33,7 @@ from kdbench.engine.making import device_name, make_record
 from kdbench.engine.memory import activation_bytes, attempt, free_memory, student_bytes, vanished
 from kdbench.engine.route import EngineConfig, Route
 from kdbench.engine.seeding import key, seeded
+from kdbench.engine.source import source_hash
 from kdbench.engine.taught import Taught, share
 from kdbench.engine.teachers import Teacher, Teachers, check_pin, full_stem
 from kdbench.errors import UserError
@@ -172,6 +173,12 @@ class Bench:
                     raise
         check_pin(found, pinned)
         self._clear_if_left(name)
+        code = source_hash(method_class("teacher", recipe["method"]))
+        if found.card.code and code and found.card.code != code:
+            self.tell(
+                f"the teacher {found.card.name} was trained by other code of {recipe['method']['_target_']} than there "
+                f"is now: delete {found.weights} and its .json to train it again."
+            )
         return found
 
     def _train_teacher(self, recipe: Mapping[str, Any], dataset: Dataset, work: Path) -> Teacher:
@@ -201,6 +208,7 @@ class Bench:
             curve=fitted.curves[f"test/{TASKS[dataset.spec.task]}"],
             device=device_name(member.method.device),
             torch=torch.__version__,
+            code=source_hash(type(member.method)),
         )
         shutil.rmtree(work, ignore_errors=True)
         return teacher

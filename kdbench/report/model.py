@@ -68,6 +68,7 @@ class Table:
         header: the facts, one a line; trust: the same in one line.
         cohort: the same for tables that differ in the pair alone.
         teacher: accuracy of the teacher, None where there is none.
+        weak: why it has nothing to teach, as a clause, or None.
     """
 
     cells: frozenset[str]
@@ -81,18 +82,13 @@ class Table:
     pair: str
     protocol: str
     teacher: float | None
+    weak: str | None
     records: Sequence[Record] = field(repr=False, compare=False)
 
     def control(self, control: str) -> Row | None:
         """The row of a control that others are compared with: the one of most seeds, not the one of best accuracy."""
         candidates = [row for row in self.rows if row.control == control and row.scores]
         return max(candidates, key=lambda row: len(row.scores), default=None)
-
-    @property
-    def warning(self) -> str | None:
-        """That its teacher has nothing to teach, as a clause, or None."""
-        weak = weakness_in(self.records, self.teacher, reference(settings_of(self.records), "scratch"))
-        return weak and f"the teacher is {weak}"
 
 
 def load_records(store_root: str | Path) -> list[Record]:
@@ -188,6 +184,7 @@ def _table(records: list[Record], cohort: str) -> Table:
         pair=cell.pair,
         protocol=cell.protocol,
         teacher=accuracy,
+        weak=weakness_in(records, accuracy, scratch),
         records=records,
     )
 
