@@ -475,3 +475,18 @@ def test_construct_hands_over_typed_settings() -> None:
         cell.construct("dml", DML, {"weights": {"ce": "x"}}, Protocol())
     with pytest.raises(UserError, match=r"method.dml.weights.ce.until='x': "):
         cell.construct("dml", DML, {"weights": {"ce": {"start": 0, "end": 1, "until": "x"}}}, Protocol())
+
+
+@pytest.mark.parametrize("cut", [{"limit_train_batches": 2}, {"max_steps": 3}, {"overfit_batches": 1}])
+def test_what_did_not_see_its_images_becomes_no_record_and_no_teacher(
+    alone: Kdbench, monkeypatch: pytest.MonkeyPatch, cut: dict[str, int]
+) -> None:
+    """Whatever it is that Lightning was told."""
+    make = fit.make_trainer
+    monkeypatch.setattr(fit, "make_trainer", lambda settings, **bench: make(settings, **bench, **cut))
+    result = alone.run("method=[scratch,dafl]")
+    assert (result.code, len(result.messages)) == (1, 2)
+    assert all("and 2 epochs of its data have 400: take away the setting" in line for line in result.messages)
+    assert "teacher resnet20 saw " in result.messages[1]
+    assert not alone.records()
+    assert not list(alone.cache.rglob("*.safetensors"))

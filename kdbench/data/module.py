@@ -45,6 +45,12 @@ class ArrayData(pl.LightningDataModule):
     def spec(self) -> DataSpec:
         return self.dataset.spec
 
+    @property
+    def images_per_epoch(self) -> int:
+        """How many images an epoch trains on."""
+        n = self.spec.n_train
+        return n - n % self.batch_size if self.drop_last else n
+
     def train_dataloader(self) -> Views:
         data, trainer = self.dataset, self.trainer
         split = self._on_device("train")

@@ -526,7 +526,7 @@ class Bench:
         blind = all("no_data" in member.method.needs for member in members)
         data = ArrayData(dataset, batch_size=members[0].method.protocol.batch_size, seed=seed, blind=blind)
         with seeded(seed, "training"), attempt(self.work / "cells", len(members)):
-            return fit(
+            results = fit(
                 members,
                 data,
                 route,
@@ -535,6 +535,8 @@ class Bench:
                 checkpoint_seconds=self.checkpoint_seconds,
                 on_epoch=self.on_epoch,
             )
+        pairs = zip(members, results, strict=True)
+        return [_whole(member, result, data.images_per_epoch) for member, result in pairs]
 
     @contextmanager
     def _logging(self, name: str, version: str) -> Iterator[Logger | None]:
@@ -565,6 +567,20 @@ class Bench:
             with writing_to(folder, CHOOSE_WORK):
                 folder.mkdir(exist_ok=True)
             yield folder
+
+
+def _whole(member: Member, result: Fitted | Exception, images_per_epoch: int) -> Fitted | Exception:
+    """The result of a training that was as long as its protocol says; else what is wrong."""
+    if isinstance(result, Exception):
+        return result
+    method = member.method
+    epochs = method.epoch + 1 if result.reason else method.protocol.epochs
+    if method.images_seen == epochs * images_per_epoch:
+        return result
+    return UserError(
+        f"{member.title} saw {method.images_seen} training images, and {epochs} epochs of its data have "
+        f"{epochs * images_per_epoch}: take away the setting of trainer that cuts training short."
+    )
 
 
 def _lock(folder: Path) -> Path:
