@@ -19,7 +19,7 @@ from test_grid import all_numbers, numbers, wait_for
 
 from kdbench import files
 from kdbench.engine import locks
-from kdbench.engine.locks import BusyError, holder_of, locked
+from kdbench.engine.locks import BusyError, forget_dead, holder_of, locked
 from kdbench.errors import UserError
 from kdbench.results.record import Record
 from kdbench.results.store import Store
@@ -72,7 +72,11 @@ def test_what_a_dead_holder_wrote_is_not_believed(tmp_path: Path, left: str | No
         lock.with_suffix(".holder").write_text(left)
     assert holder_of(lock) == "another process"
     with locked(lock, "kd", wait=False):  # and keeps nobody out
-        pass
+        forget_dead(tmp_path)
+        assert holder_of(lock) == f"process {os.getpid()} on {socket.gethostname()}"
+    lock.with_suffix(".holder").write_text(left or "")
+    forget_dead(tmp_path)
+    assert not lock.with_suffix(".holder").exists()
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EACCES])

@@ -59,6 +59,7 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
         UserError: nothing can be run at all (no data, an unwritable store).
     """
     bench.say = sayer(console)
+    bench.sweep()
     if not bench.store.folder.is_dir():  # else it need not be writable, if all is done
         bench.store.check_writable()
     for config in {cell_id(dict(c.config["dataset"])): c.config["dataset"] for c in cells}.values():

@@ -77,3 +77,14 @@ def holder_of(lock: Path) -> str:
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
         pass
     return "another process"
+
+
+def forget_dead(folder: Path) -> None:
+    """Remove what holders of locks in `folder` wrote who have died since.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    for holder in folder.glob("*.holder"):
+        with suppress(Timeout, NotImplementedError), FileLock(holder.with_suffix(".lock"), timeout=0):
+            holder.unlink(missing_ok=True)

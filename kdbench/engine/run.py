@@ -28,7 +28,7 @@ from kdbench.engine.checkpoint import Unusable
 from kdbench.engine.cohort import Member, Spoiled
 from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled
 from kdbench.engine.frozen import FrozenTeacher
-from kdbench.engine.locks import BusyError, locked
+from kdbench.engine.locks import BusyError, forget_dead, locked
 from kdbench.engine.making import device_name, make_record
 from kdbench.engine.memory import activation_bytes, attempt, free_memory, student_bytes, vanished
 from kdbench.engine.route import EngineConfig, Route
@@ -89,10 +89,18 @@ class Bench:
         check_room(self.work / "cells", 2 * need, "the checkpoints of a cohort, old and new,", CHOOSE_WORK)
         if plan:
             self.store.check_writable(sum(map(len, plan)))
-        for folder in (self.teachers.kept, self.teachers.cache, *(cache_dir() / "views").glob("*/")):
+        _ = self.device
+
+    def sweep(self) -> None:
+        """Remove what processes killed long ago left behind, wherever it can be removed."""
+        locks = (self.store.locks, self.teachers.cache / ".locks", self.work / "cells")
+        kept = (self.store.folder, self.teachers.kept, self.teachers.cache, *(cache_dir() / "views").glob("*/"))
+        for folder in (*locks, *kept):
             with suppress(OSError):
                 remove_leftovers(folder)
-        _ = self.device
+        for folder in locks:
+            with suppress(OSError):
+                forget_dead(folder)
 
     def _checkpoint_bytes(self, cell: Cell) -> int:
         """At least: the student, and what the optimiser keeps of it."""
