@@ -75,7 +75,7 @@ def test_interrupted_grids_can_be_resumed(alone: Kdbench, signum: signal.Signals
     wait_for(kd, "runs/cells/*/last.ckpt", process)
     process.send_signal(signum)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 128 + signum
     assert err == "kdbench: interrupted; finished cells are kept, repeat the command to go on.\n"
     assert "Traceback" not in out
     assert [r.cell.method for r in kd.records()] == ["scratch"]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import kdbench
 from kdbench.cli import bench, data, methods, report, run, teachers
 from kdbench.cli.console import fail
+from kdbench.cli.terminable import terminable
 from kdbench.errors import Interrupted, UserError
 
 INTERRUPTED = 130
@@ -17,7 +18,13 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 1 for anything that went wrong, 130 after Ctrl-C."""
+    """Entry point; returns the exit code: 0, 1 for anything that went wrong, 130 after Ctrl-C, 143 after SIGTERM."""
+    with terminable() as received:
+        code = _main(argv)
+    return 128 + received[0] if received and code == INTERRUPTED else code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's method may lie where the user stands
