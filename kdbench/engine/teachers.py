@@ -252,7 +252,12 @@ class Teachers:
         listed: list[Listed] = []
         whole: set[str] = set()
         for folder in (self.kept, self.cache):
-            for path in sorted({file.with_suffix(".json") for kind in _FILES for file in folder.glob(f"*{kind}")}):
+            try:
+                cards = {path.with_suffix(".json") for path in _files(folder)}
+            except UserError as error:
+                listed.append(Listed(folder, None, str(error)))
+                continue
+            for path in sorted(cards):
                 card, wrong = None, None
                 try:
                     teacher = _read(path)
@@ -274,12 +279,9 @@ class Teachers:
 
     def _cards(self, recipe: Mapping[str, Any]) -> Iterator[Teacher]:
         for folder in (self.kept, self.cache):
-            for path in sorted(folder.glob(f"{stem(recipe)}*.json")):
-                if teacher := _read(path):
+            for path in _files(folder):
+                if path.name.startswith(stem(recipe)) and path.suffix == ".json" and (teacher := _read(path)):
                     yield teacher
-
-
-_FILES = (".json", ".safetensors")
 
 
 def check_pin(teacher: Teacher, pinned: str | None) -> None:
@@ -331,6 +333,28 @@ def _read(path: Path) -> Teacher | None:
         raise UserError(f"{path} {error}: delete it and its .safetensors to train the teacher again.") from None
 
 
+def _files(folder: Path) -> list[Path]:
+    """The cards and weights in a folder; none where it is not there.
+
+    Raises:
+        UserError: it may not be read.
+    """
+    try:
+        found = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError:
+        raise _forbidden(folder) from None
+    return [path for path in found if path.suffix in (".json", ".safetensors") and not path.name.startswith(".")]
+
+
+def _forbidden(path: Path) -> UserError:
+    return UserError(
+        f"you may not read {path}: have its owner allow it (chmod +r), or let KDBENCH_CACHE or paths.results name "
+        "another folder."
+    )
+
+
 def _bytes(path: Path) -> bytes | None:
     """A file's content, None where there is none.
 
@@ -344,9 +368,6 @@ def _bytes(path: Path) -> bytes | None:
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, where a teacher's file should be: move it away.") from None
     except PermissionError:
-        raise UserError(
-            f"you may not read {path}: have its owner allow it (chmod +r), or let KDBENCH_CACHE or paths.results name "
-            "another folder."
-        ) from None
+        raise _forbidden(path) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): mend the disk or restore the file.") from None
