@@ -35,10 +35,8 @@ def load(root: str | Path) -> pd.DataFrame:
 def _row(record: Record) -> dict[str, Any]:
     data = record.model_dump(mode="json", exclude={"curves": True, "correct": {"bits"}})
     for field, model in _NULLABLE.items():
-        if data[field] is None:
-            data[field] = dict.fromkeys(model.model_fields)
-    data["teacher"].setdefault("as_fed", None)
-    data["teacher"]["agreement"] = data["teacher"].get("agreement") or dict.fromkeys(Agreement.model_fields)
+        data[field] = {name: (data[field] or {}).get(name) for name in model.model_fields}
+    data["teacher"]["agreement"] = data["teacher"]["agreement"] or dict.fromkeys(Agreement.model_fields)
     data["method"]["needs"] = " ".join(data["method"]["needs"])
     data["correct"].pop("bits", None)
     return flatten(data)
