@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Kdbench
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 import kdbench
 from kdbench import models
 from kdbench.engine import fast, route
-from kdbench.engine.fast import CompiledTap, fused, keep_freed_memory
+from kdbench.engine.fast import CompiledTap, fused, keep_freed_memory, stride_outside
 from kdbench.engine.route import COMPILE_STEPS, EngineConfig, Route
 
 CPU = torch.device("cpu")
@@ -115,6 +116,28 @@ def test_bfloat16_is_not_taken_where_onednn_may_not(monkeypatch: pytest.MonkeyPa
     """Its kernels crash, or emulate it, whatever the processor could do."""
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
     assert not route._bf16_cpu()
+
+
+def test_a_stride_may_be_taken_outside_of_a_convolution() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 1, stride=2), torch.nn.Conv2d(8, 8, 1, stride=2))
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    want = net(x)
+    (slope,) = torch.autograd.grad(want.square().sum(), x)
+    stride_outside(net)
+    assert [module.stride for module in net] == [(1, 1), (2, 2)]  # eight inputs are well
+    assert torch.allclose(net(x), want, atol=1e-6)
+    assert torch.allclose(torch.autograd.grad(net(x).square().sum(), x)[0], slope, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_processor_without_avx512_trains_the_smallest_students(alone: Kdbench) -> None:
+    command = ["run", "method=[scratch,kd]", "protocol.epochs=2", "dataset.per_class=20"]
+    process = alone.spawn(*command, "pair.teacher=resnet8x0.25", ONEDNN_MAX_CPU_ISA="AVX2")
+    out, err = process.communicate(timeout=600)
+    assert (process.returncode, err) == (0, "")
+    assert "2 trained" in out
+    assert "teacher folded bf16" not in out
 
 
 def test_the_instruction_set_names_flags_and_caps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from kdbench.engine.cohort import Cohort, Member
-from kdbench.engine.fast import CompiledTap, fused, keep_freed_memory
+from kdbench.engine.fast import CompiledTap, fused, keep_freed_memory, stride_outside
 from kdbench.engine.frozen import FrozenTeacher
-from kdbench.engine.route import Route
+from kdbench.engine.route import Route, avx512
 from kdbench.errors import Interrupted, UserError
 from kdbench.method import Method
 
@@ -110,6 +110,8 @@ def prepare(method: Method, route: Route) -> None:
     if not route.fast:
         return
     keep_freed_memory()
+    if not avx512():
+        stride_outside(method)
     for parameter in method.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -14,8 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kdbench.data.batch import Batch
 from kdbench.engine.adapter import Rescale
-from kdbench.engine.fast import Tapped, compiled_tap, why
-from kdbench.engine.route import Route
+from kdbench.engine.fast import Tapped, compiled_tap, stride_outside, why
+from kdbench.engine.route import Route, avx512
 from kdbench.models.base import Shape
 
 CACHED = frozenset({"logits", "embed"})
@@ -218,6 +218,8 @@ def fast_copy(net: nn.Module, shape: Shape, dtype: torch.dtype) -> nn.Module | N
     want = net.tap(x)  # type: ignore[operator]
     for change in (folded, copy.deepcopy):
         fast = change(net).to(memory_format=torch.channels_last)
+        if not avx512():
+            stride_outside(fast)
         try:
             got = fast.tap(x.to(memory_format=torch.channels_last))  # type: ignore[operator]
             same = all(

@@ -7,9 +7,9 @@ the same equations sooner and rounds differently. Which one was taken stands in 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sysconfig
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,14 +108,22 @@ def _bf16_cpu() -> bool:
     capped = next(filter(None, map(os.environ.get, ISA_CAPS)), "").upper()
     if capped.startswith(("SSE", "AVX2", "AVX512_CORE")) and not capped.endswith(("BF16", "FP16", "AMX")):
         return False
-    with suppress(AttributeError, RuntimeError):
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return False
+    if not avx512() and platform.machine().lower() in ("x86_64", "amd64"):
+        return False
     checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     known = [bool(check()) for check in checks if callable(check)]
     if known:
         return any(known)
     return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+@cache
+def avx512() -> bool:
+    """Whether oneDNN computes with AVX-512 (asked of itself, as it may have been told to use less)."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # private: what it asks for is just AVX-512
+    except (AttributeError, RuntimeError):
+        return True
 
 
 def _cpu_flags() -> set[str]:
