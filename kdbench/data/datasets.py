@@ -48,6 +48,7 @@ class Dataset:
         mean, std: per channel, of pixels scaled to 0..1.
         pad, flip: the augmentation (see `kdbench.data.views`).
         content_hash: of the whole prepared data set, whatever part of it is used.
+        classes_hash: of all its class names, which are no part of its content; None where they are made up.
     """
 
     train: Split
@@ -60,11 +61,7 @@ class Dataset:
     flip: bool
     content_hash: str
     spec: DataSpec
-
-    @property
-    def classes_hash(self) -> str:
-        """64 hex digits for `classes`, which are no part of `content_hash`."""
-        return classes_hash(self.classes)
+    classes_hash: str | None = None
 
 
 class DatasetConfig(Sparse):
@@ -160,6 +157,7 @@ class DatasetConfig(Sparse):
             flip=self.flip,
             content_hash=arrays.content_hash,
             spec=DataSpec(self.name, (channels, height, width), len(chosen), *sizes),
+            classes_hash=classes_hash(arrays.classes),
         )
 
     def _statistics(self, arrays: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
