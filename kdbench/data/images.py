@@ -177,7 +177,7 @@ def _bits(tiff: ImageFile.ImageFile) -> int:
 def _reason(error: Exception) -> str:
     """One line, in which neither a path nor an object's address stands."""
     if isinstance(error, Image.UnidentifiedImageError):
-        return "no image of a format that is read"
+        return "no image of a kind that is read"
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
     if isinstance(error, OSError) and error.strerror:
