@@ -187,7 +187,7 @@ def test_print_colours_and_one_bit(tmp_path: Path) -> None:
 
 # --- orientation ------------------------------------------------------------------------------------------------------
 
-# What is seen, from what is stored (EXIF 2.32, Orientation): in 6, say, "the 0th row is the visual right-hand side of the
+# What is seen, from what is stored (EXIF 2.32, Orientation): in 6, "the 0th row is the visual right-hand side of the
 # image, and the 0th column is the visual top", so it is turned clockwise.
 SEEN: dict[int, Any] = {
     1: lambda a: a,

@@ -182,7 +182,7 @@ def _files(split: Path, folders: dict[str, Path], folder: Folder) -> Files:
 def _walk(folder: Path, left_out: Counter[str], holders: set[tuple[int, int]]) -> Iterator[Path]:
     """The image files below a folder. Links are followed, but not back to one of the folders that hold this one."""
     if _identity(folder) in holders:
-        left_out["link back to a folder above it"] += 1
+        left_out["linked in a circle"] += 1
         return
     for path in _entries(folder, left_out):
         try:
