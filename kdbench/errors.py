@@ -1,8 +1,22 @@
 """Errors that the command line prints as one sentence, without a traceback."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class UserError(Exception):
     """A mistake of the user's, told in one sentence that names the mend."""
+
+
+class Unreadable(UserError):
+    """What the system did not let us read: that is no sign of damage, so nothing of it is to be deleted."""
+
+    def __init__(self, path: str | Path, error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            super().__init__(f"you may not read {path}: ask its owner for the permission, or use a copy of your own.")
+        else:
+            super().__init__(f"cannot read {path} ({error.strerror or error}): see to that disk, then try again.")
 
 
 class DoesNotFit(UserError):

@@ -20,11 +20,11 @@ def cache_dir() -> Path:
         UserError: it names the home of a user that there is not.
     """
     if own := os.environ.get("KDBENCH_CACHE"):
-        return _expanded(own, "KDBENCH_CACHE")
+        return expanded(own, "KDBENCH_CACHE")
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(xdg):  # as its specification says, else it is to be ignored
         return Path(xdg) / "kdbench"
-    return _expanded("~/.cache/kdbench", "KDBENCH_CACHE")
+    return expanded("~/.cache/kdbench", "KDBENCH_CACHE")
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -34,13 +34,18 @@ def data_root(root: str | Path | None = None) -> Path:
         UserError: it names the home of a user that there is not.
     """
     if root:
-        return _expanded(root, "dataset.root")
+        return expanded(root, "dataset.root")
     if own := os.environ.get("KDBENCH_DATA"):
-        return _expanded(own, "KDBENCH_DATA")
+        return expanded(own, "KDBENCH_DATA")
     return cache_dir() / "data"
 
 
-def _expanded(path: str | Path, setting: str) -> Path:
+def expanded(path: str | Path, setting: str) -> Path:
+    """`path`, which `setting` gave, with a ``~`` or ``~NAME`` in front as that user's home.
+
+    Raises:
+        UserError: there is no such user.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError:

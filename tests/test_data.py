@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -108,6 +109,14 @@ BROKEN: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "file missing": ("test_labels.npy", "cannot be read", lambda f: (f / "test_labels.npy").unlink()),
     "truncated": ("train_images.npy", "truncated", lambda f: truncate(f / "train_images.npy")),
     "truncated labels": ("test_labels.npy", "truncated", lambda f: truncate(f / "test_labels.npy")),
+    "half a validation split": ("val_labels.npy", "cannot be read", lambda f: np.save(f / "val_images.npy", [1])),
+    "validation of other shape": (
+        "val_images.npy",
+        "training images",
+        lambda f: (np.save(f / "val_images.npy", np.zeros((1, 5, 5, 3), np.uint8)), np.save(f / "val_labels.npy", [0])),
+    ),
+    "meta too deep": ("meta.json", "not valid JSON", lambda f: (f / "meta.json").write_text("[" * 100_000)),
+    "meta a folder": ("meta.json", "cannot be read", lambda f: ((f / "meta.json").unlink(), (f / "meta.json").mkdir())),
     "empty file": ("train_labels.npy", "truncated", lambda f: (f / "train_labels.npy").write_bytes(b"")),
     "pickled": ("test_labels.npy", "no .npy file", lambda f: edit(f, "test_labels", lambda a: a.astype(object))),
     "float images": ("test_images.npy", "float32", lambda f: edit(f, "test_images", lambda a: a.astype(np.float32))),
@@ -138,6 +147,7 @@ def test_corrupt_data_name_the_file_and_the_mend(tmp_path: Path, case: str) -> N
     assert what in str(error.value)
     assert f"delete the folder {folder}" in str(error.value)
     assert "\n" not in str(error.value)
+    assert "allow_pickle" not in str(error.value)
 
 
 def test_content_hash_ignores_order_and_nothing_else(tmp_path: Path) -> None:
@@ -245,6 +255,7 @@ def test_every_dataset_config_is_complete_and_valid() -> None:
         ({"sha256": "abc"}, "dataset.sha256"),
         ({"val": 58}, "at most 57"),
         ({"per_class": 0}, "dataset.per_class"),
+        ({"pad": 6}, "dataset.pad=6 moves images of 5x7 out of sight"),
         ({"classes": True}, "dataset.classes"),
         ({"classes": 1}, "two or more"),
         ({"classes": 4}, "out of the 3"),
@@ -305,6 +316,51 @@ def test_validation_split_is_disjoint_and_stratified(tmp_path: Path) -> None:
     assert torch.bincount(data.val.labels).tolist() == [10, 10, 10]
     assert not rows(data.train.images) & rows(data.val.images)
     assert rows(data.train.images) | rows(data.val.images) == rows(build(folder).train.images)
+
+
+def test_a_prepared_validation_split_is_the_one(tmp_path: Path) -> None:
+    folder = write(tmp_path / "toy", n_train=60)
+    before = build(folder)
+    images = np.random.default_rng(2).integers(0, 256, (9, 5, 7, 3), dtype=np.uint8)
+    np.save(folder / "val_images.npy", images)
+    np.save(folder / "val_labels.npy", np.arange(9) % 3)
+    data = build(folder)
+    assert data.val is not None
+    assert (len(data.train), data.spec.n_val, data.spec.n_test) == (60, 9, 30)
+    assert {x.numpy().tobytes(): int(y) for x, y in zip(data.val.images, data.val.labels, strict=True)} == {
+        x.tobytes(): i % 3 for i, x in enumerate(images)
+    }
+    assert torch.equal(data.train.images, before.train.images)
+    chosen = build(folder, classes=[2, 0], per_class=4)
+    assert chosen.val is not None
+    assert torch.bincount(chosen.val.labels).tolist() == [3, 3]
+    assert torch.equal(chosen.val.images[chosen.val.labels == 0], data.val.images[data.val.labels == 2])
+    with pytest.raises(UserError, match=r"toy has a validation split of its own: leave dataset\.val at 0"):
+        build(folder, val=5)
+    hashes = {before.content_hash, data.content_hash}
+    edit(folder, "val_images", lambda a: a ^ (np.arange(a.size).reshape(a.shape) == 0).astype(np.uint8))
+    hashes.add(build(folder).content_hash)
+    assert len(hashes) == 3
+    np.save(folder / "val_labels.npy", np.zeros(9, np.int64))
+    with pytest.raises(UserError, match="have no val images"):
+        build(folder, classes=[1, 2])
+
+
+def test_the_content_hash_is_the_one_of_its_definition(tmp_path: Path) -> None:
+    folder = write(tmp_path / "toy", n_train=4, n_test=3)
+    lines = []
+    for split, n in (("train", 4), ("test", 3), ("val", 2)):
+        if split == "val":
+            np.save(folder / "val_images.npy", np.zeros((2, 5, 7, 3), np.uint8))
+            np.save(folder / "val_labels.npy", np.arange(2))
+        images, labels = (np.load(folder / f"{split}_{kind}.npy") for kind in ("images", "labels"))
+        samples = [
+            image.tobytes() + int(label).to_bytes(8, "little") for image, label in zip(images, labels, strict=True)
+        ]
+        digests = sorted(hashlib.blake2b(sample, digest_size=16).digest() for sample in samples)
+        lines.append(f"{split} {n} 5 7 3 {hashlib.sha256(b''.join(digests)).hexdigest()}\n")
+        if split != "train":  # what has no validation split has the hash from before there was one
+            assert load("toy", tmp_path).content_hash == hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def test_holdout_is_proportional_and_spares_one_of_each_class() -> None:

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import json
 import pickle
 import shutil
 import struct
@@ -26,8 +27,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets as tv
 
+from kdbench.cli import program
+from kdbench.data import arrays
 from kdbench.data import prepare as module
-from kdbench.data.arrays import load
+from kdbench.data.arrays import FILES, load
+from kdbench.data.datasets import DatasetConfig
 from kdbench.data.prepare import SOURCES, Row, known_hash, list_datasets, prepare, verify
 from kdbench.errors import UserError
 
@@ -94,12 +98,12 @@ def put(path: Path, data: bytes) -> Path:
 
 def expect(row: Row, train: tuple[Any, Any], test: tuple[Any, Any]) -> None:
     """The prepared arrays are exactly these images (N, H, W, C) and labels."""
-    arrays = load(row.name)
-    for (images, labels), found in ((train, arrays.split("train")), (test, arrays.split("test"))):
+    stored = load(row.name)
+    for (images, labels), found in ((train, stored.split("train")), (test, stored.split("test"))):
         assert np.array_equal(found[0], images)
         assert np.array_equal(found[1], labels)
     assert row.status == "prepared"
-    assert row.sha256 == arrays.content_hash
+    assert row.sha256 == stored.content_hash
     assert (row.n_train, row.n_test, row.shape) == (len(train[1]), len(test[1]), train[0].shape[1:])
     assert not list(row.folder.parent.glob("*.partial")) if row.folder else False
 
@@ -257,10 +261,10 @@ def test_usps_rounds_grey_levels(monkeypatch: pytest.MonkeyPatch, offline: Path)
         parts[split] = (exact.reshape(n, 16, 16, 1), labels - 1)
     monkeypatch.setattr(tv.USPS, "split_list", splits)
     row = prepare("usps")
-    arrays = load("usps")
-    assert arrays.train_images[0, 0, :3, 0].tolist() == [0, 255, 167]
-    for split, (exact, labels) in parts.items():
-        images, found = arrays.split(split)
+    stored = load("usps")
+    assert stored.train_images[0, 0, :3, 0].tolist() == [0, 255, 167]
+    for name, (exact, labels) in parts.items():
+        images, found = stored.split(name)
         assert np.abs(images - exact).max() <= 0.5 + 1e-6
         assert np.array_equal(found, labels)
     assert row.num_classes == 10
@@ -379,6 +383,172 @@ def test_bad_folders_are_user_errors(tmp_path: Path) -> None:
     assert not (tmp_path / "cache" / "data" / "folder").exists()
 
 
+def tree(source: Path, *names: str, n: int = 2) -> Path:
+    """A folder with `n` images of its own in each of the folders `names`."""
+    for name in names:
+        for i in range(n):
+            png(source / name / f"{i}.png", pixels(4, 4, 3))
+    return source
+
+
+def split(*names: str) -> list[str]:
+    return [f"{name}/{c}" for name in names for c in ("a", "b")]
+
+
+def test_what_is_no_image_of_a_class_is_left_out_and_told(tmp_path: Path) -> None:
+    source = tree(tmp_path / "f", *split("train", "test"))
+    plain = prepare("folder", source=source, size=4, name="plain")
+    assert plain.told == ()
+    for hidden in ("train/a/.ipynb_checkpoints/0.png", "train/a/._0.png", "test/b/deep/.x/0.png", ".hid/a/0.png"):
+        put(source / hidden, b"")
+    put(source / "train/__MACOSX/0.png", b"")
+    put(source / "train/a/Thumbs.db", b"")
+    for stray in ("train/a/notes.txt", "train/a/b/more.TXT", "test/b/old.eps", "test/b/readme"):
+        put(source / stray, b"%!PS-Adobe-3.0 EPSF-3.0")
+    png(source / "train" / "stray.png", pixels(4, 4, 3))
+    tree(source, "masks/x", "masks/y")
+    row = prepare("folder", source=source, size=4, name="littered")
+    assert row.sha256 == plain.sha256
+    assert len(row.told) == 1
+    assert row.told[0].startswith("left out: ")
+    assert set(row.told[0].removeprefix("left out: ").split(", ")) == {
+        "4 hidden",
+        "1 __MACOSX",
+        "1 Thumbs.db",
+        "2 .txt",
+        "1 .eps",
+        "1 without ending",
+        "1 .png outside of class folders",
+        "1 folder masks/",
+    }
+
+
+def test_images_of_every_ending_are_read(tmp_path: Path) -> None:
+    source = tree(tmp_path / "f", *split("train", "test"))
+    for form, name in (("JPEG", "x.jfif"), ("GIF", "x.gif"), ("AVIF", "x.avif"), ("WEBP", "x"), ("PNG", "x.PNG.bak")):
+        Image.fromarray(pixels(9, 9, 3)).save(source / "train" / "a" / name, form)
+    row = prepare("folder", source=source, size=4)
+    assert np.bincount(load("folder").train_labels).tolist() == [7, 2]
+    assert row.told == ()
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "val", "test"),
+        ("Train", "VALID", "Testing"),
+        ("training", "validation", "TEST"),
+        ("TRAIN", "dev", "test"),
+    ],
+)
+def test_a_validation_split_of_ones_own(tmp_path: Path, train: str, val: str, test: str) -> None:
+    source = tmp_path / "f"
+    for name, n in ((train, 5), (val, 3), (test, 2)):
+        tree(source, *split(name), n=n)
+    row = prepare("folder", source=source, size=4)
+    assert (row.n_train, row.n_val, row.n_test) == (10, 6, 4)
+    stored = load("folder")
+    images = [np.asarray(Image.open(source / val / c / f"{i}.png")) for c in "ab" for i in range(3)]
+    assert np.array_equal(stored.split("val")[0], images)
+    assert stored.split("val")[1].tolist() == [0, 0, 0, 1, 1, 1]
+    shutil.rmtree(source / val)
+    without = prepare("folder", source=source, size=4, name="without")
+    assert (without.n_val, without.n_test) == (0, 4)
+    assert without.sha256 != row.sha256
+
+
+def test_a_validation_split_alone_is_the_test_split(tmp_path: Path) -> None:
+    row = prepare("folder", source=tree(tmp_path / "f", *split("train", "Valid")), size=4)
+    assert (row.n_val, row.n_test) == (0, 4)
+    assert row.told == ("Valid/ is the test split, for there is no test/",)
+
+
+def test_folders_that_leave_a_doubt_are_refused(tmp_path: Path) -> None:
+    def refused(*names: str, says: str) -> None:
+        source = tree(tmp_path / str(len(list(tmp_path.iterdir()))), *names)
+        with pytest.raises(UserError, match=says):
+            prepare("folder", source=source, size=4)
+
+    refused(*split("train", "test", "Train"), says="are both the train split: merge")
+    refused(*split("train", "val", "valid", "test"), says="are both the val split: merge")
+    refused(*split("train", "test", "test_set"), says="test_set/ with the same classes as train/")
+    refused(*split("test", "val"), says="has test, val but no train/")
+    refused("a", "b", "training", says="train/ but neither")
+    refused(*split("train"), "test/a", "test/B", says="differ in the classes B, b")
+    refused("a", says="at least two")
+
+
+def test_class_names_are_compared_as_they_are_read(tmp_path: Path) -> None:
+    composed, decomposed = "K\u00f6ln", "Ko\u0308ln"
+    source = tree(tmp_path / "f", f"train/{decomposed}", f"test/{composed}", "train/Bonn", "test/Bonn")
+    prepare("folder", source=source, size=4)
+    assert load("folder").classes == ("Bonn", composed)
+    tree(source, f"train/{composed}")
+    with pytest.raises(UserError, match=r"two folders called K\u00f6ln .*'K\\xf6ln'.*merge them") as error:
+        prepare("folder", source=source, size=4, name="two")
+    assert "'Ko\\u0308ln'" in str(error.value)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    source = tree(tmp_path / "f", *split("train", "test"))
+    tree(tmp_path / "elsewhere", "more")
+    (source / "train/a/more").symlink_to(tmp_path / "elsewhere" / "more")
+    (source / "train/a/round").symlink_to(source / "train" / "a")
+    (source / "train/b/up").symlink_to(source)
+    (source / "train/b/itself").symlink_to("itself")
+    with pytest.raises(UserError, match=r"1 of 11 images cannot be read: .*itself .*symbolic links"):
+        prepare("folder", source=source, size=4)
+    (source / "train/b/itself").unlink()
+    row = prepare("folder", source=source, size=4)
+    assert (row.n_train, row.n_test) == (6, 4)
+    assert row.told == ("left out: 2 linked in a circle",)
+
+
+def test_all_broken_files_are_named_at_once(tmp_path: Path) -> None:
+    source = tree(tmp_path / "f", *split("train", "test"))
+    files = [put(source / "train/a" / f"z{i:02}.png", b"no image") for i in range(7)]
+    files += [put(source / "train/b" / f"z{i:02}.png", b"") for i in range(7)]
+    files += [put(source / "test/b" / "z.jpg", b"\xff\xd8\xff half")]
+    with pytest.raises(UserError) as error:
+        prepare("folder", source=source, size=4)
+    for file in files[:10]:
+        assert str(file) in str(error.value)
+    assert str(files[10]) not in str(error.value)
+    assert "15 of 23 images cannot be read" in str(error.value)
+    assert "and 5 more: mend or remove them." in str(error.value)
+    assert not (tmp_path / "cache" / "data" / "folder").exists()
+
+
+def test_repeated_images_are_counted(tmp_path: Path) -> None:
+    source = tree(tmp_path / "f", *split("train", "val", "test"))
+    shutil.copy(source / "train/a/0.png", source / "train/a/again.png")  # a class may weigh an image twice
+    assert prepare("folder", source=source, size=4).told == ()
+    shutil.copy(source / "train/a/1.png", source / "test/a/x.png")
+    shutil.copy(source / "val/b/1.png", source / "test/b/x.png")
+    shutil.copy(source / "train/a/0.png", source / "val/b/x.png")
+    assert prepare("folder", source=source, size=4, name="again").told == (
+        "3 images have the same pixels as one of another class",
+        "1 val images have the same pixels as one of the train split",
+        "1 test images have the same pixels as one of the train split",
+        "1 test images have the same pixels as one of the val split",
+    )
+
+
+def test_what_was_assumed_is_told(tmp_path: Path) -> None:
+    source = tree(tmp_path / "f", *split("train", "test"))
+    for i in range(3):
+        Image.fromarray(np.full((4, 4), 257 * 90, np.uint16)).save(source / "train/a" / f"wide{i}.png")
+    row = prepare("folder", source=source, size=4)
+    assert row.told == ("3 images with 16 bits, of which 0..65535 became 0..255",)
+    assert np.all(load("folder").train_images[2:5] == 90)
+
+
+def test_an_absurd_size_is_one_sentence(tmp_path: Path) -> None:
+    source = tree(tmp_path / "f", *split("train", "test"))
+    with pytest.raises(UserError, match=r"8 images of 100000000x100000000 need 240000000\.0 GB of memory"):
+        prepare("folder", source=source, size=100_000_000)
+
+
 # --- what is there, what goes wrong -----------------------------------------------------------------------------------
 
 
@@ -490,3 +660,166 @@ def test_known_hashes_come_from_the_configuration() -> None:
     assert len(known_hash("cifar100") or "") == 64
     assert known_hash("folder") is None
     assert known_hash("no_such") is None
+
+
+def test_another_size_or_source_is_not_what_is_there(tmp_path: Path) -> None:
+    def again(**options: Any) -> Row:
+        return prepare("folder", **{"source": tmp_path / "pets", "size": 4, "name": "pets", **options})
+
+    first = pets(tmp_path)
+    shutil.copytree(tmp_path / "pets", tmp_path / "moved")
+    (tmp_path / "moved/train/a/0.png").rename(tmp_path / "moved/train/a/renamed.png")
+    assert again(source=tmp_path / "moved").status == "already prepared"  # the same images
+    with pytest.raises(UserError, match=r"images of 4x4, not 8x8: give --size 4, .*another --name"):
+        again(size=8)
+    with pytest.raises(UserError, match="not 64x64"):
+        again(size=None)
+    with pytest.raises(UserError, match="is no folder"):
+        again(source=tmp_path / "nowhere")
+    pets(tmp_path, "others")
+    with pytest.raises(UserError, match=r"other images than .*others has: give another --name"):
+        again(source=tmp_path / "others")
+    exchanged = tmp_path / "exchanged"  # the same files, in each other's class
+    shutil.copytree(tmp_path / "pets", exchanged)
+    for file, target in (("a", "x"), ("b", "a"), ("x", "b")):
+        (exchanged / "train" / file).rename(exchanged / "train" / target)
+    with pytest.raises(UserError, match="other images"):
+        again(source=exchanged)
+    png(tmp_path / "pets/train/a/0.png", pixels(4, 4, 3))
+    with pytest.raises(UserError, match="other images"):
+        again()
+    assert verify("pets").sha256 == first.sha256
+
+
+def test_a_set_of_an_older_reader_stays_usable(tmp_path: Path) -> None:
+    row = pets(tmp_path)
+    assert row.folder is not None
+    meta = row.folder / "meta.json"
+    old = {key: value for key, value in json.loads(meta.read_text()).items() if key != "prepared"}
+    meta.write_text(json.dumps(old))
+    found = verify("pets")
+    assert (found.status, found.sha256) == ("readable", row.sha256)
+    assert "no hash was kept" in found.told[0]
+    assert prepare("folder", source=tmp_path / "pets", size=4, name="pets").status == "already prepared"
+    png(tmp_path / "pets/train/a/0.png", pixels(4, 4, 3))
+    with pytest.raises(UserError, match=r"other images than .* or by an older kdbench"):
+        prepare("folder", source=tmp_path / "pets", size=4, name="pets")
+
+
+def test_what_changed_since_it_was_prepared_is_noticed(tmp_path: Path) -> None:
+    row = pets(tmp_path)
+    assert row.folder is not None
+    assert verify("pets").status == "intact"
+    images = np.load(row.folder / "train_images.npy")
+    images[0, 0, 0, 0] ^= 1
+    np.save(row.folder / "train_images.npy", images)
+    for use in (verify, load, lambda name: DatasetConfig(name=name).build()):
+        with pytest.raises(UserError, match=r"changed since: delete the folder .* folder --source DIR --name pets"):
+            use("pets")
+    assert {row.name: row.status for row in list_datasets()}["pets"] == "prepared"  # nothing is hashed for a list
+
+
+def test_class_names_belong_to_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = pets(tmp_path)
+    assert row.folder is not None
+    meta = json.loads((row.folder / "meta.json").read_text())
+    assert meta["prepared"]["classes_sha256"] == hashlib.sha256(b'["a", "b"]').hexdigest()
+    turned = json.dumps({**meta, "classes": ["b", "a"]})
+    (row.folder / "meta.json").write_text(turned)
+    for use in (verify, load, lambda name: DatasetConfig(name=name, classes=("a", "b")).build()):
+        with pytest.raises(UserError, match=r"meta\.json names other classes, or in another order"):
+            use("pets")
+    (row.folder / "meta.json").write_text(json.dumps({"classes": ["b", "a"]}))  # by hand: only known data can tell
+    assert verify("pets").sha256 == row.sha256
+    monkeypatch.setitem(arrays.KNOWN_CLASSES, row.sha256, meta["prepared"]["classes_sha256"])
+    with pytest.raises(UserError, match="in another order"):
+        verify("pets")
+
+
+def test_known_classes_are_those_of_public_sets() -> None:
+    def known(name: str) -> str | None:
+        return arrays.KNOWN_CLASSES.get(known_hash(name) or "")
+
+    digits = hashlib.sha256(b'["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]').hexdigest()
+    assert known("mnist") == known("usps") == digits
+    assert hashlib.sha256(json.dumps(tv.FashionMNIST.classes).encode()).hexdigest() in arrays.KNOWN_CLASSES.values()
+    assert known("cifar100") is not None
+
+
+def test_one_odd_folder_does_not_end_the_list(tmp_path: Path) -> None:
+    root = tmp_path / "cache" / "data"
+    pets(tmp_path)
+    for name in ("my data", "-x", ".hid", "[red]", "a\udcff"):
+        put(root / name / "train_images.npy", b"")
+    (root / "deep").mkdir()
+    put(root / "deep" / "meta.json", b"[" * 100_000)
+    for file in FILES[:-1]:
+        shutil.copy(root / "pets" / file, root / "deep" / file)
+    put(root / "zip" / "meta.json", (root / "pets" / "meta.json").read_bytes())
+    for file in FILES[:-1]:
+        with zipfile.ZipFile(root / "zip" / file, "w") as archive:
+            archive.writestr("x.npy", b"")
+    rows = {row.name: row for row in list_datasets()}
+    assert {rows[name].status for name in ("my data", "-x", ".hid", "[red]", "a\udcff")} == {"misnamed"}
+    assert "letters, digits" in rows["my data"].note
+    assert (rows["pets"].status, rows["deep"].status, rows["zip"].status) == ("prepared", "corrupt", "corrupt")
+    assert program.main(["data", "list"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "you may not read .*train_images.npy"),
+        (OSError(errno.EIO, "Input/output error"), r"cannot read .*train_images.npy \(Input/output error\)"),
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot read"),
+    ],
+)
+def test_what_cannot_be_read_is_not_called_corrupt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: OSError, says: str
+) -> None:
+    pets(tmp_path)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
+    for use in (load, verify, lambda name: prepare("folder", source=tmp_path / name, size=4, name=name)):
+        with pytest.raises(UserError, match=says) as raised:
+            use("pets")
+        assert "delete" not in str(raised.value)
+    assert {row.name: row.status for row in list_datasets()}["pets"] == "unreadable"
+
+
+def test_unreadable_archives_are_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: Path) -> None:
+    fake_mnist(monkeypatch, tv.MNIST, offline / "MNIST" / "raw")
+
+    def refuse(path: Path, md5: str) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(module, "check_integrity", refuse)
+    monkeypatch.setattr(tv.MNIST, "resources", [(name, "0" * 32) for name, _ in tv.MNIST.resources])
+    with pytest.raises(UserError, match=r"you may not read .*train-images"):
+        prepare("mnist")
+
+
+def test_what_to_type_next_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tree(tmp_path / "f", *split("train", "val", "test"))
+    command = ["data", "prepare", "folder", "--source", str(source), "--size", "4"]
+    assert program.main([*command, "--name", "parts"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 training, 4 validation and 4 test images" in shown
+    assert "kdbench run dataset=folder dataset.name=parts\n" in shown
+    assert program.main([*command, "--name", "3", "--root", str(tmp_path / "my root")]) == 0
+    shown = capsys.readouterr().out
+    assert f"""dataset=folder 'dataset.name="3"' 'dataset.root="{tmp_path}/my root"'\n""" in shown
+    assert program.main(["run", "method=scratch", "dataset=parts"]) == 1
+    assert "write dataset=folder dataset.name=parts." in capsys.readouterr().err
+    assert program.main(["run", "method=scratch", "dataset=nowhere"]) == 1
+    assert "dataset.name=" not in capsys.readouterr().err
+
+
+def test_homes_of_nobody_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--source"):
+        prepare("folder", source="~nosuchuser/x")
+    with pytest.raises(UserError, match="~nosuchuser"):
+        list_datasets("~nosuchuser/x")

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from kdbench.cli.console import say
+from kdbench.cli.jobs import assignment
 from kdbench.paths import data_root
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def add_to(commands: Any) -> None:
         "--source",
         type=Path,
         metavar="DIR",
-        help="of 'folder': DIR/CLASS/* or DIR/{train,test}/CLASS/*; else downloads",
+        help="of 'folder': DIR/CLASS/* or DIR/{train,val,test}/CLASS/*; else downloads",
     )
     prepare.add_argument("--name", help="of 'folder': what to call the result (default folder)")
     prepare.add_argument("--size", type=int, help="of 'folder': side of the square images (default 64)")
@@ -43,37 +45,45 @@ def add_to(commands: Any) -> None:
 def list_data(options: argparse.Namespace) -> int:
     from kdbench.data.prepare import list_datasets
 
-    table = Table("data set", "status", "train", "test", "image", "classes", "sha256")
+    table = Table("data set", "status", "train", "val", "test", "image", "classes", "sha256")
     rows = list_datasets(options.root)
     for row in rows:
-        table.add_row(*data_cells(row))
+        table.add_row(*map(Text, data_cells(row)))
     say(table)
     for row in rows:
-        if row.status == "corrupt":
-            say(f"corrupt: {row.note}")
+        if row.note and row.status != "missing":
+            say(f"{row.status}: {row.note}")
     return 0
 
 
 def data_cells(row: Row) -> list[str]:
     """A data set in the columns of ``kdbench data list``."""
-    sizes = [str(n) if n is not None else "-" for n in (row.n_train, row.n_test)]
+    sizes = [str(n) if n is not None else "-" for n in (row.n_train, row.n_val, row.n_test)]
     image = "x".join(map(str, row.shape)) if row.shape else "-"
     classes = str(row.num_classes) if row.num_classes else "-"
-    return [row.name, row.status, *sizes, image, classes, (row.sha256 or "-")[:12]]
+    name = row.name if row.name.isprintable() else ascii(row.name)
+    return [name, row.status, *sizes, image, classes, (row.sha256 or "-")[:12]]
 
 
 def describe(row: Row) -> str:
+    """A data set in one line, and in one line each what there is to know of how it was made."""
     where = f" in {row.folder}" if row.folder else ""
-    return (
-        f"{row.name}: {row.status}{where}; {row.n_train} training and {row.n_test} test images of "
+    val = f", {row.n_val} validation" if row.n_val else ""
+    line = (
+        f"{row.name}: {row.status}{where}; {row.n_train} training{val} and {row.n_test} test images of "
         f"{'x'.join(map(str, row.shape or ()))}, {row.num_classes} classes, sha256 {row.sha256 or 'not known'}"
     )
+    return "\n".join([line, *(f"  {told}" for told in row.told)])
 
 
 def prepare_data(options: argparse.Namespace) -> int:
-    from kdbench.data.prepare import prepare
+    from kdbench.data.prepare import FOLDER, prepare
 
-    say(describe(prepare(options.kind, options.root, options.source, name=options.name, size=options.size)))
+    row = prepare(options.kind, options.root, options.source, name=options.name, size=options.size)
+    say(describe(row))
+    if options.kind == FOLDER:
+        root = [assignment("dataset.root", str(options.root))] if options.root else []
+        say("use it with: " + " ".join(["kdbench run", "dataset=folder", assignment("dataset.name", row.name), *root]))
     return 0
 
 

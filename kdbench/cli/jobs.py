@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -60,6 +61,8 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
     first = text.strip().splitlines()[0].rstrip(".")
     if missing := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         group, choice = missing.groups()
+        if group == "dataset" and (prepared := prepared_folder(choice, args)):
+            return f"there is no dataset '{choice}', but a prepared folder: write {prepared}."
         return f"there is no {group} '{choice}': {nearest(choice, choices(group, args) or options_in(text))}"
     if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
         key, values = ambiguous.groups()
@@ -74,6 +77,27 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
     if first.startswith("Config group override"):
         return "a group cannot be null: leave it out with ~GROUP, as in ~logger."
     return f"{first}: see kdbench run --help."
+
+
+def prepared_folder(name: str, args: Sequence[str]) -> str:
+    """How to choose the prepared data set `name`, which has no configuration of its own; empty where there is none."""
+    from kdbench.data.arrays import folder_of, is_name
+
+    root = next((arg.partition("=")[2].strip("'\"") for arg in args if re.match(r"\+{0,2}dataset\.root=", arg)), None)
+    there = is_name(name) and os.path.exists(folder_of(name, None if root == "null" else root) / "meta.json")
+    return f"dataset=folder {assignment('dataset.name', name)}" if there else ""
+
+
+def assignment(key: str, value: str) -> str:
+    """``KEY=VALUE`` for a shell, where Hydra is to take `value` as text: in quotes of its own if it must be."""
+    plain = re.fullmatch(r"[A-Za-z_/~][\w./~-]*", value, re.ASCII) and value.lower() not in (
+        "null",
+        "true",
+        "false",
+        "inf",
+        "nan",
+    )
+    return f"{key}={value}" if plain else shlex.quote(f'{key}="{value}"')
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

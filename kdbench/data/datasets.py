@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 from torch import Tensor
 
-from kdbench.data.arrays import Arrays, canonical_order, holdout, load
+from kdbench.data.arrays import Arrays, canonical_order, classes_hash, holdout, load
 from kdbench.data.batch import DataSpec
 from kdbench.errors import UserError
 from kdbench.sparse import Sparse
@@ -43,11 +43,12 @@ class Dataset:
     split and its place in packed results, does not depend on how the prepared files happen to be sorted.
 
     Attributes:
-        val: images held out of the training split; None when there are none.
+        val: the data's own validation split, or images held out of the training split; None when there are neither.
         classes: class names, by label.
         mean, std: per channel, of pixels scaled to 0..1.
         pad, flip: the augmentation (see `kdbench.data.views`).
         content_hash: of the whole prepared data set, whatever part of it is used.
+        classes_hash: of all its class names, which are no part of its content; None where they are made up.
     """
 
     train: Split
@@ -60,6 +61,7 @@ class Dataset:
     flip: bool
     content_hash: str
     spec: DataSpec
+    classes_hash: str | None = None
 
 
 class DatasetConfig(Sparse):
@@ -99,8 +101,9 @@ class DatasetConfig(Sparse):
         """Load, check and cut to size.
 
         The order of the cuts: `classes`, then `val` (the last of each class in canonical order), then `per_class` (the
-        first of each class). Statistics that are not given are those of the whole prepared training split, so that
-        every cut of a data set, and a teacher trained on all of it, sees equal pixels.
+        first of each class). Data with a validation split of their own bring it along. Statistics that are not given
+        are those of the whole prepared training split, so that every cut of a data set, and a teacher trained on all of
+        it, sees equal pixels.
 
         Raises:
             UserError: the data are missing or corrupt, or a field does not fit them.
@@ -110,28 +113,43 @@ class DatasetConfig(Sparse):
         mean, std = self._statistics(arrays)
         chosen = self._chosen(arrays.classes)
 
-        train, test = (canonical_order(arrays.digests[split]) for split in ("train", "test"))
-        train = train[np.isin(arrays.train_labels[train], chosen)]
-        test = test[np.isin(arrays.test_labels[test], chosen)]
-        if not len(train) or not len(test):
-            raise UserError(f"the classes chosen from {self.name} have no images: choose others with dataset.classes.")
-        held = holdout(arrays.train_labels[train], self.val)
-        train, val = train[~held], train[held]
+        def ordered(split: str) -> NDArray[np.int64]:
+            index = canonical_order(arrays.digests[split])
+            index = index[np.isin(arrays.split(split)[1][index], chosen)]
+            if not len(index):
+                raise UserError(
+                    f"the classes chosen from {self.name} have no {split} images: choose others with dataset.classes."
+                )
+            return index
+
+        train, test = ordered("train"), ordered("test")
+        if "val" in arrays.splits:
+            if self.val:
+                raise UserError(f"{self.name} has a validation split of its own: leave dataset.val at 0.")
+            val = ordered("val")
+        else:
+            held = holdout(arrays.train_labels[train], self.val)
+            train, val = train[~held], train[held]
         if self.per_class is not None:
             train = train[_rank_in_class(arrays.train_labels[train]) < self.per_class]
 
         relabel = np.full(len(arrays.classes), -1, dtype=np.int64)
         relabel[chosen] = np.arange(len(chosen))
 
-        def split(images: NDArray[np.uint8], labels: NDArray[np.int64], index: NDArray[np.int64]) -> Split:
+        def cut(split: str, index: NDArray[np.int64]) -> Split:
+            images, labels = arrays.split(split)
             return Split(torch.from_numpy(images[index]), torch.from_numpy(relabel[labels[index]]))
 
         height, width = arrays.train_images.shape[1:3]
+        if self.pad > (side := min(height, width)):
+            raise UserError(
+                f"dataset.pad={self.pad} moves images of {height}x{width} out of sight: choose at most {side}."
+            )
         sizes = len(train), len(test), len(val)
         return Dataset(
-            train=split(arrays.train_images, arrays.train_labels, train),
-            val=split(arrays.train_images, arrays.train_labels, val) if len(val) else None,
-            test=split(arrays.test_images, arrays.test_labels, test),
+            train=cut("train", train),
+            val=cut("val" if "val" in arrays.splits else "train", val) if len(val) else None,
+            test=cut("test", test),
             classes=tuple(arrays.classes[k] for k in chosen),
             mean=mean,
             std=std,
@@ -139,6 +157,7 @@ class DatasetConfig(Sparse):
             flip=self.flip,
             content_hash=arrays.content_hash,
             spec=DataSpec(self.name, (channels, height, width), len(chosen), *sizes),
+            classes_hash=classes_hash(arrays.classes),
         )
 
     def _statistics(self, arrays: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +17,11 @@ from urllib.error import URLError
 from zipfile import BadZipFile
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from PIL import Image
 from torchvision import datasets as tv
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive, download_url
-from torchvision.transforms import functional as TF
 
 from kdbench.data.arrays import (
     EMBEDDED,
@@ -29,21 +29,41 @@ from kdbench.data.arrays import (
     Arrays,
     canonical_order,
     check,
+    classes_hash,
     folder_of,
     holdout,
+    is_name,
     load,
     prepare_command,
+    read,
     sample_digests,
 )
-from kdbench.errors import UserError
-from kdbench.paths import cache_dir, conf_dir, data_root
+from kdbench.data.folders import Files, Folder, scan
+from kdbench.data.images import read_square
+from kdbench.errors import Unreadable, UserError
+from kdbench.paths import cache_dir, conf_dir, data_root, expanded
 
 FOLDER = "folder"
+SIZE = 64
+"""Side of the images of a folder, where none is asked for."""
+READER = 2
+"""Version of how image files and folders are read: 1 knew neither orientation, nor 16 bits, nor validation splits."""
+NAMED = 10
+"""So many of the files that cannot be read are named."""
 DIGITS = tuple("0123456789")
 # The md5 is the one that public loaders check (Avalanche and others); the maker publishes none.
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+WRITE_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
+READ_ERRORS = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 @dataclass(frozen=True)
@@ -51,12 +71,14 @@ class Row:
     """One data set, as ``kdbench data`` shows it.
 
     Attributes:
-        status: ``embedded``, ``prepared``, ``already prepared``, ``verified`` (the known content hash),
-            ``intact`` (its content hash is not known), ``missing`` or ``corrupt``.
+        status: ``embedded``, ``prepared``, ``already prepared``, ``verified`` (has the known content hash), ``intact``
+            (has the hash that was prepared), ``readable`` (nothing is known to compare with), ``missing``, ``corrupt``,
+            ``unreadable`` (the system does not let us) or ``misnamed``.
         folder: where it lies or would lie; None for the embedded one.
         shape: (H, W, C); this and the sizes are None unless it is there.
         sha256: its content hash where it was computed (prepare, verify), else the known one (list), if any.
-        note: the mend, where it is missing or corrupt.
+        note: the mend, where it is not well.
+        told: what was assumed or left out when it was made, or cannot be known.
     """
 
     name: str
@@ -65,9 +87,11 @@ class Row:
     shape: tuple[int, ...] | None = None
     num_classes: int | None = None
     n_train: int | None = None
+    n_val: int | None = None
     n_test: int | None = None
     sha256: str | None = None
     note: str = ""
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,32 +112,67 @@ class Source:
 
 
 def list_datasets(root: str | Path | None = None) -> list[Row]:
-    """The data sets that have a configuration, then those that lie in `root` without one. Nothing is hashed."""
+    """The data sets that have a configuration, then those that lie in `root` without one. Nothing is hashed.
+
+    Raises:
+        UserError: `root` may not be read.
+    """
+    root = data_root(root)
     names = sorted(path.stem for path in (conf_dir() / "dataset").glob("*.yaml"))
-    found = {
-        path.parent.name for path in data_root(root).glob("*/train_images.npy") if path.parent.suffix != ".partial"
+    return [_listed(name, root) for name in [*names, *sorted(_found(root).difference(names))]]
+
+
+def _found(root: Path) -> set[str]:
+    """The folders in `root` that hold a prepared data set, or that do not let us see whether they do."""
+    try:
+        names = os.listdir(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise Unreadable(root, error) from error
+    return {
+        name
+        for name in names
+        if not name.endswith(".partial")
+        and (os.path.exists(root / name / "train_images.npy") or not os.access(root / name, os.R_OK | os.X_OK))
+        and os.path.isdir(root / name)
     }
-    rows = []
-    for name in [*names, *sorted(found.difference(names))]:
-        known = known_hash(name)
-        try:
-            arrays = load(name, root)
-            rows.append(_row(arrays, "prepared" if arrays.folder else "embedded", known))
-        except UserError as error:
-            folder = folder_of(name, root)
-            rows.append(Row(name, "corrupt" if folder.exists() else "missing", folder, sha256=known, note=str(error)))
-    return rows
+
+
+def _listed(name: str, root: Path) -> Row:
+    known = known_hash(name)
+    folder = root / name
+    try:
+        arrays = read(name, root)
+    except UserError as error:
+        if isinstance(error, Unreadable):
+            status = "unreadable"
+        elif not os.path.exists(folder):
+            status = "missing"
+        else:
+            status = "corrupt" if is_name(name) else "misnamed"
+        return Row(name, status, folder, sha256=known, note=str(error))
+    return _row(arrays, "prepared" if arrays.folder else "embedded", known)
 
 
 def verify(name: str, root: str | Path | None = None) -> Row:
     """Read, check and hash a prepared data set.
 
     Raises:
-        UserError: it is missing, corrupt, or differs from the known content hash.
+        UserError: it is missing, corrupt, or differs from the known content hash or from what was prepared.
     """
     known = known_hash(name)
     arrays = load(name, root, known)
-    return _row(arrays, "verified" if known else "intact", arrays.content_hash)
+    if known:
+        return _row(arrays, "verified", arrays.content_hash)
+    if "sha256" in arrays.prepared:
+        return _row(arrays, "intact", arrays.content_hash)
+    return _row(
+        arrays,
+        "readable",
+        arrays.content_hash,
+        "its content and class names cannot be compared with anything, for no hash was kept when it was made",
+    )
 
 
 def prepare(
@@ -124,19 +183,21 @@ def prepare(
     name: str | None = None,
     size: int | None = None,
 ) -> Row:
-    """Make the prepared data set `kind` under `root`; one that is there already is checked and left as it is.
+    """Make the prepared data set `kind` under `root`; the same one that is there already is checked and left as it is.
 
     Args:
         kind: a public data set (downloaded by torchvision), or ``folder`` for a folder of images.
         root: see `kdbench.paths.data_root`.
-        source: for ``folder``, the images, as ``train/CLASS/*`` with ``test/CLASS/*`` or ``val/CLASS/*``, or as
-            ``CLASS/*`` (a fifth of each class becomes the test split, chosen by content); else the download folder,
-            by default ``downloads`` in the cache folder, where archives that lie there are not downloaded again.
+        source: for ``folder``, the images, as ``train/CLASS/*`` with ``test/CLASS/*`` and perhaps ``val/CLASS/*``
+            (which alone is the test split), or as ``CLASS/*`` (a fifth of each class becomes the test split, chosen by
+            content); else the download folder, by default ``downloads`` in the cache folder, where archives that lie
+            there are not downloaded again.
         name: for ``folder``, what to call the result (default ``folder``).
         size: for ``folder``, images are resized to this shorter side and centre-cropped to a square (default 64).
 
     Raises:
-        UserError: unknown kind, no network and no archive, unreadable images, nowhere to write.
+        UserError: unknown kind, no network and no archive, unreadable images, nowhere to write, or what is there was
+            made from other images or in another size.
     """
     if kind == EMBEDDED:
         return _row(load(kind), "embedded", known_hash(kind))
@@ -153,16 +214,23 @@ def prepare(
     elif name is not None or size is not None:
         raise UserError(f"name and size are for a folder of images: leave them out for {kind}.")
     final = folder_of(name or kind, root)
-    if final.exists():
+    images = expanded(source, "--source") if source else cache_dir() / "downloads"
+    if os.path.exists(final):
         arrays = load(final.name, root)
+        if kind == FOLDER:
+            _check_request(arrays, images, size or SIZE)
         return _row(arrays, "already prepared", arrays.content_hash)
 
     with _writing(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
+    told: list[str] = []
+    made: dict[str, Any] = {}
     if kind == FOLDER:
-        arrays = _read_folder(Path(source or "").expanduser(), size or 64)
+        folder = scan(images)
+        arrays, told = _read_folder(folder, images, size or SIZE)
+        made = {"reader": READER, "size": size or SIZE, "images": folder.digest()}
     else:
-        arrays = _fetch(kind, Path(source).expanduser() if source else cache_dir() / "downloads")
+        arrays = _fetch(kind, images)
     arrays = replace(arrays, name=final.name, folder=final)
     check(arrays)
     known = known_hash(arrays.name)
@@ -171,8 +239,8 @@ def prepare(
             f"what was downloaded for {kind} has the content hash {arrays.content_hash}, not the known {known}: its "
             f"source has changed; set sha256 in conf/dataset/{kind}.yaml to null to accept it."
         )
-    _write(arrays, final)
-    return _row(arrays, "prepared", arrays.content_hash)
+    _write(arrays, final, made)
+    return _row(arrays, "prepared", arrays.content_hash, *told)
 
 
 def known_hash(name: str) -> str | None:
@@ -181,24 +249,39 @@ def known_hash(name: str) -> str | None:
     return OmegaConf.select(OmegaConf.load(path), "sha256") if path.is_file() else None
 
 
-def _row(arrays: Arrays, status: str, sha256: str | None) -> Row:
-    sizes = len(arrays.train_labels), len(arrays.test_labels)
-    shape = arrays.train_images.shape[1:]
-    return Row(arrays.name, status, arrays.folder, shape, len(arrays.classes), *sizes, sha256)
+def _row(arrays: Arrays, status: str, sha256: str | None, *told: str) -> Row:
+    n_train, n_test, *n_val = (len(arrays.split(split)[1]) for split in arrays.splits)
+    return Row(
+        arrays.name,
+        status,
+        arrays.folder,
+        arrays.train_images.shape[1:],
+        len(arrays.classes),
+        n_train,
+        n_val[0] if n_val else 0,
+        n_test,
+        sha256,
+        told=told,
+    )
 
 
-def _write(arrays: Arrays, final: Path) -> None:
-    """Write to ``NAME.partial``, then rename: a folder without that ending is complete."""
+def _write(arrays: Arrays, final: Path, made: Mapping[str, Any]) -> None:
+    """Write to ``NAME.partial``, then rename: a folder without that ending is complete.
+
+    Args:
+        made: what the data were made of, for ``meta.json``.
+    """
     partial = final.with_name(final.name + ".partial")
+    hashes = {"sha256": arrays.content_hash, "classes_sha256": classes_hash(arrays.classes)}
+    meta = {**arrays.meta, "classes": list(arrays.classes), "prepared": {**hashes, **made}}
     with _writing(final.parent):
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir()
-            for split in SPLITS:
+            for split in arrays.splits:
                 images, labels = arrays.split(split)
                 np.save(partial / f"{split}_images.npy", images)
                 np.save(partial / f"{split}_labels.npy", labels)
-            meta = {**arrays.meta, "classes": list(arrays.classes)}
             (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
             partial.rename(final)
         except BaseException:
@@ -219,6 +302,22 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot write to {folder} ({why}): free some space there, or choose another folder.")
 
 
+def _tell_of_the_disk(error: OSError, folder: Path) -> None:
+    """Raise what became of reading from or writing to `folder`, if that is what went wrong."""
+    file = error.filename
+    if error.errno in READ_ERRORS or (isinstance(file, str) and os.path.exists(file) and not os.access(file, os.R_OK)):
+        raise Unreadable(file or folder, error) from error
+    if error.errno in WRITE_ERRORS:
+        raise _unwritable(folder, error) from error
+
+
+def _sound(path: Path, md5: str) -> bool:
+    try:
+        return check_integrity(path, md5)
+    except OSError as error:
+        raise Unreadable(path, error) from error
+
+
 # --- public data sets -------------------------------------------------------------------------------------------------
 
 
@@ -228,9 +327,9 @@ def _fetch(kind: str, downloads: Path) -> Arrays:
         downloads.mkdir(parents=True, exist_ok=True)
         return source.read(downloads)
     except (RuntimeError, OSError, ValueError, EOFError, LookupError, AssertionError, TarError, BadZipFile) as error:
-        if isinstance(error, OSError) and not isinstance(error, URLError) and error.errno in DISK_ERRORS:
-            raise _unwritable(downloads, error) from error
-        lacking = [a for a in source.archives() if not check_integrity(downloads / a.path, a.md5)]
+        if isinstance(error, OSError) and not isinstance(error, URLError):
+            _tell_of_the_disk(error, downloads)
+        lacking = [a for a in source.archives() if not _sound(downloads / a.path, a.md5)]
         reason = " ".join(str(error).split()) or type(error).__name__
         if not lacking:
             raise UserError(
@@ -330,7 +429,8 @@ def _tiny_imagenet() -> Source:
         lines = (base / "val" / "val_annotations.txt").read_text().splitlines()
         test = [(base / "val" / "images" / file, classes.index(c)) for file, c, *_ in map(str.split, lines)]
         text = "Tiny ImageNet (Stanford CS231n), its validation split as the test split"
-        return _arrays(_decode(train, 64), _decode(test, 64), classes, text)
+        parts = _decode({"train": train, "test": test}, 64, Counter())
+        return _arrays(parts["train"], parts["test"], classes, text)
 
     return Source(lambda: [Archive("tiny-imagenet-200.zip", TINY_MD5, TINY_URL)], read)
 
@@ -350,59 +450,94 @@ SOURCES: dict[str, Source] = {
 # --- folders of images ------------------------------------------------------------------------------------------------
 
 
-def _read_folder(source: Path, size: int) -> Arrays:
-    if not source.is_dir():
-        raise UserError(f"{source} is no folder: give --source a folder of images.")
-    text = f"images of {source.name}, shorter side {size}, centre crop"
-    if not (source / "train").is_dir():
-        classes = _class_names(source)
-        images, labels = _decode(_listing(source, classes), size)
+def _check_request(arrays: Arrays, source: Path, size: int) -> None:
+    """Whether a prepared folder is what the images in `source` give.
+
+    Raises:
+        UserError: it has another size, or was made from other images.
+    """
+    anew = f"give another --name, or delete {arrays.folder} to make it anew"
+    height, width = arrays.train_images.shape[1:3]
+    if (height, width) != (size, size):
+        raise UserError(
+            f"{arrays.folder} has images of {height}x{width}, not {size}x{size}: give --size {height}, or {anew}."
+        )
+    folder = scan(source)
+    if arrays.prepared.get("reader") == READER:
+        if folder.digest() != arrays.prepared.get("images"):
+            raise UserError(f"{arrays.folder} was made from other images than {source} has: {anew}.")
+    elif _read_folder(folder, source, size)[0].content_hash != arrays.content_hash:
+        raise UserError(
+            f"{arrays.folder} was made from other images than {source} has, or by an older kdbench, which read some "
+            f"otherwise: {anew}."
+        )
+
+
+def _read_folder(folder: Folder, source: Path, size: int) -> tuple[Arrays, list[str]]:
+    """The data set that a folder of images gives, and what a user should know of it."""
+    counts: Counter[str] = Counter()
+    parts = _decode(folder.files, size, counts)
+    if "all" in parts:
+        images, labels = parts["all"]
         order = canonical_order(sample_digests(images, labels))
         images, labels = images[order], labels[order]
         held = holdout(labels, round(len(labels) / 5))
-        return _arrays((images[~held], labels[~held]), (images[held], labels[held]), classes, text)
-    tests = [source / split for split in ("test", "val") if (source / split).is_dir()]
-    if not tests:
-        raise UserError(f"{source} has train/ but neither test/ nor val/: add one, in folders of the same classes.")
-    classes = _class_names(source / "train")
-    train, test = (_decode(_listing(folder, classes), size) for folder in (source / "train", tests[0]))
-    return _arrays(train, test, classes, text)
+        parts = {"train": (images[~held], labels[~held]), "test": (images[held], labels[held])}
+    text = f"images of {source.resolve().name}, shorter side {size}, centre crop"
+    arrays = _arrays(parts["train"], parts["test"], folder.classes, text)
+    if "val" in parts:
+        arrays = replace(arrays, val_images=parts["val"][0], val_labels=parts["val"][1])
+    told = [*folder.notes, *(f"{n} images {what}" for what, n in sorted(counts.items())), *_repeated(arrays)]
+    if folder.left_out:
+        told.append("left out: " + ", ".join(f"{n} {what}" for what, n in folder.left_out.most_common()))
+    return arrays, told
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    if len(names) < 2:
-        raise UserError(f"{folder} holds {len(names)} class folders: at least two are needed, one folder per class.")
-    return names
+def _repeated(arrays: Arrays) -> Iterator[str]:
+    """Images that stand under several labels, or in more than one split: either makes a measure wrong."""
+    pixels: dict[str, list[bytes]] = {}
+    labels: dict[bytes, set[int]] = {}
+    for split in arrays.splits:
+        images, classes = arrays.split(split)
+        pixels[split] = sample_digests(images, np.zeros_like(classes))
+        for digest, label in zip(pixels[split], classes.tolist(), strict=True):
+            labels.setdefault(digest, set()).add(label)
+    several = sum(len(labels[digest]) > 1 for digests in pixels.values() for digest in digests)
+    if several:
+        yield f"{several} images have the same pixels as one of another class"
+    for split, judged in (("train", "val"), ("train", "test"), ("val", "test")):
+        seen = set(pixels.get(split, ()))
+        leaked = sum(digest in seen for digest in pixels.get(judged, ()))
+        if leaked:
+            yield f"{leaked} {judged} images have the same pixels as one of the {split} split"
 
 
-def _listing(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """Every image file below each class folder, with its label."""
-    differing = set(classes).symmetric_difference(_class_names(folder))
-    if differing:
+def _decode(splits: Mapping[str, Files], size: int, counts: Counter[str]) -> dict[str, Pair]:
+    """RGB images (N, size, size, 3) and labels (N,) of each split, see `read_square`.
+
+    Raises:
+        UserError: files that cannot be read, or too large a `size`.
+    """
+    number = sum(map(len, splits.values()))
+    need, free = number * size * size * 3, psutil.virtual_memory().available
+    if need > free:
         raise UserError(
-            f"{folder} and train/ differ in the classes {', '.join(sorted(differing))}: make them the same."
+            f"{number} images of {size}x{size} need {need / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} are free: "
+            "choose a smaller --size."
         )
-    files = [
-        (path, k)
-        for k, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in IMG_EXTENSIONS
-    ]
-    empty = [name for k, name in enumerate(classes) if all(label != k for _, label in files)]
-    if empty:
-        raise UserError(f"{folder} has no images of {', '.join(empty)}: add some ({', '.join(IMG_EXTENSIONS)}).")
-    return files
-
-
-def _decode(files: Sequence[tuple[Path, int]], size: int) -> Pair:
-    """RGB images (N, size, size, 3), resized (bilinear) to the shorter side and centre-cropped, and labels (N,)."""
-    images = np.empty((len(files), size, size, 3), dtype=np.uint8)
-    for i, (path, _) in enumerate(files):
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path} cannot be read as an image ({error}): mend or remove it.") from error
-        images[i] = np.asarray(TF.center_crop(TF.resize(image, [size]), [size, size]))
-    return images, np.array([label for _, label in files], dtype=np.int64)
+    broken: list[str] = []
+    parts: dict[str, Pair] = {}
+    for split, files in splits.items():
+        images = np.empty((len(files), size, size, 3), dtype=np.uint8)
+        for i, (path, _) in enumerate(files):
+            try:
+                images[i] = read_square(path, size, counts)
+            except ValueError as error:
+                broken.append(f"{path} ({error})")
+        parts[split] = images, np.array([label for _, label in files], dtype=np.int64)
+    if broken:
+        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        raise UserError(
+            f"{len(broken)} of {number} images cannot be read: {', '.join(broken[:NAMED])}{more}: mend or remove them."
+        )
+    return parts

@@ -67,6 +67,7 @@ def make_record(
             n_val=spec.n_val,
             n_test=spec.n_test,
             num_classes=spec.num_classes,
+            classes=dataset.classes_hash,
         ),
         teacher=teacher,
         status="finished" if finished else "diverged",

@@ -239,6 +239,11 @@ class Bench:
                 f"{dataset.content_hash[:12]}): restore the data, "
                 "use another store (paths.results=DIR), or run again with force=true."
             )
+        if record.dataset.classes not in (None, dataset.classes_hash):
+            raise UserError(
+                f"{cell} has a record made when the classes of its data had other names, or stood in another order: "
+                "restore the data, use another store (paths.results=DIR), or run again with force=true."
+            )
         if record.teacher and cell.teacher:
             self._check_teacher_of(cell, record.teacher)
         return record
@@ -409,6 +414,7 @@ class Bench:
             route = replace(route, cached=False)
         return {
             "data": dataset.content_hash,
+            "naming of classes": dataset.classes_hash,
             "teacher": teacher.card.sha256 if teacher else None,
             "kdbench": kdbench.__version__,
             "torch": torch.__version__,

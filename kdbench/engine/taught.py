@@ -151,6 +151,8 @@ def share(
             "torch": torch.__version__,
             "granularity": frozen.granularity,
         }
+        if isinstance(classes := identity.get("classes"), list) and any(isinstance(name, str) for name in classes):
+            key["classes"] = dataset.classes_hash  # which images these names choose
         if adapter != Adapter():
             key["adapter"] = asdict(adapter)
         cache = _cache_or_none(key, frozen, dataset, protocol.epochs, card.name, say)

@@ -116,13 +116,20 @@ class MethodInfo(_Strict):
 
 
 class DatasetInfo(_Strict):
-    """Content hash and sizes of the splits in use: training images left after a validation split, and so on."""
+    """Content hash and sizes of the splits in use: training images left after a validation split, and so on.
+
+    Attributes:
+        classes: hash of all class names in the order of their labels, which are no part of the content, if it is known.
+    """
+
+    ADDED = frozenset({"classes"})
 
     sha256: Sha256
     n_train: Count
     n_val: Count
     n_test: Count
     num_classes: Annotated[int, Field(ge=1)]
+    classes: Sha256 | None = None
 
 
 class Agreement(_Strict):
