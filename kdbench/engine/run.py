@@ -437,7 +437,7 @@ class Bench:
                 self._clear(folder)
 
     def route(self, protocol: Protocol, dataset: Dataset) -> Route:
-        steps = protocol.epochs * -(-dataset.spec.n_train // protocol.batch_size)
+        steps = protocol.epochs * protocol.batches(dataset.spec.n_train)
         return Route.choose(self.engine, self.device, steps)
 
     def _rehearse(self, cell: Cell, learned: DataSpec, adapter: Adapter, spec: DataSpec) -> None:
@@ -516,7 +516,8 @@ class Bench:
         self, members: Sequence[Member], dataset: Dataset, seed: int, teacher: FrozenTeacher | None, route: Route
     ) -> list[Fitted | Exception]:
         blind = all("no_data" in member.method.needs for member in members)
-        data = ArrayData(dataset, batch_size=members[0].method.protocol.batch_size, seed=seed, blind=blind)
+        protocol = members[0].method.protocol
+        data = ArrayData(dataset, protocol.batch_size, seed, drop_last=protocol.drop_last, blind=blind)
         with seeded(seed, "training"), attempt(self.work / "cells", len(members)):
             return fit(
                 members,
