@@ -12,7 +12,6 @@ from kdbench.method import Method
 from kdbench.results.record import digest
 
 
-@lru_cache
 def source_hash(cls: type[Method]) -> str | None:
     """sha256 of what the method's modules say, without comments, docstrings and formatting.
 
@@ -23,8 +22,13 @@ def source_hash(cls: type[Method]) -> str | None:
         None where there is no source, as for a class typed into a shell.
     """
     bases = [base for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
+    return _hash(tuple(dict.fromkeys(base.__module__ for base in bases)))
+
+
+@lru_cache
+def _hash(modules: tuple[str, ...]) -> str | None:
     try:
-        return digest([_said(ast.parse(inspect.getsource(sys.modules[base.__module__]))) for base in bases])
+        return digest([_said(ast.parse(inspect.getsource(sys.modules[module]))) for module in modules])
     except (OSError, TypeError, KeyError, SyntaxError):
         return None
 
