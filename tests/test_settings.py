@@ -9,7 +9,6 @@ import pytest
 from conftest import Kdbench
 from test_cli import one_sentence
 
-from kdbench.engine import source
 from kdbench.engine.cell import INSTEAD, TrainerConfig
 
 MINE = '''
@@ -42,7 +41,6 @@ def mine(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> Path:
 def edit(path: Path, text: str) -> None:
     path.write_text(text)
     sys.modules.pop("mine", None)
-    source._hash.cache_clear()
     import linecache
 
     linecache.clearcache()

@@ -5,51 +5,72 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
+from importlib.util import resolve_name
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from kdbench.method import Method
 from kdbench.results.record import digest
 
 
+@lru_cache
 def source_hash(cls: type[Method]) -> str | None:
     """sha256 of what the method's modules say, without comments, docstrings and formatting.
 
-    The modules are that of the class and those of its bases below `Method`. Whatever else they import (losses that
-    several methods share, other files of the user's) is not in it. The same on every version of Python.
+    The modules are that of the class, those of its bases below `Method`, and what these import from their own folders
+    (a user's losses beside the method). Other packages are not in it, kdbench among them. The same on every version of
+    Python, and that of the moment when it is first asked for.
 
     Returns:
         None where there is no source, as for a class typed into a shell.
     """
-    bases = [base for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
-    return _hash(tuple(dict.fromkeys(base.__module__ for base in bases)))
-
-
-@lru_cache
-def _hash(modules: tuple[str, ...]) -> str | None:
     try:
-        return digest([_said(ast.parse(inspect.getsource(sys.modules[module]))) for module in modules])
-    except (OSError, TypeError, KeyError, SyntaxError):
+        todo = [sys.modules[base.__module__] for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
+        said: dict[str, Any] = {}
+        while todo:
+            module = todo.pop(0)
+            if module.__name__ not in said:
+                tree = ast.parse(inspect.getsource(module))
+                said[module.__name__] = _said(tree)
+                todo += _beside(module, tree)
+        return digest(list(said.values()))
+    except (OSError, TypeError, KeyError, SyntaxError, ValueError):
         return None
+
+
+def _beside(module: ModuleType, tree: ast.Module) -> Iterator[ModuleType]:
+    """The modules of its own folder that a module imports."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = resolve_name("." * node.level + (node.module or ""), module.__package__ or None)
+            names = [package, *(f"{package}.{alias.name}" for alias in node.names)]
+        for name in names:
+            other = sys.modules.get(name)
+            if other and _folder(other) == _folder(module) and not name.startswith("kdbench."):
+                yield other
+
+
+def _folder(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).parent.absolute() if file else None
 
 
 def _said(node: Any) -> Any:
     """A syntax tree as plain lists; what is empty is left out, for newer versions of Python have more such fields."""
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_comment"))
-        kept = [(name, _without_docstring(value) if name == "body" else value) for name, value in fields]
-        return [
-            type(node).__name__,
-            *([name, _said(value)] for name, value in kept if value is not None and value != []),
-        ]
+        return [type(node).__name__, *([name, _said(value)] for name, value in fields if value not in (None, []))]
     if isinstance(node, list):
-        return [_said(item) for item in node]
-    return node if isinstance(node, str) else repr(node)
+        return [_said(item) for item in node if not _is_docstring(item)]
+    return repr(node)  # of a text too, which is no number of the same digits
 
 
-def _without_docstring(body: Any) -> Any:
-    first = body[0] if isinstance(body, list) and body else None
-    documented = (
-        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
-    )
-    return body[1:] if documented else body
+def _is_docstring(node: Any) -> bool:
+    """A statement that is nothing but a text, wherever it stands."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
