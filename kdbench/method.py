@@ -362,7 +362,11 @@ class Method(pl.LightningModule):
                 self._step(optimizer)
             self._accumulate(terms)
         if group and group.ends:
+            scale = self._scale()
             for optimizer in self._waiting.values():
+                if (now := self._scale()) != scale:  # the step of the player before has moved it
+                    for parameter in _parameters(optimizer):
+                        parameter.grad = None if parameter.grad is None else parameter.grad * (now / scale)
                 self._step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             self._waiting.clear()
@@ -381,11 +385,13 @@ class Method(pl.LightningModule):
 
     def _step(self, optimizer: Any) -> None:
         if self.protocol.clip_norm is not None:
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            # in 16-mixed the gradients are still multiplied by the scale, and so is their norm
-            scale = scaler.get_scale() if scaler else 1.0
-            torch.nn.utils.clip_grad_norm_(_parameters(optimizer), self.protocol.clip_norm * scale)
+            torch.nn.utils.clip_grad_norm_(_parameters(optimizer), self.protocol.clip_norm * self._scale())
         optimizer.step()
+
+    def _scale(self) -> float:
+        """What gradients are multiplied by until an optimiser's step, in 16-mixed."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler.get_scale() if scaler else 1.0
 
     def _accumulate(self, terms: Mapping[str, Tensor]) -> None:
         # sums stay on the device: reading a value here would stop the pipeline in every step

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import Kdbench
+from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from kdbench.data.batch import Batch, DataSpec
+from kdbench.engine.cohort import Cohort, Member
+from kdbench.engine.fit import make_trainer
 from kdbench.errors import UserError
 from kdbench.method import Method, Player
 from kdbench.protocol import Protocol
@@ -78,14 +83,33 @@ class Loader:
         return iter(self.batches)
 
 
-def trained(cls: type[Method], protocol: Protocol, data: list[Batch], spec: DataSpec = SPEC) -> dict[str, Tensor]:
+class Scaled(MixedPrecision):
+    """A gradient scaler as in 16-mixed, but all else in float32, where powers of two cost no bit."""
+
+    def __init__(self, growth_interval: int) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=growth_interval)
+        super().__init__("16-mixed", "cpu", scaler)
+
+    def forward_context(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def trainer_of(epochs: int = 1, plugin: Scaled | None = None) -> pl.Trainer:
+    off: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return pl.Trainer(max_epochs=epochs, accelerator="cpu", plugins=plugin, **off)
+
+
+def trained(
+    cls: type[Method],
+    protocol: Protocol,
+    data: list[Batch],
+    spec: DataSpec = SPEC,
+    plugin: Scaled | None = None,
+) -> dict[str, Tensor]:
     """Weights after one epoch."""
     net = start()
     method = cls(protocol=protocol).bind(net, None, spec)
-    trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
-    trainer.fit(method, Loader(data))  # type: ignore[arg-type]
+    trainer_of(plugin=plugin).fit(method, Loader(data))  # type: ignore[arg-type]
     return net.state_dict()
 
 
@@ -136,6 +160,46 @@ def test_players_step_together_at_the_end_of_a_group_each_on_its_own_gradients()
                 parameter.grad = torch.stack(each).sum(0)
             optimizer.step()
     assert_same(trained(Game, protocol(batch_size=5, accumulate=2), data), net.state_dict())
+
+
+@pytest.mark.parametrize("fields", [{}, {"clip_norm": 0.05}, {"accumulate": 2}, {"accumulate": 2, "clip_norm": 0.05}])
+@pytest.mark.parametrize("cls", [Scratch, Game])
+def test_a_gradient_scaler_changes_no_number(cls: type[Method], fields: dict[str, Any]) -> None:
+    given = protocol(batch_size=5, **fields)
+    want = trained(cls, given, batches(5))
+    assert_same(want, want)
+    # a scale that grows with each step, so that it moves between the players of a group
+    got = trained(cls, given, batches(5), plugin=Scaled(growth_interval=1))
+    # torch adds 1e-6 to a norm before it divides by it, be it scaled or not
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6 if given.clip_norm else 0.0)
+
+
+def test_a_gradient_scaler_goes_on_where_it_was(tmp_path: Path) -> None:
+    def train(folder: Path, epochs: int) -> Scaled:
+        folder.mkdir(exist_ok=True)
+        whole = Protocol(epochs=2, batch_size=5, optimizer=SGD, schedule={"kind": "constant"})
+        method = Scratch(protocol=whole).bind(start(), None, SPEC)
+        member, plugin = Member("scratch", method, folder, torch.get_rng_state()), Scaled(growth_interval=3)
+        member.resume()
+        trainer = trainer_of(epochs, plugin)
+        trainer.fit_loop.epoch_progress.current.processed = method.epoch
+        trainer.fit_loop.epoch_progress.current.completed = method.epoch
+        cohort = Cohort([member], None, channels_last=False, checkpoint_seconds=0, on_epoch=lambda finished: None)
+        trainer.fit(cohort, Loader(batches(5)))  # type: ignore[arg-type]
+        assert method.epoch == epochs
+        return plugin
+
+    whole = train(tmp_path / "whole", 2).state_dict()
+    assert whole["scale"] == 2.0**13  # ten steps, three times three of them
+    train(tmp_path / "parts", 1)
+    assert train(tmp_path / "parts", 2).state_dict() == whole
+
+
+def test_a_precision_that_the_device_does_not_have_is_refused() -> None:
+    off = {"logger": False, "enable_checkpointing": False}
+    assert make_trainer({"accelerator": "cpu"}, precision="bf16-mixed", **off).precision == "bf16-mixed"
+    with pytest.raises(UserError, match=r"protocol\.precision=16-mixed would be bf16-mixed on this device"):
+        make_trainer({"accelerator": "cpu"}, precision="16-mixed", **off)
 
 
 @pytest.mark.parametrize(("drop", "seen"), [(False, 200), (True, 192)])

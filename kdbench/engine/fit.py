@@ -142,7 +142,7 @@ def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
     """Lightning's trainer from the user's `settings` and the bench's own.
 
     Raises:
-        UserError: a setting is unknown, or asks for a device that is not there.
+        UserError: a setting is unknown, asks for a device that is not there, or for a precision that it has not.
     """
     quiet()
     try:
@@ -156,6 +156,11 @@ def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
         raise UserError(
             "a cell trains on one device: set trainer.devices=1, and start several sweeps on one store to "
             "use more of them."
+        )
+    if (wanted := bench.get("precision", trainer.precision)) != trainer.precision:
+        raise UserError(
+            f"protocol.precision={wanted} would be {trainer.precision} on this device: set that, or use another device "
+            "(trainer.accelerator)."
         )
     return trainer
 
