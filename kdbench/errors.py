@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -33,3 +35,11 @@ class Diverged(Exception):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM while a cell trains; the cell stays resumable. Like its base it passes ``except Exception``."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What to choose instead of `name`, as the end of a sentence."""
+    near = [other for other in known if other.endswith(f".{name}")] or difflib.get_close_matches(name, known, n=3)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"choose from {', '.join(known)}." if 0 < len(known) < 30 else "kdbench run --cfg job shows what there is."

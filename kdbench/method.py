@@ -21,7 +21,8 @@ Only what a paper does differently is overridden; each hook has a working defaul
 ``batch``       what becomes of a batch before it is used (rotate, mix, synthesise)
 ``teach``       who teaches: the frozen teacher, several of them, an average, peers
 ``players``     who is optimised
-``turns``       the order of play within one batch: ``yield player, terms`` is one optimiser step
+``turns``       the order of play within one batch: ``yield player, terms`` is one optimiser step (where gradients of
+                several batches are averaged, all players step at the end of the last of them)
 ``after_step``  averages, memory banks
 ``deployed``    the network that is evaluated, counted and shipped
 ==============  =====================================================================================
@@ -39,7 +40,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import hydra
 import pytorch_lightning as pl
@@ -89,6 +90,13 @@ class Ramp:
         """Value in the 0-based `epoch` out of `epochs`; the first is already one step up, as epochs count from 1."""
         progress = min((epoch + 1) / max(self.until * epochs, 1.0), 1.0)
         return self.start + (self.end - self.start) * progress
+
+
+class _Group(NamedTuple):
+    """Batches whose gradients are averaged: the share of one in them, and whether it is the last."""
+
+    share: float
+    ends: bool
 
 
 class Method(pl.LightningModule):
@@ -256,6 +264,7 @@ class Method(pl.LightningModule):
                     f"the student {student_spec.shapes['logits'][0]}: train a teacher for this data set."
                 )
         self.build(student_spec, teacher_spec, data)
+        self._samples = data.n_train
         self.rng.manual_seed(seed)
         self.forwards = {"student": 0, "teacher": 0}
         self.images_seen = 0
@@ -329,22 +338,60 @@ class Method(pl.LightningModule):
                     group["lr"] = group["initial_lr"] * (factor if group["scheduled"] else 1.0)
         if self._teacher[0] is not None:
             self._teacher[0].eval()
+        self._waiting: dict[str, Any] = {}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def training_step(self, batch: Batch | Sequence[Tensor], batch_idx: int) -> None:
         batch = Batch.of(batch)
         self.images_seen += len(batch)
+        group = self._group(batch_idx, len(batch)) if self.protocol.accumulate > 1 else None
         batch = self.batch(batch)
         optimizers = self._optimizers()
         for player, terms in self.turns(batch):
             optimizer = optimizers[self._optimizer_of[self._stage, player]]
             loss = reduce(add, (self._weight[name] * value for name, value in terms.items()))
-            optimizer.zero_grad(set_to_none=True)
-            self.manual_backward(loss)
-            optimizer.step()
+            if group:
+                # into the player's own parameters alone: those of others wait for gradients of their own turns
+                own = [parameter for parameter in _parameters(optimizer) if parameter.requires_grad]
+                self.manual_backward(group.share * loss, inputs=own)
+                self._waiting[player] = optimizer
+            else:
+                optimizer.zero_grad(set_to_none=True)
+                self.manual_backward(loss)
+                self._step(optimizer)
             self._accumulate(terms)
+        if group and group.ends:
+            scale = self._scale()
+            for optimizer in self._waiting.values():
+                if (now := self._scale()) != scale:  # the step of the player before has moved it
+                    for parameter in _parameters(optimizer):
+                        parameter.grad = None if parameter.grad is None else parameter.grad * (now / scale)
+                self._step(optimizer)
+                optimizer.zero_grad(set_to_none=True)
+            self._waiting.clear()
         self.after_step(batch)
+
+    def _group(self, batch_idx: int, size: int) -> _Group:
+        """The group of batches that a batch of `size` samples makes a step with."""
+        batches = self.protocol.accumulate
+        start = batch_idx - batch_idx % batches
+        if self._samples:
+            length, seen = self.protocol.batch_size, self.protocol.images(self._samples)
+        else:  # a loader of the user's, which says how many batches it has
+            size, length, seen = 1, 1, int(self.trainer.num_training_batches)
+        end = min((start + batches) * length, seen)
+        return _Group(share=size / (end - start * length), ends=(batch_idx + 1) * length >= end)
+
+    def _step(self, optimizer: Any) -> None:
+        if self.protocol.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(_parameters(optimizer), self.protocol.clip_norm * self._scale())
+        optimizer.step()
+
+    def _scale(self) -> float:
+        """What gradients are multiplied by until an optimiser's step, in 16-mixed."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler.get_scale() if scaler else 1.0
 
     def _accumulate(self, terms: Mapping[str, Tensor]) -> None:
         # sums stay on the device: reading a value here would stop the pipeline in every step
@@ -425,6 +472,10 @@ class Method(pl.LightningModule):
 
 def _tap(net: nn.Module, x: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
     return net.tap(x, names)  # type: ignore[operator]
+
+
+def _parameters(optimizer: Any) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _weight(name: str, value: float | Mapping[str, float]) -> Ramp:

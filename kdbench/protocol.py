@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatch
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, ValidationError, field_validator
 
 from kdbench.errors import UserError
 from kdbench.sparse import Sparse
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
+Count = Annotated[StrictInt, Field(ge=1)]
 
 
 class _Strict(Sparse):
@@ -25,9 +29,16 @@ class Schedule(_Strict):
     """
 
     kind: Literal["multistep", "cosine", "constant"] = "multistep"
-    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
-    gamma: float = 0.1
-    warmup: float = Field(0.0, ge=0, lt=1)
+    milestones: tuple[Annotated[Number, Field(gt=0, le=1)], ...] = (0.625, 0.75, 0.875)
+    gamma: Positive = 0.1
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+
+    @field_validator("milestones")
+    @classmethod
+    def _milestones_rise(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("each milestone is later than the one before")
+        return value
 
     def factor(self, epoch: int, epochs: int) -> float:
         """Factor for the 0-based `epoch` out of `epochs`."""
@@ -46,11 +57,19 @@ class Protocol(_Strict):
 
     The defaults are those of HobbitLong/RepDistiller on CIFAR-100 (``crd240``). The reported number is always the last
     epoch's; `eval_every` only decides how often the curve (and with it the unranked oracle) is sampled.
+
+    Attributes:
+        clip_norm: before each step, a player's gradients are scaled down to this 2-norm of all of them together.
+        accumulate: batches of which the gradients are averaged, sample by sample, for one step of each player; a last
+            group of fewer batches is averaged over those. Batch norm, memory banks and `Method.after_step` go by batch.
+        drop_last: leave out the last batch of an epoch where it is not full.
     """
 
-    name: str = "crd240"
-    epochs: int = Field(240, ge=1)
-    batch_size: int = Field(64, ge=2)
+    ADDED = frozenset({"clip_norm", "accumulate", "drop_last"})
+
+    name: Annotated[str, Field(min_length=1, max_length=100)] = "crd240"
+    epochs: Count = 240
+    batch_size: Annotated[StrictInt, Field(ge=2)] = 64
     optimizer: Mapping[str, Any] = Field(
         default_factory=lambda: {
             "_target_": "torch.optim.SGD",
@@ -59,17 +78,27 @@ class Protocol(_Strict):
             "weight_decay": 5e-4,
         }
     )
-    lr_for: Mapping[str, float] = Field(default_factory=dict)
+    lr_for: Mapping[str, Positive] = Field(default_factory=dict)
     schedule: Schedule = Schedule()
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    eval_every: int = Field(1, ge=1)
+    eval_every: Count = 1
+    clip_norm: Positive | None = None
+    accumulate: Count = 1
+    drop_last: StrictBool = False
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_printable(cls, value: str) -> str:
+        if not value.isprintable():
+            raise ValueError("a name has no control characters")
+        return value
 
     @field_validator("optimizer")
     @classmethod
     def _optimizer_is_a_recipe(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
         lr = value.get("lr")
-        if "_target_" not in value or isinstance(lr, bool) or not isinstance(lr, (int, float)):
-            raise ValueError("the optimizer needs '_target_' and a number 'lr'")
+        if "_target_" not in value or isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
+            raise ValueError("the optimizer needs '_target_' and a number 'lr' above 0")
         return value
 
     @classmethod
@@ -80,7 +109,30 @@ class Protocol(_Strict):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"protocol.{where}: {first['msg']}; see conf/protocol for the fields.") from None
+            what = first["msg"].removeprefix("Value error, ")
+            raise UserError(
+                f"protocol.{where}: {what[0].lower() + what[1:]}; see conf/protocol for the fields."
+            ) from None
+
+    def batches(self, samples: int) -> int:
+        """How many batches an epoch of so many training samples has.
+
+        Raises:
+            UserError: none.
+        """
+        whole, rest = divmod(samples, self.batch_size)
+        if not self.drop_last:
+            return whole + (rest > 0)
+        if not whole and samples:
+            raise UserError(
+                f"protocol.drop_last=true leaves nothing of {samples} training images with "
+                f"protocol.batch_size={self.batch_size}: choose a smaller batch, or keep the last one."
+            )
+        return whole
+
+    def images(self, samples: int) -> int:
+        """How many of so many training samples an epoch shows."""
+        return self.batches(samples) * self.batch_size if self.drop_last else samples
 
     def lr(self, student: str) -> float:
         """Base learning rate of an architecture: the first pattern of `lr_for` that matches, else the optimiser's."""

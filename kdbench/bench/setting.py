@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig, Split
 from kdbench.engine.cell import construct
 from kdbench.engine.seeding import seeded
-from kdbench.errors import UserError
+from kdbench.errors import UserError, nearest
 from kdbench.method import Method
 from kdbench.paths import conf_dir
 from kdbench.protocol import Protocol
@@ -125,7 +124,7 @@ def make_setting(pair: str | None, cohort: Sequence[str] | None) -> tuple[Settin
     cohort = tuple(defaults["methods"] if cohort is None else cohort)
     pairs = [path.stem for path in sorted((conf_dir() / "pair").glob("*.yaml"))]
     if pair not in pairs:
-        raise UserError(f"there is no pair '{pair}': {_nearest(pair, pairs)}")
+        raise UserError(f"there is no pair '{pair}': {nearest(pair, pairs)}")
     networks: Any = OmegaConf.load(conf_dir() / "pair" / f"{pair}.yaml")
     if not cohort:
         raise UserError("no method was chosen: name one or more, as in --methods scratch,kd.")
@@ -141,7 +140,7 @@ def make_setting(pair: str | None, cohort: Sequence[str] | None) -> tuple[Settin
     )
     for name in setting.cohort:
         if name not in setting.entries:
-            raise UserError(f"there is no method '{name}': {_nearest(name, list(setting.entries))}")
+            raise UserError(f"there is no method '{name}': {nearest(name, list(setting.entries))}")
         cls = setting.entries[name].cls
         own = [hook for hook in HOOKS if getattr(cls, hook) is not getattr(Method, hook)]
         if own:
@@ -150,11 +149,6 @@ def make_setting(pair: str | None, cohort: Sequence[str] | None) -> tuple[Settin
                 "leave it out of --methods."
             )
     return setting, defaults
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}."
 
 
 def _random(config: DatasetConfig) -> Dataset:

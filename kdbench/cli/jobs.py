@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import shlex
@@ -12,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, nearest
 from kdbench.paths import conf_dir
 
 if TYPE_CHECKING:
@@ -98,14 +97,6 @@ def assignment(key: str, value: str) -> str:
         "nan",
     )
     return f"{key}={value}" if plain else shlex.quote(f'{key}="{value}"')
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """What to choose instead of `name`."""
-    near = [other for other in known if other.endswith(f".{name}")] or difflib.get_close_matches(name, known, n=3)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"choose from {', '.join(known)}." if 0 < len(known) < 30 else "kdbench run --cfg job shows what there is."
 
 
 def choices(group: str, args: Sequence[str]) -> list[str]:

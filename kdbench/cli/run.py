@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kdbench.cli.console import fail, out, say
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from kdbench.engine.cell import Job
     from kdbench.engine.grid import Outcome
     from kdbench.engine.run import Bench
+
+
+TRIAL_BATCHES, TRIAL_EPOCHS = 2, 4
+"""Of a debug run: enough for every method's stages, and for a last batch beside a first."""
 
 
 def add_to(commands: Any) -> None:
@@ -47,24 +52,54 @@ def run(job: Job) -> Done:
     from kdbench.engine.cell import cells_of
     from kdbench.engine.grid import run_grid
 
+    if job.debug:
+        return trial(job)
     cells = cells_of(job)
     outcome = run_grid(cells, make_bench(job), out, force=job.force)
     return Done(Path(job.paths.results), frozenset(cell.id for cell in cells), outcome)
 
 
-def make_bench(job: Job) -> Bench:
+def trial(job: Job) -> Done:
+    """A grid in a few batches and epochs, in a folder that goes with it; tells what failed, with its traceback."""
+    from kdbench.engine.cell import cells_of
+    from kdbench.engine.grid import run_grid
+
+    protocol = {**job.protocol, "epochs": min(TRIAL_EPOCHS, job.protocol["epochs"])}
+    changes = {
+        "debug": None,
+        "logger": None,
+        "protocol": protocol,
+        "teacher": job.teacher.model_copy(update={"epochs": 1, "sha256": None}),
+        "engine": job.engine.model_copy(update={"compile": False, "view_cache": False}),
+    }
+    with TemporaryDirectory(prefix="kdbench-debug-") as folder:
+        root = Path(folder)
+        kept = {"paths": job.paths.model_copy(update={"results": str(root / "results"), "work": str(root / "work")})}
+        short = job.model_copy(update={**changes, **kept})
+        bench = make_bench(short, cache=root / "cache", images=TRIAL_BATCHES * protocol["batch_size"])
+        outcome = run_grid(cells_of(short), bench, out)
+        for log in sorted(root.rglob("*.error.log")):
+            say(log.read_text(encoding="utf-8"))
+    say(f"debug run: at most {TRIAL_BATCHES} batches and {TRIAL_EPOCHS} epochs of each; nothing was stored.")
+    return Done(Path(job.paths.results), frozenset(), outcome)
+
+
+def make_bench(job: Job, **more: Any) -> Bench:
     from kdbench.engine.run import Bench
     from kdbench.results.store import Store
 
+    if job.debug:
+        raise UserError(f"debug={job.debug} is for kdbench run alone: leave it out.")
     return Bench(
         store=Store(job.paths.results),
         work=Path(job.paths.work),
-        trainer=job.trainer,
+        trainer=job.trainer.model_dump(exclude_unset=True),
         logger=job.logger,
         data_root=job.dataset.get("root"),
         checkpoint_seconds=job.checkpoint_seconds,
         engine=job.engine,
         max_students=job.cohort.max_students,
+        **more,
     )
 
 

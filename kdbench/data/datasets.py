@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -62,6 +62,16 @@ class Dataset:
     content_hash: str
     spec: DataSpec
     classes_hash: str | None = None
+
+    def first(self, n: int) -> Dataset:
+        """The same with at most `n` samples of each split."""
+
+        def cut(split: Split) -> Split:
+            return Split(split.images[:n], split.labels[:n])
+
+        train, val, test = cut(self.train), self.val and cut(self.val), cut(self.test)
+        spec = replace(self.spec, n_train=len(train), n_val=len(val) if val else 0, n_test=len(test))
+        return replace(self, train=train, val=val, test=test, spec=spec)
 
 
 class DatasetConfig(Sparse):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
@@ -14,16 +17,27 @@ import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from pydantic.errors import PydanticUserError
 from pydantic_core import ErrorDetails
 
 from kdbench.data.datasets import DatasetConfig
 from kdbench.engine.route import EngineConfig
-from kdbench.errors import UserError
+from kdbench.errors import UserError, nearest
 from kdbench.method import Method
 from kdbench.protocol import Protocol
 from kdbench.results.record import cell_id
+from kdbench.taxonomy import load_taxonomy
 
 BENCH_KEYS = ("search",)
 """Keys of a method's YAML that are the bench's, not the constructor's."""
@@ -183,20 +197,61 @@ def method_class(name: str, config: Any) -> type[Method]:
         ) from None
     if not isinstance(cls, type) or not issubclass(cls, Method):
         raise UserError(f"method '{name}': {target} is not a kdbench.method.Method: derive the class from it.")
+    _check_declarations(name, cls)
     return cls
+
+
+def _check_declarations(name: str, cls: type[Method]) -> None:
+    """Raises `UserError` for what the class says of itself, if a record could not be made of it after its training."""
+    kinds: dict[str, Any] = {
+        "leaf": Text,
+        "title": Text,
+        "paper": StrictStr,
+        "terms": tuple[Text, ...],
+        "needs": frozenset[str],
+        "tasks": frozenset[str],
+        "extension": StrictBool,
+        "control": Literal["scratch", "smoothing", "kd"] | None,
+        "survey": dict[str, str],
+        "added": dict[str, Any],
+    }
+    for key, kind in kinds.items():
+        if not hasattr(cls, key):
+            raise UserError(f"method '{name}': {cls.__name__} does not say its {key}: add `{key} = ...` to the class.")
+        value = getattr(cls, key)
+        if isinstance(value, property):  # one that depends on the settings
+            continue
+        try:
+            TypeAdapter(kind).validate_python(dict(value) if isinstance(value, Mapping) else value)
+        except ValidationError:
+            raise UserError(
+                f"method '{name}': {cls.__name__}.{key} = {value!r} is not as in kdbench.method.Method: mend it."
+            ) from None
+    known = [leaf.id for leaf in load_taxonomy().leaves]
+    if cls.leaf not in known and difflib.get_close_matches(cls.leaf, known, cutoff=0.8):
+        raise UserError(
+            f"method '{name}': there is no leaf '{cls.leaf}' in the survey's tree: {nearest(cls.leaf, known)} "
+            "kdbench methods shows them all; one of your own needs a name less like those."
+        )
 
 
 ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 Text = Annotated[str, Field(min_length=1)]
-Natural = Annotated[StrictInt, Field(ge=0)]
+Natural = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 
 
-class Pair(BaseModel):
+class _Config(BaseModel):
+    """Settings of which none is passed over: an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Pair(_Config):
     teacher: Text
     student: Text
 
 
-class TeacherConfig(BaseModel):
+class TeacherConfig(_Config):
     """How an absent teacher is trained, see ``conf/teacher/default.yaml``."""
 
     method: dict[str, Any]
@@ -206,21 +261,55 @@ class TeacherConfig(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
-class Paths(BaseModel):
+class Paths(_Config):
     results: Text
     work: Text
 
 
-class CohortConfig(BaseModel):
-    """How many cells train in lockstep: at most `max_students`, or as many as memory holds."""
+class TrainerConfig(_Config):
+    """What may be said of Lightning's trainer: where to compute and how to watch, nothing that changes a number."""
 
-    model_config = ConfigDict(extra="forbid")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: Annotated[StrictInt, Field(ge=1)] | StrictStr | list[StrictInt] = 1
+    deterministic: StrictBool | Literal["warn"] | None = None
+    benchmark: StrictBool | None = None
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    detect_anomaly: StrictBool = False
+
+
+INSTEAD = {
+    "gradient_clip_val": "set protocol.clip_norm",
+    "gradient_clip_algorithm": "set protocol.clip_norm",
+    "accumulate_grad_batches": "set protocol.accumulate",
+    "precision": "set protocol.precision",
+    "max_epochs": "set protocol.epochs",
+    "check_val_every_n_epoch": "set protocol.eval_every",
+    "fast_dev_run": "set debug=fast",
+    "limit_train_batches": "set debug=fast, or for fewer images dataset.per_class",
+    "limit_val_batches": "set debug=fast",
+    "overfit_batches": "set debug=fast, or for fewer images dataset.per_class",
+    "max_steps": "set protocol.epochs",
+    "max_time": "stop it when you like, and repeat the command to go on",
+    "logger": "set logger=csv, tensorboard or wandb",
+    "enable_checkpointing": "set checkpoint_seconds",
+    "default_root_dir": "set paths.work",
+    "num_nodes": "start several sweeps on one store",
+    "strategy": "start several sweeps on one store",
+}
+"""What to do instead of setting something of Lightning's trainer that a cell's numbers depend on."""
+
+
+class CohortConfig(_Config):
+    """How many cells train in lockstep: at most `max_students`, or as many as memory holds."""
 
     max_students: Literal["auto"] | Annotated[StrictInt, Field(ge=1)] = "auto"
 
 
-class Job(BaseModel):
-    """One composed config, resolved and checked: methods x seeds for one pair, data set and protocol."""
+class Job(_Config):
+    """One composed config, resolved and checked: methods x seeds for one pair, data set and protocol.
+
+    `debug` is ``fast`` for a trial of everything in a few batches, of which nothing is kept.
+    """
 
     method: Annotated[dict[str, Any], Field(min_length=1)]
     pair: Pair
@@ -229,12 +318,13 @@ class Job(BaseModel):
     teacher: TeacherConfig
     seed: Annotated[list[Natural], Field(min_length=1)]
     paths: Paths
-    trainer: dict[str, Any] = Field(default_factory=dict)
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     logger: dict[str, Any] | None = None
     engine: EngineConfig = Field(default_factory=EngineConfig)
     cohort: CohortConfig = Field(default_factory=CohortConfig)
-    force: bool = False
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+    force: StrictBool = False
+    debug: Literal["fast"] | None = None
+    checkpoint_seconds: Annotated[float, Field(ge=0, strict=True)] = 30.0
 
     @field_validator("seed", mode="before")
     @classmethod
@@ -245,18 +335,56 @@ class Job(BaseModel):
     def of(cls, cfg: DictConfig) -> Job:
         """Raises `UserError` naming the first setting that is wrong."""
         try:
-            return cls.model_validate(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+            plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
             raise UserError(f"the config cannot be resolved: {first_line(error)}; mend that setting.") from None
+        assert isinstance(plain, dict)
+        for name, value in _numbers(plain):
+            if not math.isfinite(value):
+                raise UserError(f"{name}={value}: give a finite number.")
+        try:
+            return cls.model_validate(plain)
         except ValidationError as error:
-            where, value = error.errors()[0]["loc"], error.errors()[0]["input"]
+            first = error.errors()[0]
+            where, value = first["loc"], first["input"]
             if where[0] == "seed":
                 raise UserError(
                     f"seed={value}: give one non-negative integer or a list of them, as in seed=[0,1,2]."
                 ) from None
             if where[0] == "method":
                 raise UserError("no method was chosen: name one or more, as in method=[scratch,kd].") from None
+            if first["type"] == "extra_forbidden":
+                raise UserError(_unknown(*map(str, where))) from None
             raise UserError(f"{explain(error)}; kdbench run --cfg job shows all settings.") from None
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every float in a config, with its dotted name."""
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, name)
+
+
+def _unknown(*where: str) -> str:
+    """What to say of a setting that nothing reads."""
+    name = ".".join(where)
+    if where[0] == "trainer":
+        instead = INSTEAD.get(where[1], f"choose from {', '.join(TrainerConfig.model_fields)}")
+        return f"{name} is not for the user to set, as a cell's numbers may depend on it: {instead}."
+    models: dict[str, type[BaseModel]] = {
+        "pair": Pair,
+        "teacher": TeacherConfig,
+        "paths": Paths,
+        "cohort": CohortConfig,
+        "engine": EngineConfig,
+    }
+    known = models[where[0]] if len(where) > 1 else Job
+    return f"there is no setting '{name}', so nothing would read it: {nearest(where[-1], list(known.model_fields))}"
 
 
 def cells_of(job: Job) -> list[Cell]:
@@ -305,7 +433,32 @@ def method_identity(cls: type[Method], config: Mapping[str, Any]) -> dict[str, A
 
 def check_optimizer(protocol: Protocol) -> None:
     """Raises `UserError` if the protocol's optimiser cannot be made."""
-    instantiate("protocol.optimizer", protocol.optimizer, [torch.nn.Parameter(torch.zeros(1))])
+    settings = dict(protocol.optimizer)
+    target = str(settings.pop("_target_"))
+    try:
+        module, _, name = target.rpartition(".")
+        cls = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        raise UserError(
+            f"protocol.optimizer._target_={target} cannot be imported ({first_line(error)}): name a class, such as "
+            "torch.optim.SGD."
+        ) from None
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise UserError(
+            f"protocol.optimizer._target_={target} is no torch.optim.Optimizer: name one, such as torch.optim.SGD."
+        )
+    known = inspect.signature(cls).parameters
+    for key in settings:
+        if key not in known and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+            raise UserError(
+                f"protocol.optimizer.{key} is no setting of {name}: leave it out with ~protocol.optimizer.{key}."
+            )
+    try:
+        cls([torch.nn.Parameter(torch.zeros(1))], **settings)
+    except Exception as error:
+        given = ", ".join(f"{key}={value}" for key, value in settings.items())
+        what = f" ({first_line(error)})" if isinstance(error, ValueError) else ""
+        raise UserError(f"protocol.optimizer: {name} cannot be made of {given}{what}; mend these settings.") from None
 
 
 def slots(protocol: Protocol) -> float:

@@ -51,6 +51,7 @@ class Member:
         method: bound, not yet on the device.
         folder: where its checkpoint lies.
         rng: state of torch's global generator at its next step.
+        scaler: state of the gradient scaler, empty where there is none; a cell that has one has no company.
         identity: all that a checkpoint must share with this training if it is to go on from it.
         curves: name -> one value per epoch, None where it was not measured.
         seconds: time in its own training steps, and an equal share of what the cohort does once for all; evaluation and
@@ -66,6 +67,7 @@ class Member:
     identity: Mapping[str, Any] = field(default_factory=dict)
     logger: Logger | None = None
     cuda_rng: list[Tensor] | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[float | None]] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str | None = None
@@ -94,6 +96,7 @@ class Member:
             raise Unusable(f"its checkpoint does not fit the method ({first_line(error)})") from error
         self.curves, self.seconds = state["curves"], state["seconds"]
         self.rng, self.cuda_rng, self._optimizers = state["rng"], state["cuda_rng"], state["optimizers"]
+        self.scaler = state["scaler"]
 
     def write(self, optimizers: Sequence[torch.optim.Optimizer]) -> Path:
         """Write a checkpoint beside the last one; `os.replace` makes it the last one.
@@ -108,6 +111,7 @@ class Member:
             "seconds": self.seconds,
             "rng": self.rng,
             "cuda_rng": self.cuda_rng,
+            "scaler": self.scaler,
         }
         self.method.on_save_checkpoint(state)
         return write_beside(self.checkpoint, pack(self.identity, state))
@@ -190,6 +194,8 @@ class Cohort(pl.LightningModule):
     def on_fit_start(self) -> None:
         for member in self.members:
             member.method.start(self.epochs)
+            if member.scaler:
+                self.trainer.precision_plugin.load_state_dict(member.scaler)
             if self.device.type == "cuda" and member.cuda_rng is None:
                 member.cuda_rng = torch.cuda.get_rng_state_all()
 
@@ -254,6 +260,7 @@ class Cohort(pl.LightningModule):
         partials: dict[Path, Path] = {}
         try:
             for member in self.members:
+                member.scaler = self.trainer.precision_plugin.state_dict()
                 with writing_to(member.folder, CHOOSE_WORK):
                     partials[member.write(self._optimizers_of[member.title])] = member.checkpoint
             for partial, checkpoint in partials.items():

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from kdbench.engine.cohort import Cohort, Member
@@ -145,12 +144,12 @@ def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
     """Lightning's trainer from the user's `settings` and the bench's own.
 
     Raises:
-        UserError: a setting is unknown, or asks for a device that is not there.
+        UserError: a setting is unknown, asks for a device that is not there, or for a precision that it has not.
     """
     quiet()
     try:
         trainer = pl.Trainer(**settings, **bench)
-    except (TypeError, ValueError, MisconfigurationException) as error:
+    except Exception as error:  # of whatever a device's package raises where it is not there
         what = str(error).strip().splitlines()[0].rstrip(".").replace("Trainer.__init__() ", "")
         raise UserError(
             f"trainer: {what}; mend trainer.accelerator, trainer.devices or what was added to them."
@@ -159,6 +158,11 @@ def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
         raise UserError(
             "a cell trains on one device: set trainer.devices=1, and start several sweeps on one store to "
             "use more of them."
+        )
+    if (wanted := bench.get("precision", trainer.precision)) != trainer.precision:
+        raise UserError(
+            f"protocol.precision={wanted} would be {trainer.precision} on this device: set that, or use another device "
+            "(trainer.accelerator)."
         )
     return trainer
 

@@ -19,6 +19,7 @@ from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset
 from kdbench.engine.cell import Cell
 from kdbench.engine.fit import Fitted
+from kdbench.engine.source import source_hash
 from kdbench.method import Method
 from kdbench.results import record as rec
 from kdbench.tasks import TASKS
@@ -60,6 +61,7 @@ def make_record(
             extension=cls.extension,
             control=cls.control,
             needs=sorted(cls.needs),
+            source=source_hash(cls),
         ),
         dataset=rec.DatasetInfo(
             sha256=dataset.content_hash,

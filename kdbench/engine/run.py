@@ -58,12 +58,14 @@ class Bench:
     checkpoint_seconds: float = 30.0
     engine: EngineConfig = field(default_factory=EngineConfig)
     max_students: int | Literal["auto"] = "auto"
+    cache: Path = field(default_factory=cache_dir)
+    images: int | None = None  # of each split, for trials
     on_epoch: Callable[[int], None] = lambda finished: None
     on_start: Callable[[str, int], None] = lambda title, epochs: None
     say: Callable[[str], None] = lambda sentence: None
 
     def __post_init__(self) -> None:
-        self.teachers = Teachers(self.store.root)
+        self.teachers = Teachers(self.store.root, self.cache)
         self._datasets: dict[str, Dataset] = {}
         self._taught: dict[tuple[str, str, Route, int, str], Taught] = {}
         self._failed: dict[str, UserError] = {}
@@ -94,7 +96,7 @@ class Bench:
     def sweep(self) -> None:
         """Remove what processes killed long ago left behind, wherever it can be removed."""
         locks = (self.store.locks, self.teachers.cache / ".locks", self.work / "cells")
-        kept = (self.store.folder, self.teachers.kept, self.teachers.cache, *(cache_dir() / "views").glob("*/"))
+        kept = (self.store.folder, self.teachers.kept, self.teachers.cache, *(self.cache / "views").glob("*/"))
         for folder in (*locks, *kept):
             with suppress(OSError):
                 remove_leftovers(folder)
@@ -152,7 +154,8 @@ class Bench:
     def dataset(self, config: Mapping[str, Any]) -> Dataset:
         name = rec.canonical_json(dict(config))
         if name not in self._datasets:
-            self._datasets[name] = DatasetConfig.of({**config, "root": self.data_root}).build()
+            built = DatasetConfig.of({**config, "root": self.data_root}).build()
+            self._datasets[name] = built.first(self.images) if self.images else built
         return self._datasets[name]
 
     def teacher(self, recipe: Mapping[str, Any], pinned: str | None = None, *, wait: bool = True) -> Teacher:
@@ -224,10 +227,10 @@ class Bench:
     # ---- cells --------------------------------------------------------------------------------------------------
 
     def finished(self, cell: Cell) -> rec.Record | None:
-        """The cell's record, if the data and the teacher behind it are the ones at hand.
+        """The cell's record, if the data, the teacher and the method's code behind it are the ones at hand.
 
         Raises:
-            UserError: the record stands on other data or on another teacher.
+            UserError: the record stands on other data, on another teacher or on other code.
         """
         record = self.store.get(cell.id)
         if record is None:
@@ -246,6 +249,12 @@ class Bench:
             )
         if record.teacher and cell.teacher:
             self._check_teacher_of(cell, record.teacher)
+        code = source_hash(cell.method)
+        if record.method.source and code and record.method.source != code:
+            raise UserError(
+                f"{cell} has a record made by other code of {cell.method.__name__} ({record.method.source[:12]}, now "
+                f"{code[:12]}): run again with force=true, or give the changed method a name of its own."
+            )
         return record
 
     def _check_teacher_of(self, cell: Cell, stated: rec.TeacherInfo) -> None:
@@ -364,6 +373,7 @@ class Bench:
 
                 identity = {
                     "cell": cell.id,
+                    "code": source_hash(cell.method),
                     # a run with force=true goes on only from what such a run began, for the record that is still there
                     "force": (self.store.fingerprint(cell.id) or "true") if force else None,
                     **self._identity(dataset, teacher if cell.teacher else None, cell.protocol),
@@ -459,7 +469,7 @@ class Bench:
                 self._clear(folder)
 
     def route(self, protocol: Protocol, dataset: Dataset) -> Route:
-        steps = protocol.epochs * -(-dataset.spec.n_train // protocol.batch_size)
+        steps = protocol.epochs * protocol.batches(dataset.spec.n_train)
         return Route.choose(self.engine, self.device, steps)
 
     def _rehearse(self, cell: Cell, learned: DataSpec, adapter: Adapter, spec: DataSpec) -> None:
@@ -538,7 +548,8 @@ class Bench:
         self, members: Sequence[Member], dataset: Dataset, seed: int, teacher: FrozenTeacher | None, route: Route
     ) -> list[Fitted | Exception]:
         blind = all("no_data" in member.method.needs for member in members)
-        data = ArrayData(dataset, batch_size=members[0].method.protocol.batch_size, seed=seed, blind=blind)
+        protocol = members[0].method.protocol
+        data = ArrayData(dataset, protocol.batch_size, seed, drop_last=protocol.drop_last, blind=blind)
         with seeded(seed, "training"), attempt(self.work / "cells", len(members)):
             results = fit(
                 members,
@@ -573,7 +584,7 @@ class Bench:
         Two locks, as processes may share the place of what is made but not that of what is unfinished, or the reverse.
         """
         folder = self.work / "cells" / lock.stem
-        where = CHOOSE_CACHE if lock.is_relative_to(cache_dir()) else CHOOSE_RESULTS
+        where = CHOOSE_CACHE if lock.is_relative_to(self.cache) else CHOOSE_RESULTS
         with (
             locked(lock, what, wait=wait, say=self.say, otherwise=where),
             locked(_lock(folder), what, wait=wait, say=self.say, otherwise=CHOOSE_WORK),

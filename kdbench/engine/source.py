@@ -1,34 +1,80 @@
-"""What code a class is, whatever its comments, docstrings and formatting."""
+"""The code of a method as a hash, so that a record tells whether the method was changed since."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import sys
-from typing import Any
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import resolve_name
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
 
+from kdbench.method import Method
 from kdbench.results.record import digest
 
 
-def source_hash(cls: type) -> str | None:
-    """Hash of the module that defines `cls`, as the parser sees it; None where its source cannot be had.
+def source_hash(cls: type[Method]) -> str | None:
+    """sha256 of what the method's modules say, without comments, docstrings and formatting.
 
-    Of the whole module, as a method's equation stands beside its class. Equal for all versions of Python: what a later
-    grammar adds is empty here.
+    The modules are that of the class, those of its bases below `Method`, and what these import from their own folders
+    (a user's losses beside the method). Other packages are not in it, kdbench among them. The same on every version of
+    Python, and that of the moment when it is first asked for.
+
+    Returns:
+        None where there is no source, as for a class typed into a shell.
     """
+    return _hash(cast(Any, cls))
+
+
+@cache
+def _hash(cls: Any) -> str | None:  # Any, as mypy takes no class of modules for hashable
     try:
-        tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
-    except (OSError, TypeError, KeyError, SyntaxError):
+        todo = [sys.modules[base.__module__] for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
+        said: dict[str, Any] = {}
+        while todo:
+            module = todo.pop(0)
+            if module.__name__ not in said:
+                tree = ast.parse(inspect.getsource(module))
+                said[module.__name__] = _said(tree)
+                todo += _beside(module, tree)
+        return digest(list(said.values()))
+    except (OSError, TypeError, KeyError, SyntaxError, ValueError):
         return None
-    return digest(_plain(tree))
 
 
-def _plain(node: Any) -> Any:
+def _beside(module: ModuleType, tree: ast.Module) -> Iterator[ModuleType]:
+    """The modules of its own folder that a module imports."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = resolve_name("." * node.level + (node.module or ""), module.__package__ or None)
+            names = [package, *(f"{package}.{alias.name}" for alias in node.names)]
+        for name in names:
+            other = sys.modules.get(name)
+            if other and _folder(other) == _folder(module) and not name.startswith("kdbench."):
+                yield other
+
+
+def _folder(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).parent.absolute() if file else None
+
+
+def _said(node: Any) -> Any:
+    """A syntax tree as plain lists; what is empty is left out, for newer versions of Python have more such fields."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_comment"))
+        return [type(node).__name__, *([name, _said(value)] for name, value in fields if value not in (None, []))]
     if isinstance(node, list):
-        return [_plain(each) for each in node]
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = {name: value for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_comment")}
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-        fields["body"] = node.body[ast.get_docstring(node, clean=False) is not None :]
-    return [type(node).__name__, {name: _plain(value) for name, value in fields.items() if value not in (None, [])}]
+        return [_said(item) for item in node if not _is_docstring(item)]
+    return repr(node)  # of a text too, which is no number of the same digits
+
+
+def _is_docstring(node: Any) -> bool:
+    """A statement that is nothing but a text, wherever it stands."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

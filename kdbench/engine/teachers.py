@@ -177,9 +177,9 @@ class Teachers:
     of other data under the same recipe by longer names. So any number of processes may save at the same time.
     """
 
-    def __init__(self, results: Path) -> None:
+    def __init__(self, results: Path, cache: Path | None = None) -> None:
         self.kept = results / "teachers"
-        self.cache = cache_dir() / "teachers"
+        self.cache = (cache or cache_dir()) / "teachers"
 
     def find(self, recipe: Mapping[str, Any], data: Dataset) -> Teacher | None:
         """The teacher trained by this recipe on these data, or None.

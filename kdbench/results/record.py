@@ -105,7 +105,12 @@ class Cell(_Strict):
 
 
 class MethodInfo(_Strict):
-    """What the method's class (dotted path `cls`) said about itself; `paper` is a bibliography key."""
+    """What the method's class (dotted path `cls`) said about itself; `paper` is a bibliography key.
+
+    `source` is the hash of its code (see `kdbench.engine.source`); null where it is not known.
+    """
+
+    ADDED = frozenset({"source"})
 
     cls: Name
     leaf: Name
@@ -113,6 +118,7 @@ class MethodInfo(_Strict):
     extension: bool
     control: Literal["scratch", "smoothing", "kd"] | None
     needs: list[str]
+    source: Sha256 | None = None
 
 
 class DatasetInfo(_Strict):
