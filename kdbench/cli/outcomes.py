@@ -24,6 +24,7 @@ from hydra.core.utils import env_override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kdbench.data.datasets import Dataset
 from kdbench.engine.cell import Job, first_line
 from kdbench.engine.grid import Outcome
 from kdbench.engine.signals import interrupting
@@ -97,8 +98,13 @@ def searching() -> bool:
     return is_search(HydraConfig.get())
 
 
-class Unsearchable(UserError):
-    """A search cannot have an objective, whatever job it tries: the one error that ends a sweep at once."""
+def check_searchable(dataset: Dataset) -> None:
+    """Raises `UserError` where a search would have nothing to judge a job by."""
+    if dataset.val is None:
+        raise UserError(
+            "a search must not look at the test images, and there are no others to judge by: hold some of the training "
+            "images out, as in dataset.val=500."
+        )
 
 
 @dataclass
@@ -151,9 +157,6 @@ class Work:
         try:
             with self._standing(cfg), interrupting():
                 self.task(Job.of(cfg), told)
-        except Unsearchable:
-            told.state = "ended"
-            raise
         except UserError as error:
             told.errors.append(str(error))
         except Exception as error:

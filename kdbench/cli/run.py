@@ -41,7 +41,7 @@ def command(args: Sequence[str]) -> int:
 
 def run(job: Job, told: Told) -> None:
     """Train the cells of a job, and tell what becomes of them."""
-    from kdbench.cli.outcomes import Unsearchable, searching
+    from kdbench.cli.outcomes import check_searchable, searching
     from kdbench.engine.cell import cells_of, dataset_identity
     from kdbench.engine.grid import run_grid
     from kdbench.tasks import TASKS
@@ -51,11 +51,7 @@ def run(job: Job, told: Told) -> None:
     search = searching()
     if search:
         data = bench.dataset(dataset_identity(job.dataset))
-        if data.val is None:
-            raise Unsearchable(
-                "a search must not look at the test images, and there are no others to judge by: hold some of the "
-                "training images out, as in dataset.val=500."
-            )
+        check_searchable(data)
     told.results, told.cells = job.paths.results, [cell.id for cell in cells]
     run_grid(cells, bench, out, force=job.force, outcome=told.outcome)
     if search and not told.outcome.failed:
@@ -97,6 +93,8 @@ def conclude(jobs: Jobs) -> list[str]:
 
     After an interruption only the last.
     """
+    from kdbench.cli.outcomes import differing
+
     done = [each for each in jobs.told if each.cells]
     cells: dict[Path, set[str]] = defaultdict(set)
     for each in done:
@@ -112,9 +110,10 @@ def conclude(jobs: Jobs) -> list[str]:
     outcomes = [each.outcome for each in done]
     outcome = sum(outcomes[1:], start=outcomes[0])
     say("\n".join([outcome.summary(), *warnings]))
-    values = [(each.objective, " ".join(each.overrides)) for each in done if each.objective is not None]
+    values = {each.number: each.objective for each in done if each.objective is not None}
     if values:
-        say("best on the validation images, {:.2f}: {}".format(*max(values)))
+        best = max(values, key=values.__getitem__)
+        say(f"best on the validation images, {values[best]:.2f}: job {best} ({differing(jobs.told)[best]})")
     return [error for error in errors if not any(error in line for line in outcome.failed)]
 
 

@@ -18,7 +18,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from kdbench.cli import slurm
-from kdbench.cli.outcomes import Told, differing, is_search
+from kdbench.cli.outcomes import Told, check_searchable, differing, is_search
+from kdbench.data.datasets import DatasetConfig
 from kdbench.errors import UserError
 from kdbench.results.store import writing_to
 
@@ -134,7 +135,10 @@ def prepare_search(config: DictConfig) -> None:
     spans = [override for override in given if override.is_sweep_override()]
     ranges = [str(override.input_line) for override in spans]
     known = [*(override.key_or_group for override in given), *map(str, hydra.sweeper.get("params") or {})]
-    if not {"method", "experiment"} & {override.key_or_group for override in spans}:
+    swept = {override.key_or_group for override in spans}
+    if not any(key == "experiment" or key.startswith("dataset") for key in swept):
+        check_searchable(DatasetConfig.of(config.dataset).build())  # before jobs wait in a queue
+    if not {"method", "experiment"} & swept:
         for name, method in config.method.items():
             for key, span in (method.get("search") or {}).items():
                 setting = f"method.{name}.{key}"
