@@ -118,6 +118,7 @@ class Work:
         token: of this command.
         told: what the only job said, where it is no sweep.
         bug: what that job raised.
+        remote: this is a worker's copy.
     """
 
     task: Callable[[Job, Told], None]
@@ -126,6 +127,10 @@ class Work:
     token: str = field(default_factory=lambda: secrets.token_hex(4))
     told: list[Told] = field(default_factory=list)
     bug: Exception | None = None
+    remote: bool = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"remote": True}
 
     def __call__(self, cfg: DictConfig) -> float | None:
         hydra = HydraConfig.get()
@@ -155,8 +160,12 @@ class Work:
         told.state = "interrupted"
         bug = None
         try:
-            with self._standing(cfg), interrupting():
+            with self._standing(cfg), interrupting() as raised:
                 self.task(Job.of(cfg), told)
+        except KeyboardInterrupt:
+            if self.remote and raised and isinstance(raised[0], Exception):
+                return None  # a scheduler that would start the job again leaves the process; this one wants an answer
+            raise
         except UserError as error:
             told.errors.append(str(error))
         except Exception as error:

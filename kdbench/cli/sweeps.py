@@ -86,6 +86,8 @@ class Sweep:
         text = str(getattr(error, "cause", None) or error).strip()
         lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
         first = next((line for line in lines if not re.match(r"Traceback|ray::|-+$", line)), lines[0])
+        if ended := re.search(r"^Job (\S+) .*?\(state: ([^)]+)\)", text, re.DOTALL):  # submitit's, over several lines
+            first = f"job {ended[1]} has ended without a result, its state is {ended[2]}"
         log = self.folder / "launcher.log"
         with suppress(OSError):
             log.write_text(str(error), encoding="utf-8")
