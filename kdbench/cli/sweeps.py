@@ -44,6 +44,8 @@ class Sweep:
         Args:
             gave_up: the launcher did, so that jobs may still wait or run.
         """
+        if not told and not self.planned:
+            yield f"no job left a word: {self.folder} must be the same folder for all workers."
         begun = {each.number: each for each in told}
         planned = list(enumerate(self.planned)) if self.planned is not None else []
         jobs = begun | {n: Told(n, overrides=overrides) for n, overrides in planned if n not in begun}
