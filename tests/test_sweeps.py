@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import signal
@@ -163,6 +164,14 @@ def test_what_a_launcher_raises_is_one_sentence(tmp_path: Path, text: str, sente
     log = tmp_path / "launcher.log"
     assert told == f"hydra/launcher=some gave up: {sentence}".replace("LOG", str(log))
     assert log.read_text() == text
+
+
+@pytest.mark.parametrize(("group", "name", "extra"), [("launcher", "ray", "cluster"), ("sweeper", "optuna", "search")])
+def test_a_plugin_that_is_not_installed(kd: Kdbench, group: str, name: str, extra: str) -> None:
+    if importlib.util.find_spec(f"hydra_plugins.hydra_{name}_{group}"):
+        pytest.skip("it is")
+    told = one_sentence(kd.run("-m", f"hydra/{group}={name}"))
+    assert told == f"kdbench: hydra/{group}={name} is not installed: pip install 'kdbench[{extra}]' brings it."
 
 
 def test_states_of_slurm_s_jobs() -> None:

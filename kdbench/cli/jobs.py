@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from kdbench.engine.cell import Job
 
 
+EXTRAS = {f"hydra/launcher={name}": "cluster" for name in ("joblib", "submitit_local", "submitit_slurm", "ray")}
+EXTRAS["hydra/sweeper=optuna"] = "search"
+"""Plugins of Hydra's -> what of ours brings them."""
+
+
 @dataclass
 class Jobs:
     """What became of a command's jobs: what each of them told, what went wrong, whether someone put an end to it."""
@@ -80,6 +85,8 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
     first = text.strip().splitlines()[0].rstrip(".")
     if missing := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         group, choice = missing.groups()
+        if extra := EXTRAS.get(f"{group}={choice}"):
+            return f"{group}={choice} is not installed: pip install 'kdbench[{extra}]' brings it."
         return f"there is no {group} '{choice}': {nearest(choice, choices(group, args) or options_in(text))}"
     if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
         key, values = ambiguous.groups()
