@@ -81,7 +81,7 @@ def summary(out: str) -> str:
 
 def test_jobs_elsewhere_are_told_as_those_here(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
     # a divergence and a user's mistake among the jobs; a folder that needs quotes; the cache is known by a variable
-    grid = ("-m", "method=scratch", "seed=0,1", "protocol.optimizer.lr=0.05,1e9,-1", "~logger")
+    grid = ("-m", "method=scratch", "seed=[0,1]", "protocol.optimizer.lr=0.05,1e9,-1", "~logger")
     grid += ('paths.work="r/runs (v2) für köln"',)
     sides, summaries = {}, set()
     for name, launcher in (("here", ()), ("there", ("hydra/launcher=elsewhere",))):
@@ -238,18 +238,23 @@ def test_ctrl_c_tells_what_was_done(own: Kdbench) -> None:
     assert summary(result.out) == "2 trained, 0 already done, 0 failed or diverged.\n"
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
-def test_a_scheduler_s_signal_fails_no_cell(own: Kdbench, name: str) -> None:
+def end_of_time(number: int, frame: object) -> None:
+    raise RuntimeError("the job's time is over")
+
+
+@pytest.mark.parametrize(("name", "handler"), [("SIGUSR1", signal.SIG_DFL), ("SIGUSR2", end_of_time)])
+def test_a_scheduler_s_signal_fails_no_cell(
+    own: Kdbench, monkeypatch: pytest.MonkeyPatch, name: str, handler: Any
+) -> None:
     kd = own
     command = (*OWN_ARGS, f"+method.own.then={name}", "protocol.epochs=3")
-
-    def end_of_time(number: int, frame: object) -> None:
-        raise RuntimeError("the job's time is over")
-
-    before = signal.signal(getattr(signal, name), end_of_time)
+    if handler == signal.SIG_DFL:  # where Lightning would put a handler of its own
+        for key, value in {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "kdbench"}.items():
+            monkeypatch.setenv(key, value)
+    before = signal.signal(getattr(signal, name), handler)
     try:
         result = kd.run(*command)
-        assert signal.getsignal(getattr(signal, name)) is end_of_time
+        assert signal.getsignal(getattr(signal, name)) is handler
         signal.signal(getattr(signal, name), signal.SIG_IGN)
         assert result.code == 130
         assert result.err == "kdbench: interrupted; finished cells are kept, repeat the command to go on.\n"

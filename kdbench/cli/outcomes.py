@@ -14,7 +14,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from hydra.core.utils import env_override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kdbench.cli.terminable import terminable
 from kdbench.data.datasets import Dataset
 from kdbench.engine.cell import Job, first_line
 from kdbench.engine.grid import Outcome
@@ -160,7 +161,7 @@ class Work:
         told.state = "interrupted"
         bug = None
         try:
-            with self._standing(cfg), interrupting() as raised:
+            with self._standing(cfg), interrupting() as raised, terminable() if self.remote else nullcontext():
                 self.task(Job.of(cfg), told)
         except KeyboardInterrupt:
             if self.remote and raised and isinstance(raised[0], Exception):

@@ -77,7 +77,8 @@ class Sweep:
         """One sentence for what a launcher or sweeper raised; all of its text goes into a file."""
         if isinstance(error, UserError):
             return str(error)
-        if isinstance(error, OSError) and str(error.filename or "").startswith(str(self.folder)):
+        where = Path(error.filename or "") if isinstance(error, OSError) else Path()
+        if where.is_relative_to(self.folder) or (where.is_absolute() and self.folder.is_relative_to(where)):
             try:
                 with writing_to(self.folder):
                     raise error

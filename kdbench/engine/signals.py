@@ -17,19 +17,21 @@ NAMES = ("SIGUSR1", "SIGUSR2")
 
 @contextmanager
 def interrupting() -> Iterator[list[BaseException]]:
-    """Meanwhile, what the program's handler of SIGUSR1 or SIGUSR2 raises is an interruption.
+    """Meanwhile, SIGUSR1 and SIGUSR2 interrupt: what the program's handler of one raises, or the signal itself.
 
     A scheduler's handler (submitit's at the end of a job's time) raises wherever the program stands, as in a training
-    step, where an exception of any other kind would be taken for the failure of one cell.
+    step, where an exception of any other kind would be taken for the failure of one cell. Where there is no handler,
+    the signal would end the process without a word; or Lightning, under Slurm, would put one there that queues the job
+    again with a checkpoint of its own, which knows nothing of cells.
 
-    Yields what was raised.
+    Yields what the handler raised.
     """
     raised: list[BaseException] = []
-    previous: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
+    previous: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # only there may handlers be set
         for which in [signal.Signals[name] for name in NAMES if name in signal.Signals.__members__]:
             handler = signal.getsignal(which)
-            if callable(handler):
+            if callable(handler) or handler == signal.SIG_DFL:
                 previous[which] = handler
                 signal.signal(which, _as_interruption(handler, raised))
     try:
@@ -39,10 +41,10 @@ def interrupting() -> Iterator[list[BaseException]]:
             signal.signal(which, handler)
 
 
-def _as_interruption(
-    handler: Callable[[int, FrameType | None], Any], raised: list[BaseException]
-) -> Callable[[int, FrameType | None], None]:
+def _as_interruption(handler: Any, raised: list[BaseException]) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, frame: FrameType | None) -> None:
+        if not callable(handler):
+            raise Interrupted
         try:
             handler(number, frame)
         except BaseException as error:
