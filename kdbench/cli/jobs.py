@@ -7,51 +7,77 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdbench.errors import UserError, nearest
+from kdbench.errors import nearest
 from kdbench.paths import conf_dir
 
 if TYPE_CHECKING:
+    from kdbench.cli.outcomes import Told
     from kdbench.engine.cell import Job
 
 
-def run_jobs(name: str, task: Callable[[Job], None], args: Sequence[str]) -> list[str]:
-    """Run `task` on each config that Hydra composes from `args`, with all of Hydra's own flags; returns errors."""
+EXTRAS = {f"hydra/launcher={name}": "cluster" for name in ("joblib", "submitit_local", "submitit_slurm", "ray")}
+EXTRAS["hydra/sweeper=optuna"] = "search"
+"""Plugins of Hydra's -> what of ours brings them."""
+
+
+@dataclass
+class Jobs:
+    """What became of a command's jobs: what each of them told, what went wrong, whether someone put an end to it."""
+
+    told: list[Told]
+    errors: list[str]
+    interrupted: bool = False
+
+
+def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) -> Jobs:
+    """Run `task` on each config that Hydra composes from `args`, with all of Hydra's own flags and launchers."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from kdbench.engine.cell import Job
+    from kdbench.cli.outcomes import Work, left
+    from kdbench.cli.sweeps import SWEEPS, Stop
 
-    errors: list[str] = []
-    bugs: list[Exception] = []
-
-    def job(cfg: Any) -> None:
-        # Hydra drops what a job returns and prints a trace for what it raises: both are kept here instead
-        try:
-            task(Job.of(cfg))
-        except UserError as error:
-            errors.append(str(error))
-        except Exception as error:
-            bugs.append(error)
-            raise
-
+    work, errors = Work(task), []
+    gave_up = interrupted = False
+    SWEEPS.clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors reach us, to become one sentence
     overrides = [arg for arg in args if re.match(r"~|\+{0,2}[\w./@:-]+=", arg) and not arg.startswith("-")]
     flags = [arg for arg in args if arg not in overrides]  # Hydra wants all overrides in one place
     previous, sys.argv = sys.argv, [f"kdbench {name}", *overrides, *flags]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="run")(job)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if bugs:
+        hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="run")(work)()
+    except KeyboardInterrupt:
+        interrupted = True
+    except Stop as stop:
+        raise stop.__cause__ or stop from None
+    except Exception as error:
+        if work.bug:
             raise
-        errors.append(config_error(error, args))
+        composing = () if SWEEPS else (ValueError,)
+        composing = () if SWEEPS else (ValueError,)
+        if isinstance(error, (HydraException, OmegaConfBaseException, *composing)):
+            errors.append(config_error(error, args))
+        elif SWEEPS:
+            gave_up = True
+            errors.append(SWEEPS[-1].why(error, left(SWEEPS[-1].folder, work.token)))
+        else:
+            raise
     finally:
         sys.argv = previous
-    return errors
+    told = work.told
+    for sweep in SWEEPS:
+        told = left(sweep.folder, work.token)
+        if interrupted:
+            errors += filter(None, [sweep.queued()])
+        elif told or not errors:
+            errors = [*sweep.unheard(told, gave_up), *errors]
+    return Jobs(told, [error for each in told for error in each.errors] + errors, interrupted)
 
 
 def config_error(error: Exception, args: Sequence[str]) -> str:
@@ -62,6 +88,8 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
         group, choice = missing.groups()
         if group == "dataset" and (prepared := prepared_folder(choice, args)):
             return f"there is no dataset '{choice}', but a prepared folder: write {prepared}."
+        if extra := EXTRAS.get(f"{group}={choice}"):
+            return f"{group}={choice} is not installed: pip install 'kdbench[{extra}]' brings it."
         return f"there is no {group} '{choice}': {nearest(choice, choices(group, args) or options_in(text))}"
     if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
         key, values = ambiguous.groups()

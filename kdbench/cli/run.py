@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kdbench.cli.console import fail, out, say
-from kdbench.cli.jobs import run_jobs
-from kdbench.errors import UserError
+from kdbench.cli.jobs import Jobs, run_jobs
+from kdbench.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
+    from kdbench.cli.outcomes import Told
     from kdbench.engine.cell import Job
-    from kdbench.engine.grid import Outcome
     from kdbench.engine.run import Bench
+    from kdbench.results.record import Record
 
 
 TRIAL_BATCHES, TRIAL_EPOCHS = 2, 4
@@ -29,37 +29,58 @@ def add_to(commands: Any) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Done:
-    """A grid that ran: its store, the ids of its cells, and what became of them."""
-
-    results: Path
-    cells: frozenset[str]
-    outcome: Outcome
-
-
 def command(args: Sequence[str]) -> int:
-    """Train what Hydra composes from `args`; exit code."""
-    done: list[Done] = []
-    errors = run_jobs("run", lambda job: done.append(run(job)), args)
-    errors += conclude(done)
+    """Train what Hydra composes from `args`; exit code.
+
+    Raises:
+        Interrupted: Ctrl-C or a signal; what became of the cells until then was said.
+    """
+    jobs = run_jobs("run", run, args)
+    errors = jobs.errors + conclude(jobs)
     for message in dict.fromkeys(errors):
         fail(message)
-    return 1 if errors or not all(each.outcome.ok for each in done) else 0
+    if jobs.interrupted:
+        raise Interrupted
+    return 1 if errors or not all(each.outcome.ok for each in jobs.told if each.cells) else 0
 
 
-def run(job: Job) -> Done:
-    from kdbench.engine.cell import cells_of
+def run(job: Job, told: Told) -> None:
+    """Train the cells of a job, and tell what becomes of them."""
+    from kdbench.cli.outcomes import check_searchable, searching
+    from kdbench.engine.cell import cells_of, dataset_identity
     from kdbench.engine.grid import run_grid
+    from kdbench.tasks import TASKS
 
     if job.debug:
-        return trial(job)
+        trial(job, told)
+        return
     cells = cells_of(job)
-    outcome = run_grid(cells, make_bench(job), out, force=job.force)
-    return Done(Path(job.paths.results), frozenset(cell.id for cell in cells), outcome)
+    bench = make_bench(job)
+    search = searching()
+    if search:
+        data = bench.dataset(dataset_identity(job.dataset))
+        check_searchable(data)
+    told.results, told.cells = job.paths.results, [cell.id for cell in cells]
+    run_grid(cells, bench, out, force=job.force, outcome=told.outcome)
+    if search and not told.outcome.failed:
+        records = [record for cell in cells if (record := bench.store.get(cell.id))]
+        told.objective = objective(records, f"val/{TASKS[data.spec.task]}")
 
 
-def trial(job: Job) -> Done:
+def objective(records: Sequence[Record], measure: str) -> float | None:
+    """What a search is to maximise: the mean over records of a curve's last value, 0 for a cell that diverged.
+
+    Returns:
+        None where there is no record.
+    """
+    last = [
+        0.0 if record.status == "diverged" else float([v for v in record.curves[measure] if v is not None][-1])
+        for record in records
+    ]
+    return sum(last) / len(last) if last else None
+
+
+def trial(job: Job, told: Told) -> None:
     """A grid in a few batches and epochs, in a folder that goes with it; tells what failed, with its traceback."""
     from kdbench.engine.cell import cells_of
     from kdbench.engine.grid import run_grid
@@ -77,11 +98,12 @@ def trial(job: Job) -> Done:
         kept = {"paths": job.paths.model_copy(update={"results": str(root / "results"), "work": str(root / "work")})}
         short = job.model_copy(update={**changes, **kept})
         bench = make_bench(short, cache=root / "cache", images=TRIAL_BATCHES * protocol["batch_size"])
-        outcome = run_grid(cells_of(short), bench, out)
+        cells = cells_of(short)
+        told.results, told.cells = job.paths.results, [cell.id for cell in cells]
+        run_grid(cells, bench, out, outcome=told.outcome)
         for log in sorted(root.rglob("*.error.log")):
             say(log.read_text(encoding="utf-8"))
     say(f"debug run: at most {TRIAL_BATCHES} batches and {TRIAL_EPOCHS} epochs of each; nothing was stored.")
-    return Done(Path(job.paths.results), frozenset(), outcome)
 
 
 def make_bench(job: Job, **more: Any) -> Bench:
@@ -103,13 +125,19 @@ def make_bench(job: Job, **more: Any) -> Bench:
     )
 
 
-def conclude(done: Sequence[Done]) -> list[str]:
-    """Regenerate the tables of each store, show those that the cells stand in, and sum up; returns errors."""
+def conclude(jobs: Jobs) -> list[str]:
+    """Regenerate the tables of each store, show those that the cells stand in, and sum up; returns errors.
+
+    After an interruption only the last.
+    """
+    from kdbench.cli.outcomes import differing
+
+    done = [each for each in jobs.told if each.cells]
     cells: dict[Path, set[str]] = defaultdict(set)
     for each in done:
-        cells[each.results] |= each.cells
+        cells[Path(each.results)] |= {*each.cells}
     errors, warnings = [], []
-    for results, ids in cells.items():
+    for results, ids in cells.items() if not jobs.interrupted else ():
         try:
             warnings += print_tables(results, ids)
         except UserError as error:
@@ -119,6 +147,10 @@ def conclude(done: Sequence[Done]) -> list[str]:
     outcomes = [each.outcome for each in done]
     outcome = sum(outcomes[1:], start=outcomes[0])
     say("\n".join([outcome.summary(), *warnings]))
+    values = {each.number: each.objective for each in done if each.objective is not None}
+    if values:
+        best = max(values, key=values.__getitem__)
+        say(f"best on the validation images, {values[best]:.2f}: job {best} ({differing(jobs.told)[best]})")
     return [error for error in errors if not any(error in line for line in outcome.failed)]
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Column, Table
 
 from kdbench.cli.console import fail, inert, out, say
-from kdbench.cli.jobs import run_jobs
+from kdbench.cli.jobs import Jobs, run_jobs
 from kdbench.cli.run import make_bench
-from kdbench.errors import UserError
+from kdbench.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
+    from kdbench.cli.outcomes import Told
     from kdbench.engine.cell import Job
     from kdbench.engine.run import Bench
     from kdbench.engine.teachers import Teacher
@@ -68,17 +70,22 @@ def train(args: Sequence[str]) -> int:
 def cache(args: Sequence[str]) -> int:
     """Fill the view cache for what Hydra composes from `args`; exit code."""
     every = "--all" in args
-    return _done(run_jobs("teacher cache", lambda job: cache_one(job, every), [arg for arg in args if arg != "--all"]))
+    return _done(run_jobs("teacher cache", partial(cache_one, every=every), [arg for arg in args if arg != "--all"]))
 
 
-def _done(errors: Sequence[str]) -> int:
-    """Tell each error once; exit code."""
-    for message in dict.fromkeys(errors):
+def _done(jobs: Jobs) -> int:
+    """Say what the jobs said, and tell each error once; exit code."""
+    for each in jobs.told:
+        for line in each.said:
+            say(line)
+    for message in dict.fromkeys(jobs.errors):
         fail(message)
-    return 1 if errors else 0
+    if jobs.interrupted:
+        raise Interrupted
+    return 1 if jobs.errors else 0
 
 
-def cache_one(job: Job, every: bool) -> None:
+def cache_one(job: Job, told: Told, *, every: bool) -> None:
     from rich.progress import Progress
 
     from kdbench.engine.cell import dataset_identity, teacher_recipe
@@ -111,10 +118,10 @@ def cache_one(job: Job, every: bool) -> None:
         bar = progress.add_task("views", total=len(views))
         for done in fill(frozen, dataset, views, protocol.batch_size, bench.device):
             progress.advance(bar, done)
-    say(f"{frozen.misses} computed, {frozen.hits} were there.")
+    told.said.append(f"{frozen.misses} computed, {frozen.hits} were there.")
 
 
-def train_one(job: Job) -> None:
+def train_one(job: Job, told: Told) -> None:
     from kdbench.engine.cell import teacher_recipe
     from kdbench.engine.grid import watched
 
@@ -124,7 +131,7 @@ def train_one(job: Job) -> None:
         teacher = bench.teacher(teacher_recipe(job), job.teacher.sha256)
     card, weak = teacher.card, weakness_of(teacher, job, bench)
     what = f"{card.accuracy:.2f} %, {weak}" if weak else f"{card.accuracy:.2f} %"
-    say(f"{card.name}: {what}, sha256 {card.sha256}\n{teacher.weights}")
+    told.said.append(f"{card.name}: {what}, sha256 {card.sha256}\n{teacher.weights}")
 
 
 def weakness_of(teacher: Teacher, job: Job, bench: Bench) -> str | None:

@@ -23,6 +23,7 @@ from kdbench.engine.cohort import Cohort, Member
 from kdbench.engine.fast import CompiledTap, fused, keep_freed_memory, stride_outside
 from kdbench.engine.frozen import FrozenTeacher
 from kdbench.engine.route import Route, avx512
+from kdbench.engine.signals import interrupting
 from kdbench.errors import Interrupted, UserError
 from kdbench.method import Method
 
@@ -66,7 +67,7 @@ def fit(
         for each member what training left behind, or the exception that made it fail.
 
     Raises:
-        Interrupted: on Ctrl-C or SIGTERM; the checkpoints stay.
+        Interrupted: on Ctrl-C, SIGTERM or a scheduler's signal; the checkpoints stay.
         Spoiled: a member spoilt the step of the others.
         UserError: a checkpoint cannot be written, or the trainer's settings are wrong.
     """
@@ -91,12 +92,13 @@ def fit(
     )
     previous = signal.getsignal(signal.SIGINT)
     try:
-        if cohort.epoch < protocol.epochs:
-            progress = pl_trainer.fit_loop.epoch_progress.current
-            progress.processed = progress.completed = cohort.epoch  # type: ignore[attr-defined]
-            pl_trainer.fit(cohort, datamodule=data)
-        if any(not _evaluated(member.method) for member in cohort.members):
-            pl_trainer.validate(cohort, datamodule=data, verbose=False)
+        with interrupting():
+            if cohort.epoch < protocol.epochs:
+                progress = pl_trainer.fit_loop.epoch_progress.current
+                progress.processed = progress.completed = cohort.epoch  # type: ignore[attr-defined]
+                pl_trainer.fit(cohort, datamodule=data)
+            if any(not _evaluated(member.method) for member in cohort.members):
+                pl_trainer.validate(cohort, datamodule=data, verbose=False)
     except (KeyboardInterrupt, SystemExit):
         raise Interrupted from None
     finally:

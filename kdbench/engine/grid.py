@@ -49,10 +49,15 @@ class Outcome:
         return "\n".join(lines)
 
 
-def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bool = False) -> Outcome:
+def run_grid(
+    cells: Sequence[Cell], bench: Bench, console: Console, *, force: bool = False, outcome: Outcome | None = None
+) -> Outcome:
     """Run every cell that has no record; one progress bar, in epochs, for all of it.
 
     A cell that another process is training is left to the end, and then waited for.
+
+    Args:
+        outcome: filled in as cells end, and returned: what is known of them also after an interruption.
 
     Raises:
         Interrupted: Ctrl-C; all records written so far stay, the running cell can be resumed.
@@ -64,7 +69,7 @@ def run_grid(cells: Sequence[Cell], bench: Bench, console: Console, *, force: bo
         bench.store.check_writable()
     for config in {cell_id(dict(c.config["dataset"])): c.config["dataset"] for c in cells}.values():
         bench.dataset(config)
-    outcome = Outcome()
+    outcome = outcome or Outcome()
     todo = []
     for cell in cells:
         try:

@@ -1,0 +1,311 @@
+"""Sweeps with real launchers: joblib, submitit on this machine, a Slurm cluster of one node, Ray; and a real search.
+
+Each needs its plugin (``pip install 'kdbench[cluster,search]'``); the cluster also needs Slurm's programs (Debian:
+slurmctld, slurmd, slurm-client, munge) and root.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, SMALL, Kdbench
+from test_grid import numbers, other, wait_for
+from test_sweeps import summary
+
+pytestmark = pytest.mark.cluster
+
+
+def needs(*plugins: str) -> None:
+    for plugin in plugins:
+        try:
+            importlib.import_module(f"hydra_plugins.{plugin}")
+        except ImportError:
+            pytest.skip(f"{plugin.replace('_', '-')} is not installed")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(what: str, command: Sequence[str], pattern: str, seconds: float = 120) -> str:
+    """What `command` prints, once it matches."""
+    end = time.monotonic() + seconds
+    while True:
+        out = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        if re.search(pattern, out, re.M):
+            return out
+        assert time.monotonic() < end, f"{what}: {out}"
+        time.sleep(0.2)
+
+
+# ---- clusters ---------------------------------------------------------------------------------------------------
+
+SLURM_CONF = """
+ClusterName=kdbench
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={root}/munge.socket,cred_expire=10
+CryptoType=crypto/munge
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/slurmd.pid
+SlurmctldLogFile={root}/slurmctld.log
+SlurmdLogFile={root}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+SwitchType=switch/none
+ReturnToService=2
+KillWait=10
+SchedulerParameters=sched_interval=5,bf_interval=5
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=4000
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF
+"""
+
+
+@pytest.fixture(scope="module")
+def _slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A cluster of this one machine, without accounting; yields the path of its configuration."""
+    needs("hydra_submitit_launcher")
+    if not all(map(shutil.which, ("slurmctld", "slurmd", "munged", "srun"))):
+        pytest.skip("Slurm is not installed (slurmctld, slurmd, slurm-client, munge)")
+    if os.geteuid():
+        pytest.skip("only root may start a cluster")
+    root = tmp_path_factory.mktemp("slurm")
+    for name in ("state", "spool"):
+        (root / name).mkdir()
+    key = root / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    root.chmod(0o700)
+    host = socket.gethostname().partition(".")[0]
+    conf = root / "slurm.conf"
+    conf.write_text(SLURM_CONF.format(root=root, host=host, ports=(free_port(), free_port())))
+    names = ("socket", "key-file", "pid-file", "log-file", "seed-file")
+    files = ("munge.socket", "munge.key", "munged.pid", "munged.log", "munged.seed")
+    munge = [f"--{name}={root / file}" for name, file in zip(names, files, strict=True)]
+    try:
+        subprocess.run(["munged", "--force", *munge], check=True)
+        subprocess.run(["slurmctld", "-f", str(conf), "-i"], check=True)
+        subprocess.run(["slurmd", "-f", str(conf)], check=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", str(conf))
+            until("the node", ["sinfo", "--noheader", "--format=%T"], "idle")
+        yield str(conf)
+    finally:
+        for pid in (root / f"{name}.pid" for name in ("slurmd", "slurmctld", "munged")):
+            with suppress(OSError, ValueError):
+                os.kill(int(pid.read_text()), signal.SIGTERM)
+
+
+@pytest.fixture
+def slurm(_slurm: str, alone: Kdbench, monkeypatch: pytest.MonkeyPatch) -> Kdbench:
+    monkeypatch.setenv("SLURM_CONF", _slurm)
+    subprocess.run(["scancel", "--user=root"], check=False)
+    until("an empty queue", ["bash", "-c", "squeue --noheader | wc -l"], "^0$")
+    return alone
+
+
+@pytest.fixture(scope="module")
+def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A cluster of this one machine whose workers stand elsewhere; yields its address."""
+    needs("hydra_ray_launcher")
+    address, folder = f"127.0.0.1:{free_port()}", tmp_path_factory.mktemp("ray")
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={address[10:]}"]
+    options = ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (folder / "log").open("w") as log:
+        head = subprocess.Popen([*ray, *options], cwd=folder, env=env, stdout=log, stderr=log)
+        try:
+            until("Ray", ["cat", str(folder / "log")], "runtime started")
+            yield address
+        finally:
+            head.terminate()
+            head.wait(60)
+
+
+# ---- one grid for all launchers ---------------------------------------------------------------------------------
+
+GRID = ("run", "-m", "method=kd", "seed=0,1", "protocol.optimizer.lr=0.05,-1", *SMALL, "~logger")
+QUOTED = 'paths.work="r/runs (v2) für köln"'
+SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=main", "hydra.launcher.cpus_per_task=1")
+RAY = ("hydra/launcher=ray", "+hydra.launcher.ray.remote.num_cpus=1")
+INIT = "hydra.launcher.ray.init"
+LAUNCHERS: dict[str, tuple[str, ...]] = {
+    "hydra_joblib_launcher": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "hydra_submitit_launcher": ("hydra/launcher=submitit_local",),
+    "hydra_ray_launcher": (*RAY, f"+{INIT}.num_cpus=2", f"+{INIT}.include_dashboard=false"),
+    "slurm": SLURM,
+    "ray cluster": (*RAY, f"{INIT}.address=ADDRESS", f"+{INIT}.object_store_memory=null"),
+}
+
+
+def finish(kd: Kdbench, *args: str) -> tuple[int, str, list[str]]:
+    """Of a command in a process of its own: exit code, standard output, our lines of standard error."""
+    out, err = (process := kd.spawn(*args, RAY_AUTH_MODE="disabled")).communicate(timeout=900)
+    assert "Traceback" not in err, err
+    return process.returncode, out, [line for line in err.splitlines() if line.startswith("kdbench: ")]
+
+
+@pytest.fixture(scope="module")
+def basic() -> dict[str, Any]:
+    """What the basic launcher made of the grid, once for all others."""
+    return {}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_grid_with_a_failing_job(
+    launcher: str,
+    basic: dict[str, Any],
+    alone: Kdbench,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    args = LAUNCHERS[launcher]
+    if launcher == "slurm":
+        request.getfixturevalue("slurm")
+    elif launcher == "ray cluster":
+        args = tuple(arg.replace("ADDRESS", request.getfixturevalue("_ray")) for arg in args)
+    else:
+        needs(launcher)
+    if not basic:
+        reference = other(alone, "basic", monkeypatch)
+        basic["told"] = finish(reference, *GRID)
+        basic["numbers"] = [numbers(record) for record in reference.records()]
+    code, out, told = finish(kd := other(alone, "launched", monkeypatch), *GRID, QUOTED, *args)
+    assert (code, told) == (1, basic["told"][2])
+    assert len(told) == 1
+    assert "Invalid learning rate: -1" in told[0]
+    assert summary(out).startswith("2 trained, 0 already done, 0 failed or diverged.\n")
+    assert re.search("^kd +2 ", out, re.M)
+    assert [numbers(record) for record in kd.records()] == basic["numbers"]
+    assert (kd.root / "r" / "runs (v2) für köln" / "cells").is_dir()
+
+
+# ---- Slurm: what ends a job ------------------------------------------------------------------------------------
+
+LONG = ("method=scratch", "~logger", *SMALL, "protocol.epochs=800", "engine.compile=false", "checkpoint_seconds=0.5")
+
+
+def job_ids() -> list[str]:
+    out = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True, check=True)
+    return out.stdout.split()
+
+
+def begin(kd: Kdbench, *args: str) -> subprocess.Popen[str]:
+    """A sweep of long cells, each of which has a checkpoint."""
+    process = kd.spawn("run", "-m", *LONG, *SLURM, *args)
+    wait_for(kd, "runs/cells/*/last.ckpt", process, 2 if "seed=0,1" in args else 1)
+    return process
+
+
+def lines(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    """Exit code, and our sentences, after at most two minutes."""
+    _, err = process.communicate(timeout=120)
+    assert "Traceback" not in err, err
+    return process.returncode, [line for line in err.splitlines() if line.startswith("kdbench: ")]
+
+
+def test_cancelled_jobs_are_not_waited_for(slurm: Kdbench) -> None:
+    process = begin(slurm, "seed=0,1")
+    subprocess.run(["scancel", job_ids()[0].partition("_")[0]], check=True)
+    code, told = lines(process)
+    assert code == 1
+    assert [bool(re.search(r"job [01] \(seed=[01]\) was interrupted \(its log: ", line)) for line in told] == [
+        True,
+        True,
+        False,
+    ]
+    assert "state is CANCELLED" in told[2]
+    assert len(list(slurm.work.glob("cells/*/last.ckpt"))) == 2
+
+
+def test_the_end_of_a_job_s_time_interrupts_it(slurm: Kdbench) -> None:
+    process = begin(slurm, "seed=0,1")
+    subprocess.run(["scancel", "--signal=USR2", *job_ids()], check=True)  # as Slurm does when the time is nearly over
+    code, told = lines(process)
+    assert code == 1
+    assert len(told) == 2
+    assert all("was interrupted" in line for line in told)
+    assert len(list(slurm.work.glob("cells/*/last.ckpt"))) == 2
+    assert not slurm.records()
+
+
+@pytest.mark.parametrize("how", ["preempted", "out of time"])
+def test_a_job_that_is_queued_again_resumes(slurm: Kdbench, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    process = begin(slurm, "seed=0", "hydra.launcher.max_num_timeout=3")
+    if how == "preempted":
+        subprocess.run(["srun", "--partition=urgent", "--exclusive", "true"], check=True, capture_output=True)
+    else:
+        subprocess.run(["scancel", "--signal=USR2", *job_ids()], check=True)
+    assert process.communicate(timeout=600)[1] == ""
+    assert process.returncode == 0
+    (resumed,) = slurm.records()
+    log = next(slurm.work.glob("sweeps/*/.submitit/*/*.out")).read_text()
+    assert log.count("training scratch") == 2
+    whole = other(slurm, "whole", monkeypatch)
+    assert finish(whole, "run", *LONG)[0] == 0
+    assert numbers(whole.records()[0]) == numbers(resumed)
+
+
+def test_ctrl_c_says_what_the_queue_still_has(slurm: Kdbench) -> None:
+    process = begin(slurm, "seed=0")
+    (job,) = job_ids()
+    process.send_signal(signal.SIGINT)
+    code, told = lines(process)
+    assert code == 130
+    assert told[0] == f"kdbench: jobs that Slurm has go on: scancel {job} ends them."
+    assert told[1].startswith("kdbench: interrupted")
+    assert job_ids() == [job]
+
+
+def test_what_slurm_refuses(slurm: Kdbench) -> None:
+    code, _, told = finish(slurm, "run", "-m", *LONG, *SLURM, "hydra.launcher.partition=nope")
+    assert code == 1
+    assert len(told) == 1
+    assert "invalid partition specified: nope" in told[0]
+
+
+# ---- Optuna -----------------------------------------------------------------------------------------------------
+
+OPTUNA = ("run", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", *SMALL, "~logger")
+
+
+def test_a_search_with_optuna(alone: Kdbench) -> None:
+    needs("hydra_optuna_sweeper")
+    code, _, told = finish(alone, *OPTUNA, "method=kd")
+    assert (code, len(told)) == (1, 1)
+    assert "must not look at the test images" in told[0]
+    code, out, told = finish(alone, *OPTUNA, "method=kd", "dataset.val=100", QUOTED)
+    assert (code, told) == (0, [])
+    (results,) = (alone.root / "r").glob("*/sweeps/*/optimization_results.yaml")
+    values = [record.curves["val/top1"][-1] for record in alone.records()]
+    assert f"best_value: {max(values)}\n" in results.read_text()
+    assert "method.kd.temperature: " in results.read_text()
+    assert f"best on the validation images, {max(values):.2f}: job " in out
