@@ -192,6 +192,9 @@ def method_class(name: str, config: Any) -> type[Method]:
         ) from None
     if not isinstance(cls, type) or not issubclass(cls, Method):
         raise UserError(f"method '{name}': {target} is not a kdbench.method.Method: derive the class from it.")
+    for attribute in ("leaf", "title"):
+        if not isinstance(getattr(cls, attribute, None), str):
+            raise UserError(f"method '{name}': {target} has no '{attribute}': give the class one, a text.")
     return cls
 
 
@@ -259,9 +262,7 @@ class Job(BaseModel):
             raise UserError(f"the config cannot be resolved: {first_line(error)}; mend that setting.") from None
         except ValidationError as error:
             where, value = error.errors()[0]["loc"], error.errors()[0]["input"]
-            if error.errors()[0]["type"] == "missing":
-                raise UserError(f"{explain(error)}; kdbench run --cfg job shows all settings.") from None
-            if where[0] == "seed":
+            if where[0] == "seed" and error.errors()[0]["type"] != "missing":
                 raise UserError(
                     f"seed={value}: give one non-negative integer or a list of them, as in seed=[0,1,2]."
                 ) from None
