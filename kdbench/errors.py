@@ -1,5 +1,7 @@
 """Errors that the command line prints as one sentence, without a traceback."""
 
+import re
+
 
 class UserError(Exception):
     """A mistake of the user's, told in one sentence that names the mend."""
@@ -19,3 +21,8 @@ class Diverged(Exception):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM while a cell trains; the cell stays resumable. Like its base it passes ``except Exception``."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory left, on whatever device; torch says so only in words."""
+    return isinstance(error, MemoryError) or bool(re.search("can't allocate memory|out of memory", str(error)))

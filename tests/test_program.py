@@ -323,6 +323,7 @@ def test_a_bug_that_cannot_be_kept_is_printed(kd: Kdbench, monkeypatch: pytest.M
     [
         (MemoryError("Unable to allocate 74.5 GiB"), ["not enough memory", "74.5 GiB", "ulimit -v"]),
         (MemoryError(), ["not enough memory", "ulimit -v"]),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), ["not enough memory", "2 GiB"]),
         (ImportError("libtorch_cpu.so: failed to map segment"), ["libtorch_cpu.so", "ulimit -v"]),
         (yaml.YAMLError("odd"), ["odd", "mend the YAML"]),
     ],
@@ -330,6 +331,14 @@ def test_a_bug_that_cannot_be_kept_is_printed(kd: Kdbench, monkeypatch: pytest.M
 def test_what_is_no_bug(kd: Kdbench, monkeypatch: pytest.MonkeyPatch, error: Exception, words: list[str]) -> None:
     failing(monkeypatch, error)
     assert "bug" not in one_sentence(kd("methods"), *words)
+
+
+def test_a_cell_without_memory_is_told(kd: Kdbench) -> None:
+    sentence = one_sentence(
+        kd.run("method=[scratch,dafl]", f"method.dafl.noise={10**12}"), "failed: dafl", "not enough memory"
+    )
+    assert "alloc" not in sentence
+    assert [record.cell.method for record in kd.records()] == ["scratch"]
 
 
 @pytest.mark.parametrize("gigabytes", [1, 2])
