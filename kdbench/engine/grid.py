@@ -136,7 +136,7 @@ def account(cell: Cell, result: Record | Exception, outcome: Outcome, bench: Ben
         what = f"{cell}: {type(result).__name__}: {first_line(result)}"
         outcome.failed.append(f"{what} (traceback in {write_log(bench, cell, result)})")
     elif result.status == "diverged":
-        outcome.diverged.append(f"{cell} ({result.reason}); lower its learning rate or weights")
+        outcome.diverged.append(f"{cell} ({result.reason})")
     elif not begun:  # an earlier run finished it, or another process while this one waited
         outcome.skipped.append(str(cell))
     else:
