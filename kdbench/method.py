@@ -51,6 +51,9 @@ from torchmetrics import MetricCollection
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import Diverged, DoesNotFit, UserError
 from kdbench.protocol import Protocol
+from kdbench.rehearsal import check_last_batch, check_terms, check_turn
+from kdbench.settings import checked
+from kdbench.tally import Tally
 from kdbench.taps import Out, Spec, Taps, probe
 from kdbench.tasks import metrics
 
@@ -136,6 +139,12 @@ class Method(pl.LightningModule):
     taps = Taps()
     terms: tuple[str, ...] = ("ce",)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+
+    @checked
     def __init__(
         self,
         *,
@@ -245,7 +254,7 @@ class Method(pl.LightningModule):
             teacher = None
         elif teacher is None:
             raise UserError(f"{name} needs a teacher: pass teacher=NETWORK.")
-        self._check_weights()
+        self.check_weights()
         self.student = student.train()  # Lightning keeps the mode that a network comes in
         self._teacher = (teacher,)
         self._student_name = names[0]
@@ -273,16 +282,24 @@ class Method(pl.LightningModule):
         _allocate([stage.share for stage in self._stages], self.protocol.epochs)  # too few epochs are noticed now
         self._stage = 0
         self._metrics = nn.ModuleList([metrics(data.task, data.num_classes) for _ in ("test", "val")])
+        self._played: dict[tuple[int, str], frozenset[str]] = {}
+        check_last_batch(self, teacher_spec, data)
         self._bound = True
         return self
 
-    def _check_weights(self) -> None:
-        given = self._weights if self._weights is not None else {name: Ramp(1.0, 1.0) for name in self.terms}
+    def check_weights(self, name: str | None = None) -> None:
+        """Raises `UserError` unless there is a weight for each term; `name` is what the bench calls the method."""
+        given = self._weights if self._weights is not None else {term: Ramp(1.0, 1.0) for term in self.terms}
         wrong, missing = sorted(set(given) - set(self.terms)), sorted(set(self.terms) - set(given))
         if wrong or missing:
             what = f"unknown weight '{wrong[0]}'" if wrong else f"no weight for '{missing[0]}'"
+            mend = ""
+            if name:
+                key = f"method.{name}.weights.{(wrong or missing)[0]}"
+                mend = f": drop it (~{key})" if wrong else f": give it one (+{key}=1.0)"
             raise UserError(
-                f"{type(self).__name__}: {what}; with these settings its terms are {', '.join(self.terms)}."
+                f"{name or type(self).__name__}: {what}; with these settings its terms are "
+                f"{', '.join(self.terms)}{mend}."
             )
         self._weights = given
 
@@ -339,8 +356,7 @@ class Method(pl.LightningModule):
         if self._teacher[0] is not None:
             self._teacher[0].eval()
         self._waiting: dict[str, Any] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._tally = Tally()
 
     def training_step(self, batch: Batch | Sequence[Tensor], batch_idx: int) -> None:
         batch = Batch.of(batch)
@@ -349,6 +365,10 @@ class Method(pl.LightningModule):
         batch = self.batch(batch)
         optimizers = self._optimizers()
         for player, terms in self.turns(batch):
+            if (self._stage, player) not in self._played:
+                players = [name for stage, name in self._optimizer_of if stage == self._stage]
+                check_turn(type(self).__name__, player, players, terms, self.terms)
+                self._played[self._stage, player] = frozenset(terms)
             optimizer = optimizers[self._optimizer_of[self._stage, player]]
             loss = reduce(add, (self._weight[name] * value for name, value in terms.items()))
             if group:
@@ -360,7 +380,7 @@ class Method(pl.LightningModule):
                 optimizer.zero_grad(set_to_none=True)
                 self.manual_backward(loss)
                 self._step(optimizer)
-            self._accumulate(terms)
+            self._tally.add(terms)
         if group and group.ends:
             scale = self._scale()
             for optimizer in self._waiting.values():
@@ -370,6 +390,9 @@ class Method(pl.LightningModule):
                 self._step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             self._waiting.clear()
+        if not self._tally.steps and self._played.keys() == self._optimizer_of.keys():
+            check_terms(type(self).__name__, self.terms, self._played.values())
+        self._tally.steps += 1
         self.after_step(batch)
 
     def _group(self, batch_idx: int, size: int) -> _Group:
@@ -393,13 +416,6 @@ class Method(pl.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return scaler.get_scale() if scaler else 1.0
 
-    def _accumulate(self, terms: Mapping[str, Tensor]) -> None:
-        # sums stay on the device: reading a value here would stop the pipeline in every step
-        for name, value in terms.items():
-            value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
     def on_train_epoch_end(self) -> None:
         means = self.term_means()
         self.log_dict(means)
@@ -407,14 +423,35 @@ class Method(pl.LightningModule):
 
     def term_means(self) -> dict[str, float]:
         """The mean of every term over the steps of this epoch, as ``loss/TERM``."""
-        return {f"loss/{name}": float(value) / self._counts[name] for name, value in self._sums.items()}
+        return {f"loss/{name}": value for name, value in self._tally.means().items()}
 
     def finish_epoch(self, means: Mapping[str, float]) -> None:
         """Raises `Diverged` if one of the epoch's `term_means` is not finite; else the epoch counts."""
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise Diverged(name.removeprefix("loss/"), self.epoch)
+        if not all(map(math.isfinite, means.values())):
+            raise self._diverged()
         self.epoch += 1
+
+    def _diverged(self) -> Diverged:
+        """Which term was lost first, and what most likely made it so."""
+        lost, before = self._tally.lost(), self._tally.finite_means()
+        first = min(lost.values())
+        sizes = {name: abs(self._weight[name] * mean) for name, mean in before.items()}
+        # where several are lost in one step the networks were, by the step before: then the largest term is to blame
+        term = max((name for name in lost if lost[name] == first), key=sizes.__getitem__)
+        player, terms = next((name, terms) for (_, name), terms in self._played.items() if term in terms)
+        largest = max(terms, key=sizes.__getitem__)
+        share = sizes[largest] / (sum(sizes[name] for name in terms) or 1.0)
+        own = next(p.optimizer for p in self.players() if p.name == player)
+        rate = f"the learning rate of its {player}" if own else "the learning rate (protocol.optimizer.lr)"
+        if first == self.epoch == 0:
+            cause = f"nothing was learned before, so mend the settings of '{term}', or the data"
+        elif share > 0.9 and len(terms) > 1:
+            cause = f"'{largest}' made {share:.0%} of the loss before, so lower its weight or {rate}"
+        else:
+            cause = f"lower {rate}"
+        if self.protocol.precision == "16-mixed":
+            cause += ", or take a precision that overflows later (protocol.precision=bf16-mixed)"
+        return Diverged(term, self.epoch, first, cause)
 
     def _optimizers(self) -> list[Any]:
         optimizers = self.optimizers()
@@ -480,13 +517,16 @@ def _parameters(optimizer: Any) -> list[nn.Parameter]:
 
 def _weight(name: str, value: float | Mapping[str, float]) -> Ramp:
     try:
-        if isinstance(value, Mapping):
-            return Ramp(**{key: float(number) for key, number in value.items()})
-        return Ramp(float(value), float(value))
-    except (TypeError, ValueError):
+        ramp = Ramp(**value) if isinstance(value, Mapping) else Ramp(value, value)
+    except TypeError:
         raise UserError(
             f"weights.{name} is a number or a ramp {{start: A, end: B, until: SHARE}}, not {value!r}: correct it."
         ) from None
+    if min(ramp.start, ramp.end) < 0:
+        raise UserError(f"weights.{name}={value!r} would teach the opposite: weights are 0 or more.")
+    if not 0 < ramp.until <= 1:
+        raise UserError(f"weights.{name}.until={ramp.until:g} is no share of the epochs: it is above 0 and at most 1.")
+    return ramp
 
 
 def _allocate(shares: Sequence[float], epochs: int) -> list[tuple[int, int]]:
