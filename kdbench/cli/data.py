@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from kdbench.cli.console import say
+from kdbench.cli.console import plain, say
 from kdbench.paths import data_root
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def list_data(options: argparse.Namespace) -> int:
     table = Table("data set", "status", "train", "test", "image", "classes", "sha256")
     rows = list_datasets(options.root)
     for row in rows:
-        table.add_row(*data_cells(row))
+        table.add_row(*map(plain, data_cells(row)))
     say(table)
     for row in rows:
         if row.status == "corrupt":

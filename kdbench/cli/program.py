@@ -19,7 +19,7 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 for anything that went wrong, 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if os.getcwd() not in sys.path:
+    if _takes_methods(args) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's method may lie where the user stands
     try:
         if args[:1] == ["run"]:
@@ -37,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stdout = None  # whoever read our output has gone
         return 0
+
+
+def _takes_methods(args: Sequence[str]) -> bool:
+    """Whether the user may have named methods of their own; what only reads results imports nothing beside them."""
+    trains = args[:1] == ["run"] or args[:2] in (["teacher", "train"], ["teacher", "cache"])
+    return trains or any(arg.startswith("--config-dir") for arg in args)
 
 
 def parser() -> argparse.ArgumentParser:

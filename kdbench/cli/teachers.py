@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Column, Table
 
-from kdbench.cli.console import fail, out, say
+from kdbench.cli.console import fail, out, plain, say
 from kdbench.cli.jobs import run_jobs
 from kdbench.cli.run import make_bench
 from kdbench.errors import UserError
+from kdbench.text import fixed
 
 if TYPE_CHECKING:
     from kdbench.engine.cell import Job
@@ -41,16 +42,17 @@ def list_teachers(options: argparse.Namespace) -> int:
     for teacher in Teachers(options.results).all():
         recipe = teacher.card.recipe
         protocol = recipe["protocol"]
-        table.add_row(
+        row = (
             teacher.card.name,
             recipe["dataset"]["name"],
             protocol["name"],
             str(protocol["epochs"]),
             str(recipe["seed"]),
-            f"{teacher.card.accuracy:.2f}",
+            fixed(teacher.card.accuracy, 2),
             teacher.card.sha256[:12],
             str(teacher.weights),
         )
+        table.add_row(*map(plain, row))
     if table.row_count:
         say(table)
     else:
@@ -118,4 +120,4 @@ def train_one(job: Job) -> None:
     bench.check()
     with watched(bench, out, 0):
         teacher = bench.teacher(teacher_recipe(job), job.teacher.sha256)
-    say(f"{teacher.card.name}: {teacher.card.accuracy:.2f} %, sha256 {teacher.card.sha256}\n{teacher.weights}")
+    say(f"{teacher.card.name}: {fixed(teacher.card.accuracy, 2)} %, sha256 {teacher.card.sha256}\n{teacher.weights}")

@@ -41,29 +41,13 @@ def make_record(
         path: how it was computed, see `kdbench.engine.route`.
         agreement: of the teacher that it saw with the fp32 network.
     """
-    cls, spec = cell.method, dataset.spec
+    spec = dataset.spec
     deployed = method.deployed()
     finished = fitted.reason is None
     return rec.Record(
-        cell=rec.Cell(
-            id=cell.id,
-            method=cell.name,
-            pair=cell.pair,
-            student=cell.student,
-            teacher=teacher.card.name if teacher else None,
-            dataset=spec.name,
-            protocol=method.protocol.name,
-            seed=cell.seed,
-        ),
+        cell=cell.named(),
         config=dict(cell.config),
-        method=rec.MethodInfo(
-            cls=f"{cls.__module__}.{cls.__qualname__}",
-            leaf=cls.leaf,
-            paper=cls.paper or None,
-            extension=cls.extension,
-            control=cls.control,
-            needs=sorted(cls.needs),
-        ),
+        method=cell.described(),
         dataset=rec.DatasetInfo(
             sha256=dataset.content_hash,
             n_train=spec.n_train,

@@ -34,6 +34,7 @@ from kdbench.errors import UserError
 from kdbench.method import Method
 from kdbench.protocol import Protocol
 from kdbench.results import record as rec
+from kdbench.results.labels import keep_labels
 from kdbench.results.store import Store, writing_to
 from kdbench.tasks import TASKS
 
@@ -67,6 +68,7 @@ class Bench:
         self._datasets: dict[str, Dataset] = {}
         self._taught: dict[tuple[str, str, Route, int], Taught] = {}
         self._failed: dict[str, UserError] = {}
+        self._labelled: set[str] = set()
 
     def check(self) -> None:
         """Fail now rather than in every cell.
@@ -185,6 +187,7 @@ class Bench:
                 f"{dataset.content_hash[:12]}): restore the data, "
                 "use another store (paths.results=DIR), or run again with force=true."
             )
+        self._keep_labels(cell, dataset)
         if record.teacher and cell.teacher:
             teacher = self.teachers.find(cell.teacher)
             if teacher:
@@ -306,6 +309,7 @@ class Bench:
                         path=_path(route, len(together), member.method, own),
                         agreement=own.agreement(dataset) if own else None,
                     )
+                    self._keep_labels(cell, dataset)
                     self.store.write(record, overwrite=force)
                     if own and teacher:
                         self.teachers.keep(teacher)
@@ -313,6 +317,15 @@ class Bench:
                     done[cell.id] = record
                 except Exception as error:
                     done[cell.id] = error
+
+    def _keep_labels(self, cell: Cell, dataset: Dataset) -> None:
+        """Beside the records: a test set's labels, once."""
+        config = cell.config["dataset"]
+        name = rec.canonical_json(config)
+        if name not in self._labelled:
+            labels = dataset.test.labels.cpu().numpy()
+            keep_labels(self.store.root, dataset.spec.name, dataset.content_hash, config, labels, dataset.classes)
+            self._labelled.add(name)
 
     def route(self, protocol: Protocol, dataset: Dataset) -> Route:
         steps = protocol.epochs * -(-dataset.spec.n_train // protocol.batch_size)
