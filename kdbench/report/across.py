@@ -118,7 +118,7 @@ def _cells(values: dict[str, Any]) -> list[Cell]:
     return [*map(Cell, texts), Cell(fixed(values["average_rank"], 2))]
 
 
-def _shown(values: dict[str, Any], name: str, scale: float, digits: int) -> str:
+def _shown(values: dict[str, Any], name: str, scale: int, digits: int) -> str:
     if values[name] is None:
         return "-"
     middle, *ends = (

@@ -32,7 +32,6 @@ from kdbench.results.stats import Estimate, gap_recovered, holm, mean_interval
 from kdbench.results.store import Store
 from kdbench.taxonomy import load_taxonomy
 
-
 PAUSED = 2.0
 """Training times of seeds that differ by more than this factor hold pauses of the machine, and are not shown."""
 
@@ -177,11 +176,11 @@ def build_tables(
             keys.append(digest([cohort, student, sha]))
     # Names are for people; where tables would share one (also on a disk that ignores case), the key tells them apart.
     taken = [table.name.lower() for table in tables]
-    named = [
+    unique = [
         replace(table, name=f"{table.name}-{key[:8]}") if taken.count(table.name.lower()) > 1 else table
         for table, key in zip(tables, keys, strict=True)
     ]
-    return sorted(named, key=lambda table: table.name)
+    return sorted(unique, key=lambda table: table.name)
 
 
 def safe_name(*parts: str) -> str:
