@@ -46,7 +46,13 @@ def test_what_acts_is_written_out() -> None:
     for name in ("naïve Ångström", "中文", "می\u200cخواهم", "10\u00a0%", "→ ± ½", ""):
         assert visible(name) == name
     assert one_line(" a\n\tb\r\x1b ") == r"a b \x1b"
-    assert [has_control(text) for text in ("a\x7f", "a\x85", "a\nb", "a b", "\u202e")] == [True, True, True, False, False]
+    assert [has_control(text) for text in ("a\x7f", "a\x85", "a\nb", "a b", "\u202e")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\uff1d", "\uff20"])
