@@ -147,7 +147,7 @@ def test_swapped_labels_are_noticed(tmp_path: Path) -> None:
 
 def test_labels_that_do_not_fit_their_records_are_refused(tmp_path: Path) -> None:
     keep(tmp_path, np.arange(5), 5)
-    with pytest.raises(UserError, match="are 5 of 5 classes, but cell .* was judged on 20 of 3"):
+    with pytest.raises(UserError, match=r"are 5 of 5 classes, but cell .* was judged on 20 of 3"):
         build_tables([record(np.ones(20, bool), 3)], labels=load_labels(tmp_path))
 
 

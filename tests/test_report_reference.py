@@ -120,7 +120,8 @@ def test_the_reference_is_marked_in_every_format(known: list[Entry]) -> None:
     tables = build_tables(records, known)
     console = Console(file=io.StringIO(), width=120)
     console.print(render_terminal(tables))
-    (line,) = [l for l in console.file.getvalue().splitlines() if l.startswith("kd (temperature=4)")]  # type: ignore[attr-defined]
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    (line,) = [line for line in lines if line.startswith("kd (temperature=4)")]
     assert "reference" in line
     assert page(tables, known).count('"reference"') == 2
 

@@ -97,7 +97,9 @@
     bounds[1] = Math.max(bounds[1], row.top1 + (row.half || 0));
   }
   tables.forEach((table, index) => {
-    if (table.teacher) range[index][1] = Math.max(range[index][1], table.teacher[2]);
+    if (!table.teacher) return;
+    range[index][0] = Math.min(range[index][0], table.teacher[2]);
+    range[index][1] = Math.max(range[index][1], table.teacher[2]);
   });
 
   // ---- numbers ----
