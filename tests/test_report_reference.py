@@ -66,7 +66,8 @@ def test_a_named_setting_is_compared_with(known: list[Entry]) -> None:
     (at,) = [row for row in table.rows if row.method == "at"]
     assert at.delta_kd is not None
     assert at.delta_kd.mean == pytest.approx(-4.0)
-    assert "Δ KD is against kd (temperature=1), as was asked for." in header(swept(), known, named=["kd:temperature=1"])
+    for text in ("kd:temperature=1", "kd:method.temperature=1.0,weights.kd=0.9"):
+        assert "Δ KD is against kd (temperature=1), as was asked for." in header(swept(), known, named=[text])
 
 
 def test_without_a_default_the_most_seeds_decide_and_that_is_said(known: list[Entry]) -> None:

@@ -177,9 +177,16 @@ def is_default(setting: Setting, known: Iterable[Known]) -> bool | None:
 
 
 def parse_setting(text: str) -> tuple[str, dict[str, str]]:
-    """``NAME`` or ``NAME:key=value,...``."""
+    """``NAME`` or ``NAME:key=value,...``; numbers may be written in any way."""
     name, _, rest = text.partition(":")
-    return name, {key: value for key, _, value in (item.partition("=") for item in rest.split(",") if item)}
+    values = {}
+    for item in filter(None, rest.split(",")):
+        key, _, value = item.partition("=")
+        try:
+            values[key] = shown(json.loads(value))
+        except ValueError:  # a text
+            values[key] = value
+    return name, values
 
 
 def role_of(info: MethodInfo) -> Role:
