@@ -17,7 +17,7 @@ from kdbench.errors import UserError
 from kdbench.report import build_tables, render, render_terminal, report
 from kdbench.report.markdown import MARKER
 from kdbench.report.model import Row, Table
-from kdbench.report.sheet import COLUMNS
+from kdbench.report.sheet import MEASURED
 from kdbench.results.record import Record
 from kdbench.results.store import Store
 
@@ -62,7 +62,7 @@ def markdown(records: list[Record]) -> str:
 def cells(text: str, method: str) -> dict[str, str]:
     """The cells of a method's line in a Markdown table."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {method} |")]
-    return dict(zip(COLUMNS, line[2:-2].split(" | "), strict=True))
+    return dict(zip(("Method", *MEASURED), line[2:-2].split(" | "), strict=True))
 
 
 def fill(store: Path, records: list[Record]) -> Path:

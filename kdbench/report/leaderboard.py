@@ -22,7 +22,7 @@ from markupsafe import Markup
 from kdbench.report.model import Row, Table
 from kdbench.report.settings import Comparison, Known, Setting, settings_of
 from kdbench.report.sheet import BALANCED, measured, measured_cells, number, p_value
-from kdbench.results.record import Record, canonical_json, digest
+from kdbench.results.record import Cost, Record, canonical_json, digest
 from kdbench.results.stats import ALPHA
 from kdbench.shipped import is_third_party
 from kdbench.taxonomy import tree
@@ -178,7 +178,7 @@ def _row(
     index: int, row: Row, setting: Setting, table: Table, numbers: Mapping[str, int], configs: _Pool
 ) -> dict[str, Any]:
     cells, info = [record.cell.id for record in setting.records], setting.info
-    costs = [record.cost for record in setting.finished] or [record.cost for record in setting.records]
+    costs = _costs(setting)
     same = {key: value for key, value in setting.records[0].config.items() if key != "seed"}
     gap_low, gap_high = _gap_interval(row, table)
     values: dict[str, Any] = {
@@ -235,7 +235,7 @@ _KEYS = {
 def _shown(row: Row, setting: Setting, table: Table) -> dict[str, Any]:
     """The row's numbers as texts: those of the other formats, and some that the page alone has."""
     cells = dict(zip(measured(table), measured_cells(table, row), strict=True))
-    costs = [record.cost for record in setting.finished] or [record.cost for record in setting.records]
+    costs = _costs(setting)
     low, high = _gap_interval(row, table)
     return {key: cells[name].text if name in cells else "-" for name, key in _KEYS.items()} | {
         "sure": "".join(key for name, key in _KEYS.items() if key in ("ds", "dk") and cells[name].bold),
@@ -271,8 +271,12 @@ def big(value: int) -> str:
     return str(value)
 
 
+def _costs(setting: Setting) -> list[Cost]:
+    return [record.cost for record in setting.finished] or [record.cost for record in setting.records]
+
+
 def _images(setting: Setting) -> int:
-    costs = [record.cost for record in setting.finished] or [record.cost for record in setting.records]
+    costs = _costs(setting)
     return round(math.fsum(cost.images_seen for cost in costs) / len(costs))
 
 

@@ -23,7 +23,6 @@ MEASURED = (
     "extra params",
     "diverged",
 )
-COLUMNS = ("Method", *MEASURED)
 BALANCED = "balanced"
 """Heading of the column that tables have beside top-1 where the classes of the test set differ in size."""
 REFERENCE = "reference"
