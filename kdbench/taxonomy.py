@@ -100,6 +100,11 @@ class Taxonomy(_Strict):
         ]
         return {leaf.id: (index, chapter, table, leaf) for index, (chapter, table, leaf) in enumerate(places)}
 
+    @cached_property
+    def cited(self) -> frozenset[str]:
+        """Bibliography keys of all works on the leaves."""
+        return frozenset(work for leaf in self.leaves for work in leaf.cited)
+
     def find(self, leaf_id: str) -> Leaf | None:
         """The leaf, or None for an id that is not in the tree (a third party's)."""
         return self._places[leaf_id][3] if leaf_id in self._places else None

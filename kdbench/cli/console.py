@@ -11,6 +11,8 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 from rich.text import Text
 
+from kdbench.text import one_line, visible
+
 WIDE = 160
 """Columns of a table that goes into a file or a pipe."""
 
@@ -18,21 +20,24 @@ out = Console()
 
 
 def say(what: object) -> None:
-    """Print text as it is, each line whole; or a table, cut to the terminal's width where there is one."""
+    """Print text as it is, each line whole; or a table, cut to the terminal's width where there is one.
+
+    Nothing in the text acts on the terminal; what a table shows of data has gone through `plain`.
+    """
     if isinstance(what, str):
-        out.print(what, markup=False, highlight=False, soft_wrap=True)
+        out.print(visible(what, keep="\n"), markup=False, highlight=False, soft_wrap=True)
     else:
         (out if out.is_terminal else Console(width=WIDE)).print(what)
 
 
-def inert(text: str) -> Text:
-    """Text from elsewhere as it is: no markup, and what controls a terminal is shown instead of done."""
-    return Text("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text))
+def plain(text: str, style: str = "") -> Text:
+    """Text of data's for a table or a tree: never markup, and nothing in it acts on the terminal."""
+    return Text(one_line(text), style)
 
 
 def fail(message: str, code: int = 1) -> int:
     with suppress(OSError):  # nobody can be told
-        print(f"kdbench: {message}", file=sys.stderr)
+        print(f"kdbench: {visible(message, keep=chr(10))}", file=sys.stderr)
     return code
 
 

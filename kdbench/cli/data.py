@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from rich.text import Text
 
-from kdbench.cli.console import say
+from kdbench.cli.console import plain, say
 from kdbench.cli.jobs import assignment
 from kdbench.paths import data_root
 
@@ -48,7 +47,7 @@ def list_data(options: argparse.Namespace) -> int:
     table = Table("data set", "status", "train", "val", "test", "image", "classes", "sha256")
     rows = list_datasets(options.root)
     for row in rows:
-        table.add_row(*map(Text, data_cells(row)))
+        table.add_row(*map(plain, data_cells(row)))
     say(table)
     for row in rows:
         if row.note and row.status != "missing":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-from kdbench.cli.console import say
-from kdbench.errors import UserError
+from kdbench.cli.console import plain, say
 
 
 def add_to(commands: Any) -> None:
@@ -21,21 +19,20 @@ def add_to(commands: Any) -> None:
 
 
 def list_methods(options: argparse.Namespace) -> int:
+    from rich.text import Text
     from rich.tree import Tree
 
     from kdbench.registry import methods
+    from kdbench.shipped import is_third_party
     from kdbench.taxonomy import tree
 
-    for folder in options.config_dir:
-        if not Path(folder, "method").is_dir():
-            raise UserError(f"{folder} has no folder 'method' with YAML files: name the folder above it.")
     entries = methods(options.config_dir)
     chapters = tree(entries)
     open_leaves = [leaf.id for chapter in chapters for leaf in chapter.leaves if not leaf.methods]
     if options.json:
         details = {
             entry.name: {
-                "class": f"{entry.cls.__module__}.{entry.cls.__qualname__}",
+                "class": entry.path,
                 "leaf": entry.leaf,
                 "needs": sorted(entry.cls.needs),
                 "tasks": sorted(entry.cls.tasks),
@@ -47,12 +44,16 @@ def list_methods(options: argparse.Namespace) -> int:
         tree_data = [chapter.model_dump(mode="json") for chapter in chapters]
         print(json.dumps({"chapters": tree_data, "open": open_leaves, "methods": details}, indent=1))
         return 0
+    third_parties = {entry.name for entry in entries if is_third_party(entry.path)}
     for chapter in chapters:
-        root = Tree(f"[bold]{f'{chapter.number}. ' if chapter.number else ''}{chapter.title}")
+        root = Tree(plain(f"{f'{chapter.number}. ' if chapter.number else ''}{chapter.title}", "bold"))
         for leaf in chapter.leaves:
-            branch = root.add(f"{leaf.id}  [dim]{leaf.title}{'' if leaf.methods else ' (open)'}")
+            title = f"{leaf.title}{'' if leaf.methods else ' (open)'}"
+            branch = root.add(Text.assemble(plain(leaf.id), "  ", plain(title, "dim")))
             for method in leaf.methods:
-                branch.add(f"[green]{method.name}[/]  {method.title}{' (extension)' if method.extension else ''}")
+                third_party = method.name in third_parties
+                role = " (third-party)" if third_party else " (extension)" if method.extension else ""
+                branch.add(Text.assemble(plain(method.name, "green"), "  ", plain(f"{method.title}{role}")))
         say(root)
     say(f"{len(entries)} methods; {len(open_leaves)} leaves are still open.")
     return 0

@@ -53,7 +53,7 @@ def command(args: list[str]) -> int:
         here = os.getcwd()
     except OSError as error:
         raise UserError(f"the current folder cannot be used ({error.strerror}): change to another one.") from None
-    if here not in sys.path:
+    if _takes_methods(args) and here not in sys.path:
         sys.path.append(here)  # a user's method may lie where the user stands
     composed = {"run": run.command, "teacher train": teachers.train, "teacher cache": teachers.cache}
     for name, do in composed.items():
@@ -98,6 +98,12 @@ def _keep(error: Exception) -> str:
     except (OSError, UserError, RuntimeError):
         return f"with this:\n{text}"
     return f"with {path}."
+
+
+def _takes_methods(args: Sequence[str]) -> bool:
+    """Whether the user may have named methods of their own; what only reads results imports nothing beside them."""
+    trains = args[:1] == ["run"] or args[:2] in (["teacher", "train"], ["teacher", "cache"])
+    return trains or any(arg.startswith("--config-dir") for arg in args)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,6 +17,16 @@ def add_to(commands: Any) -> None:
     report.add_argument("--out", type=Path, metavar="DIR", help="write under DIR (default: the store itself)")
     report.add_argument("--filter", default="", metavar="KEY=VALUE,...", help="as in dataset=cifar100,protocol=lite")
     report.add_argument("--format", default=None, metavar="FORMAT,...", help="of md, csv, tex, html (default: all)")
+    report.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="SETTING",
+        help="compare with this setting of a control, as in kd:temperature=4 (default: the shipped one)",
+    )
+    report.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR", help="also the methods of this folder"
+    )
     report.add_argument("--check", action="store_true", help="write nothing; fail where a file is not up to date")
     report.add_argument("--wandb", metavar="PROJECT", help="publish to this wandb project too")
     report.set_defaults(command=make_report)
@@ -36,13 +46,13 @@ def make_report(options: argparse.Namespace) -> int:
 
     filters = dict(item.partition("=")[::2] for item in options.filter.split(",") if item)
     formats = options.format.split(",") if options.format else FORMATS
-    folder, known = options.out or options.results, methods()
+    folder, known = options.out or options.results, methods(options.config_dir)
     if options.check:
-        stale = check(folder, generate(options.results, filters, formats, known))
+        stale = check(folder, generate(options.results, filters, formats, known, options.reference))
         for line in stale:
             say(line)
         return fail(f"{len(stale)} file(s) do not follow from the store: run kdbench report.") if stale else 0
-    written = report(options.results, folder, filters, formats, known)
+    written = report(options.results, folder, filters, formats, known, options.reference)
     for path in written:
         say(str(path))
     if options.wandb:
@@ -54,7 +64,8 @@ def make_report(options: argparse.Namespace) -> int:
 
 
 def compare_methods(options: argparse.Namespace) -> int:
+    from kdbench.registry import methods
     from kdbench.report import compare, load_records
 
-    say(compare(load_records(options.results), options.a, options.b))
+    say(compare(load_records(options.results), options.a, options.b, methods()))
     return 0

@@ -159,12 +159,13 @@ def print_tables(results: Path, cells: set[str]) -> list[str]:
     from kdbench.registry import methods
     from kdbench.report import build_tables, render, render_terminal, write
     from kdbench.results.claims import load_claims
+    from kdbench.results.labels import load_labels
     from kdbench.results.store import Store
 
-    records = Store(results).load()
-    shown = [table for table in build_tables(records) if cells & table.cells]
+    records, known, labels = Store(results).load(), methods(), load_labels(results)
+    shown = [table for table in build_tables(records, known, labels) if cells & table.cells]
     if shown:
-        write(results, render(records, claims=load_claims(results), methods=methods()))
+        write(results, render(records, claims=load_claims(results), methods=known, labels=labels))
         say(render_terminal(shown))
         say(f"tables: {results / 'tables'}\nleaderboard: {results / 'leaderboard.html'}")
     return [f"{table.title}: the teacher is {table.weak}." for table in shown if table.weak]

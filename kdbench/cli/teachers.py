@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Column, Table
 
-from kdbench.cli.console import fail, inert, out, say
+from kdbench.cli.console import fail, out, plain, say
 from kdbench.cli.jobs import Jobs, run_jobs
 from kdbench.cli.run import make_bench
 from kdbench.errors import Interrupted, UserError
+from kdbench.text import fixed
 
 if TYPE_CHECKING:
     from kdbench.cli.outcomes import Told
@@ -50,15 +51,15 @@ def list_teachers(options: argparse.Namespace) -> int:
         if card:
             recipe, protocol = card.recipe, card.recipe["protocol"]
             names = (card.name, recipe["dataset"]["name"], protocol["name"], protocol.get("epochs"), recipe["seed"])
-            facts = [*map(str, names), f"{card.accuracy:.2f}", card.sha256[:12]]
-        table.add_row(*map(inert, (*facts, str(teacher.path), "wrong" if teacher.wrong else "")))
+            facts = [*map(str, names), fixed(card.accuracy, 2), card.sha256[:12]]
+        table.add_row(*map(plain, (*facts, str(teacher.path), "wrong" if teacher.wrong else "")))
     if not listed:
         say("no teachers yet: kdbench teacher train pair=... dataset=... protocol=... makes one.")
         return 0
     say(table)
     for teacher in listed:
         if teacher.wrong:
-            say(f"wrong: {inert(teacher.wrong)}")
+            say(f"wrong: {plain(teacher.wrong)}")
     return 0
 
 
@@ -130,7 +131,7 @@ def train_one(job: Job, told: Told) -> None:
     with watched(bench, out, 0):
         teacher = bench.teacher(teacher_recipe(job), job.teacher.sha256)
     card, weak = teacher.card, weakness_of(teacher, job, bench)
-    what = f"{card.accuracy:.2f} %, {weak}" if weak else f"{card.accuracy:.2f} %"
+    what = f"{fixed(card.accuracy, 2)} %, {weak}" if weak else f"{fixed(card.accuracy, 2)} %"
     told.said.append(f"{card.name}: {what}, sha256 {card.sha256}\n{teacher.weights}")
 
 

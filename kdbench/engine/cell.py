@@ -30,9 +30,11 @@ from pydantic import (
 
 from kdbench.data.datasets import DatasetConfig
 from kdbench.engine.route import EngineConfig
+from kdbench.engine.source import source_hash
 from kdbench.errors import UserError, nearest
 from kdbench.method import Method
 from kdbench.protocol import Protocol
+from kdbench.results import record as rec
 from kdbench.results.record import cell_id
 from kdbench.settings import adapters, explain, validated
 from kdbench.taxonomy import load_taxonomy
@@ -81,6 +83,33 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.name} {self.pair} {self.config['dataset']['name']} seed {self.seed}"
+
+    def named(self) -> rec.Cell:
+        """Its names, as its record holds them."""
+        return rec.Cell(
+            id=self.id,
+            method=self.name,
+            pair=self.pair,
+            student=self.student,
+            teacher=str(self.teacher["name"]) if self.teacher else None,
+            dataset=self.config["dataset"]["name"],
+            protocol=self.protocol.name,
+            seed=self.seed,
+        )
+
+    def described(self) -> rec.MethodInfo:
+        """What its method's class says of itself, as its record holds it."""
+        cls = self.method
+        return rec.MethodInfo(
+            cls=f"{cls.__module__}.{cls.__qualname__}",
+            leaf=cls.leaf,
+            paper=cls.paper or None,
+            extension=cls.extension,
+            control=cls.control,
+            needs=sorted(cls.needs),
+            source=source_hash(cls),
+            survey=dict(cls.survey) or None,
+        )
 
     def make_method(self) -> Method:
         """A fresh, unbound method object.
@@ -378,22 +407,34 @@ def cells_of(job: Job) -> list[Cell]:
             cls = method_class(name, config)
             settings = method_identity(cls, config)
             construct(name, cls, settings, protocol)
-            cells.append(
-                Cell(
-                    name,
-                    cls,
-                    {
-                        "method": {"name": name, **settings},
-                        "student": job.pair.student,
-                        "teacher": recipe if "teacher" in cls.needs else None,
-                        "dataset": dataset,
-                        "protocol": protocol.model_dump(mode="json"),
-                        "seed": seed,
-                    },
-                    job.teacher.sha256,
-                )
+            cell = Cell(
+                name,
+                cls,
+                {
+                    "method": {"name": name, **settings},
+                    "student": job.pair.student,
+                    "teacher": recipe if "teacher" in cls.needs else None,
+                    "dataset": dataset,
+                    "protocol": protocol.model_dump(mode="json"),
+                    "seed": seed,
+                },
+                job.teacher.sha256,
             )
+            check_names(cell)
+            cells.append(cell)
     return cells
+
+
+def check_names(cell: Cell) -> None:
+    """Raises `UserError` if a record could not hold the cell's names, or what its method's class says of itself."""
+    try:
+        cell.named(), cell.described()
+    except ValidationError as error:
+        raise UserError(f"{cell.name!r} cannot be recorded: {explain(error)}; mend that name.") from None
+    except AttributeError as error:
+        raise UserError(
+            f"method '{cell.name}': {first_line(error)}; give its class 'leaf', 'paper' and 'title'."
+        ) from None
 
 
 def method_identity(cls: type[Method], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset
 from kdbench.engine.cell import Cell
 from kdbench.engine.fit import Fitted
-from kdbench.engine.source import source_hash
 from kdbench.method import Method
 from kdbench.results import record as rec
 from kdbench.tasks import TASKS
@@ -39,30 +38,13 @@ def make_record(
     Args:
         path: how it was computed, see `kdbench.engine.route`.
     """
-    cls, spec = cell.method, dataset.spec
+    spec = dataset.spec
     deployed = method.deployed()
     finished = fitted.reason is None
     return rec.Record(
-        cell=rec.Cell(
-            id=cell.id,
-            method=cell.name,
-            pair=cell.pair,
-            student=cell.student,
-            teacher=teacher.name if teacher else None,
-            dataset=spec.name,
-            protocol=method.protocol.name,
-            seed=cell.seed,
-        ),
+        cell=cell.named(),
         config=dict(cell.config),
-        method=rec.MethodInfo(
-            cls=f"{cls.__module__}.{cls.__qualname__}",
-            leaf=cls.leaf,
-            paper=cls.paper or None,
-            extension=cls.extension,
-            control=cls.control,
-            needs=sorted(cls.needs),
-            source=source_hash(cls),
-        ),
+        method=cell.described(),
         dataset=rec.DatasetInfo(
             sha256=dataset.content_hash,
             n_train=spec.n_train,

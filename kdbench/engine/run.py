@@ -41,6 +41,7 @@ from kdbench.method import Method
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, CHOOSE_WORK, cache_dir
 from kdbench.protocol import Protocol
 from kdbench.results import record as rec
+from kdbench.results.labels import keep_labels
 from kdbench.results.store import RecordExistsError, Store
 from kdbench.tasks import TASKS
 
@@ -71,6 +72,7 @@ class Bench:
         self._failed: dict[str, UserError] = {}
         self._told: set[str] = set()
         self.written: set[str] = set()  # ids of cells whose records this process wrote
+        self._labelled: set[str] = set()
 
     def tell(self, sentence: str) -> None:
         """Say it, unless it was said before."""
@@ -412,6 +414,7 @@ class Bench:
                         path=_path(route, len(together), member.method, own),
                     )
                     done[cell.id] = self._publish(cell, record, force)
+                    self._keep_labels(cell)
                     if own and teacher:
                         self._keep(teacher)
                     self._clear(work[cell.id])
@@ -460,6 +463,7 @@ class Bench:
             teacher = self.teachers.find(cell.teacher, self.dataset(cell.teacher["dataset"]))
             if teacher and teacher.card.sha256 == record.teacher.sha256:
                 self._keep(teacher)
+        self._keep_labels(cell)
         self._clear_if_left(cell.id)
 
     def _clear_if_left(self, name: str) -> None:
@@ -468,6 +472,19 @@ class Bench:
         if folder.exists():
             with suppress(BusyError, UserError), locked(_lock(folder), name, wait=False):
                 self._clear(folder)
+
+    def _keep_labels(self, cell: Cell) -> None:
+        """Beside the records: a test set's labels, once."""
+        config = cell.config["dataset"]
+        dataset, name = self.dataset(config), rec.canonical_json(config)
+        if name in self._labelled:
+            return
+        self._labelled.add(name)
+        labels = dataset.test.labels.cpu().numpy()
+        try:
+            keep_labels(self.store.root, dataset.spec.name, dataset.content_hash, config, labels, dataset.classes)
+        except UserError as error:  # only balanced accuracy needs them, and the next run tries again
+            self.tell(f"the labels of {dataset.spec.name} are not kept beside its records: {error}")
 
     def route(self, protocol: Protocol, dataset: Dataset) -> Route:
         steps = protocol.epochs * protocol.batches(dataset.spec.n_train)

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from kdbench.report.model import Row, Table, safe_name
-from kdbench.report.sheet import Block, Cell, Grid, Sheet, unsigned_zero
+from kdbench.report.sheet import Block, Cell, Grid, Sheet
 from kdbench.results.record import digest
 from kdbench.results.stats import REPLICATES, Interval, average_ranks, gap_recovered, improvement_probability, iqm
+from kdbench.text import fixed
 
 COLUMNS = ("Method", "pairs", "runs", "gap recovered % (IQM)", "P(better than KD)", "average rank")
 _NOTES = (
@@ -52,7 +53,7 @@ def _sheet(tables: Sequence[Table]) -> Sheet:
             f"{len(tables)} pairs: {pairs}",
             f"protocol {first.protocol} ({digest(first.records[0].config['protocol'])[:12]})",
             "selection: last epoch",
-            "of each method the setting of most seeds",
+            "of each control the reference, of each method the shipped default, else the setting of most seeds",
             f"95 % percentile intervals of {REPLICATES} bootstrap resamples of the runs within each pair",
             f"{len(frozenset().union(*(table.cells for table in tables)))} records",
         ]
@@ -73,12 +74,16 @@ def _complete(tables: Sequence[Table]) -> dict[str, list[Row]]:
     for table in tables:
         best: dict[str, Row] = {}
         for row in table.rows:
-            # most seeds, not best accuracy: otherwise a method that is tuned more would look better
-            if row.scores and (row.method not in best or len(row.scores) > len(best[row.method].scores)):
+            # never the best accuracy: otherwise a method that is tuned more would look better
+            if row.scores and (row.method not in best or _rank(row) > _rank(best[row.method])):
                 best[row.method] = row
         for name, row in best.items():
             rows[name].append(row)
     return {name: found for name, found in sorted(rows.items()) if len(found) == len(tables)}
+
+
+def _rank(row: Row) -> tuple[bool, bool, int]:
+    return row.reference, row.default, len(row.scores)
 
 
 def _values(
@@ -110,14 +115,14 @@ def _values(
 def _cells(values: dict[str, Any]) -> list[Cell]:
     texts = [values["method"], str(values["pairs"]), str(values["runs"])]
     texts += [_shown(values, "gap_iqm", 100, 1), _shown(values, "p_better_than_kd", 1, 2)]
-    return [*map(Cell, texts), Cell(f"{values['average_rank']:.2f}")]
+    return [*map(Cell, texts), Cell(fixed(values["average_rank"], 2))]
 
 
-def _shown(values: dict[str, Any], name: str, scale: float, digits: int) -> str:
+def _shown(values: dict[str, Any], name: str, scale: int, digits: int) -> str:
     if values[name] is None:
         return "-"
     middle, *ends = (
-        f"{unsigned_zero(round(scale * value, 9), digits):.{digits}f}"
+        fixed(value, digits, scale=scale)
         for value in (values[name], values[f"{name}_low"], values[f"{name}_high"])
         if value is not None
     )

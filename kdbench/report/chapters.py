@@ -7,19 +7,30 @@ from itertools import groupby
 from typing import Any
 
 from kdbench.report.model import Row, Table
-from kdbench.report.sheet import COLUMNS, MEASURED, Block, Cell, Grid, Sheet, row_cells, row_values, verdict
+from kdbench.report.sheet import (
+    Block,
+    Cell,
+    Grid,
+    Sheet,
+    measured,
+    measured_cells,
+    paused,
+    row_cells,
+    row_values,
+    verdict,
+)
 from kdbench.taxonomy import Chapter, Leaf, SurveyTable, load_taxonomy
 
 
 def overview(table: Table) -> Sheet:
     """All rows, without the survey's columns."""
-    blocks = [Block(name, [row_cells(row) for row in rows]) for name, rows in blocks_of(table.rows)]
-    note = verdict(table.rows, table.control("kd"))
+    blocks = [Block(name, [row_cells(table, row) for row in rows]) for name, rows in blocks_of(table.rows)]
+    notes = [verdict(table.rows, table.control("kd")), paused(table.rows)]
     return Sheet(
         path=table.name,
         title=table.title,
         facts=table.header,
-        grids=[Grid("", COLUMNS, 1, blocks, [note] if note else [])],
+        grids=[Grid("", ("Method", *measured(table)), 1, blocks, [note for note in notes if note])],
         trust=table.trust,
         values=[{**row_values(row), "trust": table.trust} for row in table.rows],
     )
@@ -81,14 +92,14 @@ def _grid(table: Table, part: SurveyTable) -> Grid:
     ids = {leaf.id for leaf in part.leaves}
 
     def cells(row: Row) -> list[Cell]:
-        method, *measured = row_cells(row)
         # a control stands in tables of other leaves too, whose columns are not about it
         survey = (row.survey or {}) if row.leaf in ids else {}
-        return [method, *(Cell(survey.get(key, "-")) for key in part.columns), *measured]
+        declared = [Cell(survey.get(key, "-")) for key in part.columns]
+        return [Cell(row.label), *declared, *measured_cells(table, row)]
 
     return Grid(
         heading=part.title,
-        columns=("Method", *part.columns.values(), *MEASURED),
+        columns=("Method", *part.columns.values(), *measured(table)),
         text_columns=1 + len(part.columns),
         blocks=[Block(name, [cells(row) for row in group]) for name, group in blocks_of(rows)],
         notes=_notes(table, part, rows),
@@ -96,7 +107,7 @@ def _grid(table: Table, part: SurveyTable) -> Grid:
 
 
 def _notes(table: Table, part: SurveyTable, rows: Sequence[Row]) -> list[str]:
-    notes = [verdict(rows, table.control("kd"))]
+    notes = [verdict(rows, table.control("kd")), paused(rows)]
     leaves = {row.leaf for row in rows}
     for leaf in part.leaves:
         if leaf.open and leaf.id not in leaves:
@@ -107,5 +118,5 @@ def _notes(table: Table, part: SurveyTable, rows: Sequence[Row]) -> list[str]:
             notes.append(f"{leaf.heading}: among the controls alone.")
     foreign = sorted({f"{row.label} ({row.cls})" for row in rows if row.survey is None})
     if foreign:
-        notes.append(f"Third-party, of classes that cannot be imported here: {', '.join(foreign)}.")
+        notes.append(f"Without entries for the survey's columns: {', '.join(foreign)}.")
     return [note for note in notes if note]

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from kdbench.report.csv import CSV_MARKER
+from kdbench.report.csv import CSV_MARKER, csv_value
 from kdbench.report.markdown import MARKER, escape, line
 from kdbench.results.claims import STATUSES, TEACHER_TOLERANCE, TOLERANCE, Claim, Comparison, Status, compare_claims
 from kdbench.results.record import Record
 from kdbench.results.stats import Estimate
+from kdbench.text import fixed
 
 HEADER = (
     "Method",
@@ -108,7 +109,7 @@ def _cells(comparison: Comparison) -> tuple[str, ...]:
         why.append(f"closest of {comparison.others + 1} settings")
     return (
         claim.method if not claim.settings else f"{claim.method} ({claim.settings})",
-        f"{claim.accuracy:.2f}",
+        fixed(claim.accuracy, 2),
         "; ".join(sources),
         f"{claim.selection} / last",
         f"{claim.epochs} / {_text(comparison.epochs)}",
@@ -117,7 +118,7 @@ def _cells(comparison: Comparison) -> tuple[str, ...]:
         _estimate(comparison.ours),
         str(len(comparison.seeds)),
         _number(comparison.oracle),
-        "" if comparison.difference is None else f"{comparison.difference:+.2f}",
+        "" if comparison.difference is None else fixed(comparison.difference, 2, signed=True),
         comparison.status,
         "; ".join(why),
     )
@@ -130,7 +131,7 @@ def _source(claim: Claim) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return "–" if value is None else fixed(value, 2)
 
 
 def _text(value: int | None) -> str:
@@ -140,7 +141,7 @@ def _text(value: int | None) -> str:
 def _estimate(value: Estimate | None) -> str:
     if value is None:
         return "–"
-    return f"{value.mean:.2f}" if value.half is None else f"{value.mean:.2f} ± {value.half:.2f}"
+    return fixed(value.mean, 2) if value.half is None else f"{fixed(value.mean, 2)} ± {fixed(value.half, 2)}"
 
 
 def _markdown(comparisons: Sequence[Comparison]) -> str:
@@ -198,7 +199,7 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
     writer.writerow(_COLUMNS)
     for comparison in comparisons:
         if comparison.cells:
-            writer.writerow(f"{v + 0.0:.10g}" if isinstance(v, float) else v for v in _values(comparison))
+            writer.writerow(map(csv_value, _values(comparison)))
     return file.getvalue()
 
 

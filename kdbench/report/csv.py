@@ -7,6 +7,7 @@ import io
 from typing import Any
 
 from kdbench.report.sheet import Sheet
+from kdbench.text import full, inert
 
 CSV_MARKER = "kdbench_table"
 """First column of every generated CSV; holds the name of the table."""
@@ -20,10 +21,10 @@ def comma_separated(sheet: Sheet) -> str:
     writer = csv.DictWriter(file, fieldnames=[CSV_MARKER, *sheet.values[0]], lineterminator="\n")
     writer.writeheader()
     for values in sheet.values:
-        writer.writerow({CSV_MARKER: sheet.path} | {key: _text(value) for key, value in values.items()})
+        writer.writerow({CSV_MARKER: sheet.path} | {key: csv_value(value) for key, value in values.items()})
     return file.getvalue()
 
 
-def _text(value: Any) -> Any:
-    # the digits beyond differ from one numerical library to the next, and the files are compared byte for byte
-    return f"{value + 0.0:.10g}" if isinstance(value, float) else value
+def csv_value(value: Any) -> Any:
+    """A number as text, text so that no spreadsheet takes it for a formula."""
+    return full(value) if isinstance(value, float) else inert(value) if isinstance(value, str) else value

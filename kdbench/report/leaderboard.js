@@ -55,12 +55,13 @@
   const { tables, chapters, configs, environments } = payload;
   const runs = payload.records;
   const rows = unpack(payload.rows);
+  unpack(payload.shown).forEach((shown, index) => { rows[index].shown = shown; });
   let curveData = null;
   const curvesOf = (run) => (curveData ??= JSON.parse(byId("payload-curves").textContent))[run];
 
   function unpack(columns) {
     const keys = Object.keys(columns);
-    return columns[keys[0]].map((_, index) => {
+    return (columns[keys[0]] ?? []).map((_, index) => {
       const row = { index };
       for (const key of keys) row[key] = columns[key][index];
       return row;
@@ -96,19 +97,17 @@
     bounds[1] = Math.max(bounds[1], row.top1 + (row.half || 0));
   }
   tables.forEach((table, index) => {
-    if (table.teacher) range[index][1] = Math.max(range[index][1], table.teacher[2]);
+    if (!table.teacher) return;
+    range[index][0] = Math.min(range[index][0], table.teacher[2]);
+    range[index][1] = Math.max(range[index][1], table.teacher[2]);
   });
 
   // ---- numbers ----
+  // Numbers come as texts, rounded as in every other format; here they get a typographer's signs.
   const NONE = "–";
-  const fixed = (value, digits, signed) => {
-    if (value === null || value === undefined) return NONE;
-    const text = Math.abs(value).toFixed(digits);
-    const sign = Number(text) === 0 ? "" : value < 0 ? "−" : signed ? "+" : "";
-    return sign + text;
-  };
+  const neat = (text) => (text === "-" ? NONE : text.replace(/^-(?=\d)/, "−"));
+  // of the axes of plots alone
   const big = (value) => {
-    if (value === null || value === undefined) return NONE;
     for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
       if (value >= size) return `${(value / size).toPrecision(3)} ${unit}`;
     }
@@ -124,7 +123,7 @@
     "third-party": "M5 0L10 5L5 10L0 5Z",
   };
   const roleNames = {
-    control: "control", survey: "cited by the survey", extension: "extension", "third-party": "third-party leaf",
+    control: "control", survey: "cited by the survey", extension: "extension", "third-party": "third-party",
   };
   const mark = (role) =>
     h("svg", { class: `mark ${role}`, viewBox: "0 0 10 10", "aria-hidden": "true" }, h("path", { d: shapes[role] }));
@@ -142,60 +141,54 @@
         h("line", { class: "ci", x1: x(row.top1 - row.half), x2: x(row.top1 + row.half), y1: 6, y2: 6 }),
       h("circle", { class: "dot", cx: x(row.top1), cy: 6, r: 3 }));
   }
-  function accuracy(row) {
-    if (row.top1 === null) return [NONE];
-    const spread = row.half === null ? "one seed" : `± ${fixed(row.half, 2)}`;
-    return [h("span", { class: "value" }, fixed(row.top1, 2)), " ", h("span", { class: "half" }, spread), strip(row)];
+  // a mean and its spread
+  function estimate(text) {
+    const [value, ...spread] = text.split(" ");
+    return [h("span", { class: "value" }, neat(value)), ...(spread.length ? [" ", h("span", { class: "half" }, spread.join(" "))] : [])];
   }
-  function verdict(row, key) {
-    const p = row[`${key}P`];
-    if (p === null) return row[`${key}Half`] === null ? "one seed: no interval and no test" : "no test: no spread";
-    const word = p >= payload.alpha ? "not distinguishable" : row[key] > 0 ? "better" : "worse";
-    return `${word}, p = ${p < 0.0001 ? "< 0.0001" : p.toFixed(4)} after Holm`.replace("= <", "<");
+  function accuracy(row) {
+    return row.top1 === null ? [NONE] : [...estimate(row.shown.top1), strip(row)];
   }
   function difference(row, key) {
-    if (row[key] === null) return [NONE];
-    const p = row[`${key}P`];
-    const sure = p !== null && p < payload.alpha;
-    const half = row[`${key}Half`];
-    const partial = row[`${key}N`] > 1 && row[`${key}N`] < row.n ? ` (n=${row[`${key}N`]})` : "";
-    const value = fixed(row[key], 2, true);
+    if (row[key] === null) return [neat(row.shown[key])];
+    const [value, ...spread] = row.shown[key].split(" ");
     return [
-      sure ? h("b", { class: `sure ${row[key] > 0 ? "up" : "down"}` }, value) : value,
+      row.shown.sure.includes(key) ? h("b", { class: `sure ${row[key] > 0 ? "up" : "down"}` }, neat(value)) : neat(value),
       " ",
-      h("span", { class: "half" }, half === null ? "" : `± ${fixed(half, 2)}${partial}`),
+      h("span", { class: "half" }, spread.join(" ")),
     ];
   }
-  const number = (key, digits) => (row) => [fixed(row[key], digits)];
+  const text = (key) => (row) => [neat(row.shown[key])];
   const COLUMNS = [
-    ["method", "Method", "Method, and the settings that tell it from others of its name in the table. ■ control, ● cited by the survey, ▲ extension, ◆ third-party leaf."],
+    ["method", "Method", "Method, and the settings that tell it from others of its name in the table. ■ control, ● cited by the survey, ▲ extension, ◆ third-party: of a package that does not ship with kdbench, or a leaf that is not in the survey's tree."],
     ["dataset", "Data set", "Data set by name; tables also tell its content and settings apart.", (row) => [name(row.dataset)], "flat"],
     ["pair", "Pair", "Teacher and student of the table. Runs without a teacher stand in the table of every teacher of their student.", (row) => [name(row.pair)], "flat"],
     ["protocol", "Protocol", "Epochs, optimiser, schedule, precision: whatever makes numbers comparable.", (row) => [name(row.protocol)], "flat"],
     ["teacher", "Teacher", "Its name and the first digits of the sha256 of its weights.", (row) => [name(row.teacher)], "flat"],
     ["top1", "Top-1 %", "Mean over seeds of the test accuracy after the last epoch, ± its 95 % t-interval. The strip draws both on the scale of the table; its tick is the teacher.", accuracy],
+    ...(payload.balanced ? [["bal", "Balanced %", "Mean over classes of the share of their test images that is right, ± its 95 % t-interval over seeds; shown where the largest class has more than 1.5 times the images of the smallest.", (row) => estimate(row.shown.bal)]] : []),
     ["n", "n", "Finished seeds.", (row) => [String(row.n)]],
-    ["ds", "Δ scratch", "Mean difference to training from scratch between runs of the same seed, ± its 95 % interval. Bold: paired t-test, p < " + payload.alpha + " after Holm's correction inside the table; else the two are not distinguishable.", (row) => difference(row, "ds")],
+    ["ds", "Δ scratch", "Mean difference to training from scratch between runs of the same seed, ± its 95 % interval. Bold: paired t-test, p < " + payload.alpha + " after Holm's correction inside the table; else the two are not distinguishable. The row that is compared with says reference.", (row) => difference(row, "ds")],
     ["dk", "Δ KD", "The same, to plain distillation.", (row) => difference(row, "dk")],
-    ["gap", "Gap %", "Share of the gap between the student from scratch (0) and its teacher (100) that is recovered.", (row) => [row.gap === null ? NONE : fixed(100 * row.gap, 1)]],
-    ["macs", "MACs", "Multiply-accumulates of the deployed network for one image.", (row) => [big(row.macs)]],
-    ["params", "Params", "Parameters of the deployed network.", (row) => [big(row.params)]],
-    ["extra", "Extra", "Parameters that only training needs: adapters, heads, generators.", (row) => [big(row.extra)], "rest"],
-    ["minutes", "Train min", "Minutes of training, mean over seeds; comparable on one device only.", number("minutes", 2)],
-    ["images", "Images", "Training images drawn, over all epochs and stages.", (row) => [big(row.images)], "rest"],
-    ["sf", "S fwd", "Student forwards for each image drawn.", number("sf", 2), "rest"],
-    ["tf", "T fwd", "Teacher forwards for each image drawn.", number("tf", 2), "rest"],
+    ["gap", "Gap %", "Share of the gap between the student from scratch (0) and its teacher (100) that is recovered.", text("gap")],
+    ["macs", "MACs", "Multiply-accumulates of the deployed network for one image.", text("macs")],
+    ["params", "Params", "Parameters of the deployed network.", text("params")],
+    ["extra", "Extra", "Parameters that only training needs: adapters, heads, generators.", text("extra"), "rest"],
+    ["minutes", "Train min", "Minutes of training, median over seeds; comparable on one device that does nothing else. None where seeds differ by more than 2x, as pauses do.", text("minutes")],
+    ["images", "Images", "Training images drawn, over all epochs and stages.", text("images"), "rest"],
+    ["sf", "S fwd", "Student forwards for each image drawn.", text("sf"), "rest"],
+    ["tf", "T fwd", "Teacher forwards for each image drawn.", text("tf"), "rest"],
     ["diverged", "Div.", "Seeds that diverged; they count here alone.", (row) => [row.diverged ? h("span", { class: "bad" }, String(row.diverged)) : "0"]],
   ].map(([key, label, help, cell, kind]) => ({ key, label, help, cell, kind }));
   const TEXT = new Set(["method", "dataset", "pair", "protocol", "teacher"]);
   const UPWARD = new Set([...TEXT, "macs", "params", "extra", "minutes", "images", "sf", "tf"]);
   const VIEWS = ["results", "plots", "taxonomy"];
-  const COSTS = { minutes: "training minutes", images: "training images", sf: "student forwards per image", tf: "teacher forwards per image" };
+  const COSTS = { fwd: "student and teacher forwards per image", images: "training images", sf: "student forwards per image", tf: "teacher forwards per image", minutes: "training minutes" };
 
   const wide = matchMedia("(min-width: 901px)");
 
   // ---- state, kept in the address ----
-  const DEFAULTS = { q: "", chapter: "", leaf: "", data: "", pair: "", protocol: "", seeds: 0, sort: "-top1", flat: false, view: "results", scope: "", cost: "minutes" };
+  const DEFAULTS = { q: "", chapter: "", leaf: "", data: "", pair: "", protocol: "", seeds: 0, sort: "-top1", flat: false, view: "results", scope: "", cost: "fwd" };
   const FILTERS = ["q", "chapter", "leaf", "data", "pair", "protocol", "seeds"];
   let state = { ...DEFAULTS };
   let open = new Set();
@@ -332,7 +325,7 @@
   }
   function groupHead(unit, width) {
     const table = tables[unit.head];
-    const teacher = table.teacher ? `teacher ${table.teacher[0]} ${fixed(table.teacher[2], 2)} % (${table.teacher[1]})` : "no teacher";
+    const teacher = table.teacher ? `teacher ${table.teacher[0]} ${table.accuracy} % (${table.teacher[1]})` : "no teacher";
     return h("tr", { role: "row", class: "group" },
       h("th", { role: "rowheader", scope: "rowgroup", colspan: width }, h("div", {},
         h("b", {}, name(table.dataset), ", ", name(table.pair), ", ", name(table.protocol)),
@@ -352,7 +345,7 @@
     const cells = columns.slice(1).map((column) => h("td", {
       role: "cell", "data-label": column.label,
       class: `${column.key} ${TEXT.has(column.key) ? "text" : ""} ${column.kind === "rest" ? "rest" : ""}`.trim(),
-      title: (column.key === "ds" || column.key === "dk") && row[column.key] !== null ? verdict(row, column.key) : null,
+      title: (column.key === "ds" || column.key === "dk") && row[column.key] !== null ? row.shown[`${column.key}Why`] : null,
     }, column.cell(row)));
     return h("tr", { role: "row", class: expanded ? "row open" : "row" },
       h("th", { role: "rowheader", scope: "row", class: "name" }, button), cells);
@@ -431,32 +424,32 @@
   }
   function detail(row) {
     const table = tables[row.table];
-    const optional = (column) => row.records.some((run) => runs[column][run] !== null);
+    const optional = (column) => row.records.some((run) => runs[column][run] !== "-");
     const heads = ["Seed", "Last %", ...(optional("val") ? ["Val-selected %"] : []), "Oracle % (unranked)", "Train min", "Images/s",
       ...(optional("memory") ? ["Peak MB"] : []), "Cell", "Record sha256", "Trained (UTC)"];
     const lines = row.records.map((run) => [
       String(runs.seed[run]),
-      runs.reason[run] !== null ? h("span", { class: "bad" }, "diverged") : fixed(runs.last[run], 2),
-      ...(optional("val") ? [fixed(runs.val[run], 2)] : []),
-      h("span", { class: "soft" }, fixed(runs.oracle[run], 2)),
-      fixed(runs.minutes[run], 2), fixed(runs.ips[run], 0),
-      ...(optional("memory") ? [fixed(runs.memory[run], 0)] : []),
+      runs.reason[run] !== null ? h("span", { class: "bad" }, "diverged") : runs.last[run],
+      ...(optional("val") ? [neat(runs.val[run])] : []),
+      h("span", { class: "soft" }, neat(runs.oracle[run])),
+      runs.minutes[run], runs.ips[run],
+      ...(optional("memory") ? [neat(runs.memory[run])] : []),
       h("span", { class: "mono" }, runs.cell[run]), h("span", { class: "mono" }, `${runs.sha[run]}…`), runs.created[run],
     ]);
     const reasons = row.records.filter((run) => runs.reason[run] !== null)
       .map((run) => h("p", { class: "bad" }, `Seed ${runs.seed[run]} diverged: `, name(runs.reason[run])));
     const compared = [["ds", "Δ scratch"], ["dk", "Δ KD"]].filter(([key]) => row[key] !== null)
-      .map(([key, label]) => [label, `${fixed(row[key], 2, true)}${row[`${key}Half`] === null ? "" : ` ± ${fixed(row[`${key}Half`], 2)}`}: ${verdict(row, key)}`]);
-    const gap = row.gap === null ? [] : [["gap recovered", row.gapLow === null ? `${fixed(100 * row.gap, 1)} % (no interval)`
-      : `${fixed(100 * row.gap, 1)} % (${fixed(100 * row.gapLow, 1)} to ${fixed(100 * row.gapHigh, 1)} %)`]];
+      .map(([key, label]) => [label, `${neat(row.shown[key])}: ${row.shown[`${key}Why`]}`]);
+    const gap = row.gap === null ? [] : [["gap recovered", row.gapLow === null ? `${neat(row.shown.gap)} % (no interval)`
+      : `${neat(row.shown.gap)} % (${neat(row.shown.gapLow)} to ${neat(row.shown.gapHigh)} %)`]];
     const machines = [...new Set(row.records.map((run) => runs.environment[run]))].map((index) => environments[index]);
     const about = [
       ["leaf", `${leafTitle.get(row.leaf) ?? row.leaf} (${row.leaf}), ${roleNames[row.role]}`],
       ...(row.paper ? [["paper", row.paper]] : []), ["class", row.cls], ["needs", row.needs || "nothing"],
-      ["top-1", row.top1 === null ? "no finished seed" : row.half === null ? `${fixed(row.top1, 2)} (one seed: no interval)` : `${fixed(row.top1, 2)} ± ${fixed(row.half, 2)} over ${row.n} seeds`],
+      ["top-1", row.top1 === null ? "no finished seed" : row.half === null ? row.shown.top1 : `${row.shown.top1} over ${row.n} seeds`],
       ...compared, ...gap,
-      ["deployed", `${big(row.macs)} MACs, ${row.params.toLocaleString("en")} parameters`],
-      ["training", `${row.images.toLocaleString("en")} images, ${fixed(row.sf, 2)} student and ${fixed(row.tf, 2)} teacher forwards for each, ${(row.extra ?? 0).toLocaleString("en")} extra parameters`],
+      ["deployed", `${row.shown.macs} MACs, ${row.params.toLocaleString("en")} parameters`],
+      ["training", `${row.images.toLocaleString("en")} images, ${neat(row.shown.sf)} student and ${neat(row.shown.tf)} teacher forwards for each, ${neat(row.shown.extra)} extra parameters`],
     ];
     const config = flatten(Object.fromEntries(row.config.map((index) => configs[index])), "", []);
     const made = machines.map((machine) => ["machine", Object.entries(machine).filter(([, value]) => value !== null).map(([key, value]) => `${key} ${value}`).join(", ")]);
@@ -578,6 +571,7 @@
     }
     return front;
   }
+  const mean = (row) => row.shown.top1.split(" ")[0];
   const where = (row, several) => (several ? `${row.label}, ${row.pair}` : row.label);
   const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
@@ -594,7 +588,7 @@
     const y = scale(teacher ? [...heights, teacher[2]] : heights, height - bottom - 6, top + 6);
     const plot = h("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, role: "img" },
       h("title", {}, `${title}: ${plural(points.length, "point")}`),
-      h("desc", {}, `Pareto front, from cheap to dear: ${front.slice(0, 20).map((row) => `${where(row, several)} ${fixed(row.top1, 2)} % at ${label(row[key])}`).join("; ")}.`));
+      h("desc", {}, `Pareto front, from cheap to dear: ${front.slice(0, 20).map((row) => `${where(row, several)} ${mean(row)} % at ${neat(row.shown[key])}`).join("; ")}.`));
     for (const tick of y.ticks) {
       plot.append(h("line", { class: "grid", x1: left, x2: width - right, y1: y.at(tick), y2: y.at(tick) }),
         h("text", { x: left - 7, y: y.at(tick) + 4, "text-anchor": "end" }, label(tick)));
@@ -679,7 +673,7 @@
     const inside = (value) => Math.min(Math.max(x.at(value), left + 8), width - 64);
     const plot = h("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, role: "img" },
       h("title", {}, `Gap recovered: ${plural(shown.length, "row")}`),
-      h("desc", {}, shown.map((row) => `${where(row, several)} ${fixed(100 * row.gap, 1)} %${row.gapLow === null ? "" : ` (${fixed(100 * row.gapLow, 1)} to ${fixed(100 * row.gapHigh, 1)})`}`).join("; ")));
+      h("desc", {}, shown.map((row) => `${where(row, several)} ${neat(row.shown.gap)} %${row.gapLow === null ? "" : ` (${neat(row.shown.gapLow)} to ${neat(row.shown.gapHigh)})`}`).join("; ")));
     const spaced = (x.at(x.ticks[1]) - x.at(x.ticks[0])) < 34 ? 2 : 1;
     x.ticks.forEach((tick, index) => {
       const strong = tick === 0 || tick === 100;
@@ -692,7 +686,7 @@
       plot.append(h("text", { class: "name", x: left - 6, y: y + 4, "text-anchor": "end" }, short(text, letters), h("title", {}, text)));
       if (row.gapLow !== null) plot.append(h("path", { class: `gapline m-${row.role}`, d: `M${inside(100 * row.gapLow).toFixed(1)} ${y}H${inside(100 * row.gapHigh).toFixed(1)}` }));
       plot.append(h("path", { class: `m-${row.role}`, d: glyph(row.role, inside(100 * row.gap), y, 4.2) }),
-        h("text", { x: width - 4, y: y + 4, "text-anchor": "end" }, fixed(100 * row.gap, 1)));
+        h("text", { x: width - 4, y: y + 4, "text-anchor": "end" }, neat(row.shown.gap)));
     });
     return plot;
   }
@@ -744,7 +738,7 @@
       plot.style.cursor = near ? "pointer" : "";
       if (!near) return;
       tip.replaceChildren(h("b", {}, name(where(near.row, several))),
-        `${fixed(near.row.top1, 2)} %${near.row.half === null ? " (one seed)" : ` ± ${fixed(near.row.half, 2)}`}, ${axis} ${near.row[key] >= 1000 ? big(near.row[key]) : fixed(near.row[key], 2)}`);
+        `${near.row.shown.top1}, ${axis} ${neat(near.row.shown[key])}`);
       const frame = figure.getBoundingClientRect();
       const px = area.left - frame.left + near.x * factor;
       tip.style.top = `${area.top - frame.top + near.y * factor + 12}px`;
@@ -800,20 +794,20 @@
       const figure = h("figure", { id: `plot-${key === "macs" ? "macs" : "cost"}` }, h("h2", {}, heading), h("p", { class: "sub" }, note));
       grid.append(figure);
       if (!usable.length) {
-        figure.append(h("p", { class: "soft" }, "No finished seed among these rows."));
+        figure.append(h("p", { class: "soft" }, "None of these rows has that number."));
         return;
       }
       const plot = scatter(usable, key, heading, axis, several, figure.clientWidth);
       figure.append(plot, equivalent(heading, ["Method", "Pair", "Top-1 %", "±", axis, "Pareto front"], () => {
         const front = new Set(paretoFront(usable, key));
-        return usable.slice().sort((a, b) => b.top1 - a.top1).map((row) => [opener(row), name(row.pair), fixed(row.top1, 2), fixed(row.half, 2), row[key] >= 1000 ? big(row[key]) : fixed(row[key], 2), front.has(row) ? "yes" : ""]);
+        return usable.slice().sort((a, b) => b.top1 - a.top1).map((row) => [opener(row), name(row.pair), mean(row), row.half === null ? NONE : row.shown.top1.split(" ").pop(), neat(row.shown[key]), front.has(row) ? "yes" : ""]);
       }));
       hover(figure, plot, usable, key, several, axis);
     };
     const networks = new Set(points.map((row) => row.macs));
     measured("macs", "Accuracy against deployed MACs", "MACs for one image", networks.size > 1 ? "What the student costs once it is trained." : "What the student costs once it is trained: all of these deploy networks of one size.");
     measured(state.cost, "Accuracy against training cost", COSTS[state.cost],
-      state.cost === "minutes" ? (devices.size > 1 ? `Measured on ${devices.size} kinds of device: minutes are not comparable between them.` : "Wall time without set-up and evaluation.") : "Counted, so the same on every device.");
+      state.cost === "minutes" ? (devices.size > 1 ? `Measured on ${devices.size} kinds of device: minutes are not comparable between them.` : "Wall time without set-up and evaluation, median over seeds: a measure of the method only where the machine did nothing else. Rows whose seeds differ by more than 2x have none.") : "Counted, so the same on every device.");
     const figure = h("figure", { class: "full", id: "plot-gap" }, h("h2", {}, "Gap recovered"),
       h("p", { class: "sub" }, "0 is the student from scratch, 100 its teacher. Lines: 95 % interval of the paired difference to scratch; none where one seed tells no spread.",
         recovered.length > GAP_ROWS ? ` The best ${GAP_ROWS} of ${recovered.length.toLocaleString("en")} rows: filter to see others.` : ""));
@@ -821,8 +815,7 @@
     if (!recovered.length) figure.append(h("p", { class: "soft" }, "Needs finished runs from scratch and a teacher that is better than them."));
     else {
       figure.append(gaps(recovered, several, figure.clientWidth),
-        equivalent("Gap recovered", ["Method", "Pair", "Gap %", "from", "to", "n"], () => recovered.map((row) => [opener(row), name(row.pair), fixed(100 * row.gap, 1),
-          row.gapLow === null ? NONE : fixed(100 * row.gapLow, 1), row.gapHigh === null ? NONE : fixed(100 * row.gapHigh, 1), String(row.n)])));
+        equivalent("Gap recovered", ["Method", "Pair", "Gap %", "from", "to", "n"], () => recovered.map((row) => [opener(row), name(row.pair), ...["gap", "gapLow", "gapHigh"].map((key) => neat(row.shown[key])), String(row.n)])));
     }
   }
 
@@ -856,10 +849,10 @@
   }
   function leafCard(leaf, kind, words, count, perMethod) {
     const names = new Set(leaf.methods.map(([method]) => method));
-    const strays = [...perMethod.keys()].map((key) => JSON.parse(key)).filter(([id, method]) => id === leaf.id && !names.has(method)).map(([, method]) => [method, method, false]);
-    const chips = [...leaf.methods, ...strays].map(([method, title, extension]) => {
+    const strays = [...perMethod.keys()].map((key) => JSON.parse(key)).filter(([id, method]) => id === leaf.id && !names.has(method)).map(([, method]) => [method, method, ""]);
+    const chips = [...leaf.methods, ...strays].map(([method, title, role]) => {
       const runs = perMethod.get(JSON.stringify([leaf.id, method]))?.size || 0;
-      return h("li", { class: runs ? "has" : null, title: `${title}${extension ? " (extension)" : ""}: ${plural(runs, "record")}` },
+      return h("li", { class: runs ? "has" : null, title: `${title}${role ? ` (${role})` : ""}: ${plural(runs, "record")}` },
         name(method), h("span", { class: "n" }, h("span", { class: "sr" }, plural(runs, "record")), h("span", { "aria-hidden": "true" }, runs ? String(runs) : "0")));
     });
     return h("li", { class: `leaf ${kind}` },

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 from kdbench.errors import UserError
-from kdbench.report.settings import Comparison, Setting, compare_settings, reference, row_label, settings_of
+from kdbench.report.settings import (
+    Comparison,
+    Known,
+    Reference,
+    Role,
+    Setting,
+    compare_settings,
+    is_default,
+    parse_setting,
+    reference,
+    role_of,
+    row_label,
+    settings_of,
+)
 from kdbench.report.trust import header, trust_line, weakness_in
-from kdbench.results.record import MethodInfo, Record, digest
+from kdbench.results.labels import ClassSizes, Labels, class_sizes
+from kdbench.results.record import MethodInfo, Record, digest, unpack_correct
 from kdbench.results.stats import Estimate, gap_recovered, holm, mean_interval
 from kdbench.results.store import Store
 from kdbench.taxonomy import load_taxonomy
+
+PAUSED = 2.0
+"""Training times of seeds that differ by more than this factor hold pauses of the machine, and are not shown."""
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Over the classes of a test set, in percent.
+
+    Attributes:
+        mean: over classes; over seeds with its interval. That is the balanced accuracy.
+        low, high: of the worst and the best class, each over seeds.
+    """
+
+    mean: Estimate
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -25,16 +55,22 @@ class Row:
     """One setting of one method over its seeds. Accuracies in percent, `gap` a fraction; None where there is none.
 
     Attributes:
+        reference: whether the other rows are compared with this one, as far as it is a control.
+        default: whether it has the settings that ship with its method.
         setting: the config values that tell this row from others of the same method; empty where it has the name alone.
         scores: last-epoch accuracy by seed, of the finished cells; only these enter the statistics and costs.
-        survey: what the method's class says for the survey's columns; None where the class cannot be imported here.
+        recall: None where the labels of the test set are not in the store.
+        survey: what the method says for the survey's columns; None where neither it nor its record is known to.
+        train_minutes: median over seeds, None where they differ by more than `PAUSED`.
         student_forwards, teacher_forwards: per image seen.
     """
 
     block: str
     leaf: str
     control: str | None
-    extension: bool
+    role: Role
+    reference: bool
+    default: bool
     method: str
     setting: str
     cls: str
@@ -42,6 +78,7 @@ class Row:
     scores: Mapping[int, float]
     diverged: int
     top1: Estimate | None
+    recall: Recall | None
     delta_scratch: Comparison | None
     delta_kd: Comparison | None
     gap: float | None
@@ -69,6 +106,7 @@ class Table:
         cohort: the same for tables that differ in the pair alone.
         teacher: accuracy of the teacher, None where there is none.
         weak: why it has nothing to teach, as a clause, or None.
+        unequal: whether the classes of the test set differ in size, see `kdbench.results.labels.UNEQUAL`.
     """
 
     cells: frozenset[str]
@@ -83,12 +121,12 @@ class Table:
     protocol: str
     teacher: float | None
     weak: str | None
+    unequal: bool
     records: Sequence[Record] = field(repr=False, compare=False)
 
     def control(self, control: str) -> Row | None:
-        """The row of a control that others are compared with: the one of most seeds, not the one of best accuracy."""
-        candidates = [row for row in self.rows if row.control == control and row.scores]
-        return max(candidates, key=lambda row: len(row.scores), default=None)
+        """The row of a control that others are compared with, see `kdbench.report.settings.reference`."""
+        return next((row for row in self.rows if row.control == control and row.reference), None)
 
 
 def load_records(store_root: str | Path) -> list[Record]:
@@ -103,12 +141,27 @@ def load_records(store_root: str | Path) -> list[Record]:
     return records
 
 
-def build_tables(records: Iterable[Record]) -> list[Table]:
+def build_tables(
+    records: Iterable[Record],
+    known: Iterable[Known] = (),
+    labels: Mapping[str, Labels] | None = None,
+    named: Sequence[str] = (),
+) -> list[Table]:
     """Group records into tables and compute their rows; the order of `records` plays no part.
 
     Records share a table where data set (content and settings), student, protocol (name and config) and teacher (hash
     of the weights) are the same. Those that used no teacher stand in the table of every teacher.
+
+    Args:
+        known: methods of the registry, for what records do not say of them.
+        labels: of test sets, by key, for the recall of each class.
+        named: settings of controls that the others are to be compared with, as in ``kd:temperature=4``.
+
+    Raises:
+        UserError: no record is of a setting in `named`, or labels do not fit their records.
     """
+    records, known = list(records), list(known)
+    _check_named(records, named)
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda r: r.cell.id):
         cell = record.cell
@@ -121,15 +174,15 @@ def build_tables(records: Iterable[Record]) -> list[Table]:
         teachers = sorted({record.teacher.sha256 for record in group if record.teacher})
         for sha in teachers or [""]:
             shared = [record for record in group if record.teacher is None or record.teacher.sha256 == sha]
-            tables.append(_table(shared, cohort))
+            tables.append(_table(shared, cohort, known, labels or {}, named))
             keys.append(digest([cohort, student, sha]))
     # Names are for people; where tables would share one (also on a disk that ignores case), the key tells them apart.
     taken = [table.name.lower() for table in tables]
-    named = [
+    unique = [
         replace(table, name=f"{table.name}-{key[:8]}") if taken.count(table.name.lower()) > 1 else table
         for table, key in zip(tables, keys, strict=True)
     ]
-    return sorted(named, key=lambda table: table.name)
+    return sorted(unique, key=lambda table: table.name)
 
 
 def safe_name(*parts: str) -> str:
@@ -137,40 +190,47 @@ def safe_name(*parts: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip(".")[:150]
 
 
-@cache
-def declared(path: str) -> Mapping[str, str] | None:
-    """The ``survey`` of a method's class (dotted path), None where it cannot be imported here: a third party's."""
-    module, _, attribute = path.rpartition(".")
-    try:
-        survey = getattr(importlib.import_module(module), attribute).survey
-    except Exception:  # whatever a third party's module does when it is imported
-        return None
-    return {str(key): str(value) for key, value in survey.items()} if isinstance(survey, Mapping) else None
+def _check_named(records: Sequence[Record], named: Sequence[str]) -> None:
+    controls = [s for s in settings_of(records) if s.info.control in ("scratch", "kd")] if named else []
+    for text in named:
+        name, values = parse_setting(text)
+        if not any(setting.method == name and setting.has(values) for setting in controls):
+            there = "; ".join(dict.fromkeys(setting.label for setting in controls)) or "none"
+            raise UserError(f"No control is '{text}', so nothing can be compared with it: choose from {there}.")
 
 
 def _block(info: MethodInfo) -> str:
-    if info.control:
-        return "Controls"
-    if info.extension:
-        return "Extensions"
     leaf = load_taxonomy().find(info.leaf)
-    return leaf.heading if leaf else f"Third-party: {info.leaf}"
+    heading = leaf.heading if leaf else info.leaf
+    return {
+        "control": "Controls",
+        "survey": heading,
+        "extension": "Extensions",
+        "third-party": f"Third-party: {heading}",
+    }[role_of(info)]
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def _table(records: list[Record], cohort: str) -> Table:
+def _table(
+    records: list[Record],
+    cohort: str,
+    known: Sequence[Known],
+    labels: Mapping[str, Labels],
+    named: Sequence[str],
+) -> Table:
     cell = max((record.cell for record in records), key=lambda cell: (cell.teacher is not None, cell.id))
     settings = settings_of(records)
-    scratch, kd = (reference(settings, control) for control in ("scratch", "kd"))
+    scratch, kd = (reference(settings, control, known, named) for control in ("scratch", "kd"))
     accuracy = _mean([record.teacher.accuracy for record in records if record.teacher])
-    rows = _corrected([_row(setting, scratch, kd, accuracy) for setting in settings])
+    sizes = class_sizes(labels, records[0])
+    rows = _corrected([_row(setting, scratch, kd, accuracy, sizes, known) for setting in settings])
     return Table(
         cells=frozenset(record.cell.id for record in records),
         name=safe_name(cell.dataset, cell.pair, cell.protocol),
         title=f"{cell.dataset}, {cell.pair}, {cell.protocol}",
-        header=header(records, accuracy, scratch, kd),
+        header=header(records, accuracy, scratch, kd, sizes),
         trust=trust_line(
             records,
             accuracy,
@@ -185,40 +245,71 @@ def _table(records: list[Record], cohort: str) -> Table:
         protocol=cell.protocol,
         teacher=accuracy,
         weak=weakness_in(records, accuracy, scratch),
+        unequal=sizes is not None and sizes.unequal,
         records=records,
     )
 
 
-def _row(setting: Setting, scratch: Setting | None, kd: Setting | None, teacher: float | None) -> Row:
+def _row(
+    setting: Setting,
+    scratch: Reference | None,
+    kd: Reference | None,
+    teacher: float | None,
+    sizes: ClassSizes | None,
+    known: Sequence[Known],
+) -> Row:
     info, scores, costs = setting.info, setting.scores, [record.cost for record in setting.finished]
     seen = [cost for cost in costs if cost.images_seen]
 
-    def delta(control: Setting | None) -> Comparison | None:
-        return None if control is None or control is setting else compare_settings(setting, control)
+    def delta(control: Reference | None) -> Comparison | None:
+        if control is None or control.setting is setting:
+            return None
+        return compare_settings(setting, control.setting)
 
     gap = None
-    if scores and scratch and scratch is not setting and teacher is not None:
-        gap = gap_recovered(_mean_of(scores), _mean_of(scratch.scores), teacher)
+    if scores and scratch and scratch.setting is not setting and teacher is not None:
+        gap = gap_recovered(_mean_of(scores), _mean_of(scratch.setting.scores), teacher)
     return Row(
         block=_block(info),
         leaf=info.leaf,
         control=info.control,
-        extension=info.extension,
+        role=role_of(info),
+        reference=any(control is not None and control.setting is setting for control in (scratch, kd)),
+        default=bool(is_default(setting, known)),
         method=setting.method,
         setting=setting.setting,
         cls=info.cls,
-        survey=declared(info.cls),
+        survey=_survey(info, known),
         scores=scores,
         diverged=len(setting.records) - len(setting.finished),
         top1=mean_interval(list(scores.values())) if scores else None,
+        recall=_recall(setting, sizes),
         delta_scratch=delta(scratch),
         delta_kd=delta(kd),
         gap=gap,
-        train_minutes=_mean([cost.train_seconds / 60 for cost in costs]),
+        train_minutes=_minutes([cost.train_seconds / 60 for cost in costs]),
         student_forwards=_mean([cost.student_forwards / cost.images_seen for cost in seen]),
         teacher_forwards=_mean([cost.teacher_forwards / cost.images_seen for cost in seen]),
         extra_params=max((cost.extra_params for cost in costs), default=None),
     )
+
+
+def _survey(info: MethodInfo, known: Sequence[Known]) -> Mapping[str, str] | None:
+    """A class that is known speaks for itself, so that what is mended there is mended in every table."""
+    return next((entry.survey for entry in known if entry.path == info.cls), info.survey)
+
+
+def _recall(setting: Setting, sizes: ClassSizes | None) -> Recall | None:
+    if sizes is None or not setting.finished:
+        return None
+    runs = [sizes.recalls(unpack_correct(record.correct)) for record in setting.finished if record.correct]
+    classes = [math.fsum(values) / len(runs) for values in zip(*(run.tolist() for run in runs), strict=True)]
+    mean = mean_interval([math.fsum(run.tolist()) / len(run) for run in runs])
+    return Recall(mean, min(classes), max(classes))
+
+
+def _minutes(minutes: Sequence[float]) -> float | None:
+    return statistics.median(minutes) if minutes and max(minutes) <= PAUSED * min(minutes) else None
 
 
 def _corrected(rows: list[Row]) -> list[Row]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from kdbench.errors import UserError
 from kdbench.report.model import Table, build_tables
-from kdbench.report.settings import Comparison, Setting, compare_settings, reference, settings_of
-from kdbench.report.sheet import p_value, unsigned_zero
+from kdbench.report.settings import Comparison, Known, Setting, compare_settings, parse_setting, settings_of
+from kdbench.report.sheet import p_value
 from kdbench.results.record import Record, unpack_correct
-from kdbench.results.stats import Interval, gap_recovered, holm, improvement_probability, mcnemar, mean_interval
+from kdbench.results.stats import Interval, holm, improvement_probability, mcnemar, mean_interval
+from kdbench.text import fixed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Match:
         return self.a if self.delta.mean > 0 else self.b
 
 
-def compare(records: Iterable[Record], a: str, b: str) -> str:
+def compare(records: Iterable[Record], a: str, b: str, known: Iterable[Known] = ()) -> str:
     """The paired comparison of two methods wherever both stand in one table, as plain text.
 
     Differences are of runs with the same seed, last epoch, in points of accuracy. "Better" is said where the paired
@@ -43,12 +43,13 @@ def compare(records: Iterable[Record], a: str, b: str) -> str:
     Args:
         a, b: a method's name, with settings behind a colon where it has several: ``kd:temperature=4``,
             ``kd:temperature=4,weights.kd=0.9``. Without them all settings are compared.
+        known: see `build_tables`.
 
     Raises:
         UserError: an unknown method or setting, the same one twice, or no table that holds both.
     """
     records = list(records)
-    tables = build_tables(records)
+    tables = build_tables(records, known)
     chosen = [(table, _choose(table, a), _choose(table, b)) for table in tables]
     for index, text in ((1, a), (2, b)):
         if not any(each[index] for each in chosen):
@@ -81,16 +82,8 @@ def compare(records: Iterable[Record], a: str, b: str) -> str:
 
 def _choose(table: Table, text: str) -> list[Setting]:
     """The settings that `text` (``NAME`` or ``NAME:key=value,...``) names, in the table's order."""
-    name, _, rest = text.partition(":")
-    wanted = dict(item.partition("=")[::2] for item in rest.split(",") if item)
-    return [
-        setting
-        for setting in settings_of(table.records)
-        if setting.method == name
-        and all(
-            value in (setting.values.get(key), setting.values.get(f"method.{key}")) for key, value in wanted.items()
-        )
-    ]
+    name, wanted = parse_setting(text)
+    return [s for s in settings_of(table.records) if s.method == name and s.has(wanted)]
 
 
 def _unknown(text: str, records: Sequence[Record]) -> UserError:
@@ -120,9 +113,9 @@ def _paragraph(match: _Match) -> str:
         return "\n".join(lines)
     x, y = a.scores, b.scores
     common = sorted(x.keys() & y.keys())
-    each = ", ".join(f"seed {seed} {x[seed] - y[seed]:+.2f}" for seed in common)
+    each = ", ".join(f"seed {seed} {fixed(x[seed] - y[seed], 2, signed=True)}" for seed in common)
     wins, losses = (sum(sign * (x[seed] - y[seed]) > 0 for seed in common) for sign in (1, -1))
-    size = f"{unsigned_zero(delta.mean, 2):+.2f}" + ("" if delta.half is None else f" ± {delta.half:.2f}")
+    size = fixed(delta.mean, 2, signed=True) + ("" if delta.half is None else f" ± {fixed(delta.half, 2)}")
     lines.append(f"  Difference: {size} points ({each}); {a.label} won {wins}, lost {losses}.")
     if delta.half is not None:
         corrected = f", {p_value(delta.holm)} after Holm" if delta.p is not None else ""
@@ -139,14 +132,12 @@ def _reached(setting: Setting, table: Table) -> str:
     if not scores:
         return f"no finished run, {len(setting.records)} diverged"
     reached = mean_interval(scores)
-    spread = "one seed" if reached.half is None else f"± {reached.half:.2f}, n = {reached.n}"
-    words = [f"{reached.mean:.2f} % {spread}"]
-    start = reference(settings_of(table.records), "scratch")
-    if start and table.teacher is not None and start.records != setting.records:
-        scratch = math.fsum(start.scores.values()) / len(start.scores)
-        gap = gap_recovered(math.fsum(scores) / len(scores), scratch, table.teacher)
-        if gap is not None:
-            words.append(f"{100 * gap:.1f} % of the gap recovered")
+    spread = "one seed" if reached.half is None else f"± {fixed(reached.half, 2)}, n = {reached.n}"
+    words = [f"{fixed(reached.mean, 2)} % {spread}"]
+    rows = zip(table.rows, settings_of(table.records), strict=True)
+    gap = next(row.gap for row, own in rows if own.records == setting.records)
+    if gap is not None:
+        words.append(f"{fixed(gap, 1, scale=100)} % of the gap recovered")
     diverged = len(setting.records) - len(scores)
     return ", ".join([*words, f"{diverged} diverged"] if diverged else words)
 
@@ -191,5 +182,7 @@ def _summary(matches: Sequence[_Match]) -> str:
 
 
 def _chance(value: Interval) -> str:
-    interval = f" [{value.low:.2f}, {value.high:.2f}]" if value.low is not None and value.high is not None else ""
-    return f"{value.value:.2f}{interval}"
+    interval = (
+        f" [{fixed(value.low, 2)}, {fixed(value.high, 2)}]" if value.low is not None and value.high is not None else ""
+    )
+    return f"{fixed(value.value, 2)}{interval}"

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from kdbench.results.record import MethodInfo, Record, canonical_json, flatten, unpack_correct
 from kdbench.results.stats import ALPHA, Difference, paired_difference, sign_flip
-from kdbench.taxonomy import load_taxonomy
+from kdbench.shipped import is_third_party
+from kdbench.taxonomy import MethodLike, load_taxonomy
+from kdbench.text import one_line
 
 CONTROLS = ("scratch", "smoothing", "kd")
+Role = Literal["control", "survey", "extension", "third-party"]
+ROLES: tuple[Role, ...] = ("control", "survey", "extension", "third-party")
+
+
+class Known(MethodLike, Protocol):
+    """A method as the registry knows it, which imports what the user's configuration names, and nothing else.
+
+    A report learns from it what a record does not say; what a record names is never imported.
+    """
+
+    @property
+    def path(self) -> str:
+        """Its class, as records name it."""
+
+    @property
+    def survey(self) -> Mapping[str, str]:
+        """See `kdbench.method.Method.survey`."""
+
+    def defaults(self, teacher: str | None, student: str) -> Mapping[str, Any]:
+        """The settings of its YAML on a pair, flattened, as a record's config holds them."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,10 @@ class Setting:
     def info(self) -> MethodInfo:
         """What the method says of itself, by its latest record: code may move a method to another leaf."""
         return max(self.records, key=lambda record: (record.created, record.cell.id)).method
+
+    def has(self, wanted: Mapping[str, str]) -> bool:
+        """Whether it has all these values; a method's settings may be named without ``method.``."""
+        return all(value in (self.values.get(key), self.values.get(f"method.{key}")) for key, value in wanted.items())
 
     @property
     def finished(self) -> list[Record]:
@@ -78,7 +104,7 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
             key for key in set().union(*flats.values()) if len({flat.get(key) for flat in flats.values()}) > 1
         )
         for same, group in groups.items():
-            values = ((key.removeprefix("method."), flats[same].get(key, "unset")) for key in differing)
+            values = ((one_line(key.removeprefix("method.")), flats[same].get(key, "unset")) for key in differing)
             label = ", ".join(f"{key}={value}" for key, value in values)
             ordered = sorted(group, key=lambda record: record.cell.seed)
             settings.append(Setting(method, label, flats[same], ordered))
@@ -100,10 +126,76 @@ def compare_settings(a: Setting, b: Setting) -> Comparison | None:
     return Comparison(**values, p_examples=sign_flip(pairs))
 
 
-def reference(settings: Sequence[Setting], control: str) -> Setting | None:
-    """The setting of a control that others are compared with: the one of most seeds, not the one of best accuracy."""
+@dataclass(frozen=True)
+class Reference:
+    """The setting of a control that the others are compared with.
+
+    Attributes:
+        why: it was ``named``, it is the shipped ``default``, or it has the most ``seeds``.
+        of: from how many settings it was chosen.
+        default: see `is_default`.
+    """
+
+    setting: Setting
+    why: Literal["named", "default", "seeds"]
+    of: int
+    default: bool | None
+
+
+def reference(
+    settings: Sequence[Setting], control: str, known: Iterable[Known] = (), named: Sequence[str] = ()
+) -> Reference | None:
+    """The setting of a control that others are compared with; never the one of best accuracy.
+
+    One of `named` (see `parse_setting`) where there is any, else the one with the values that ship with kdbench. Of
+    several, or where there is none of either, the one of most seeds.
+    """
     candidates = [setting for setting in settings if setting.info.control == control and setting.scores]
-    return max(candidates, key=lambda setting: len(setting.scores), default=None)
+    choices: list[tuple[Literal["named", "default", "seeds"], list[Setting]]] = [
+        (
+            "named",
+            [s for s in candidates if any(s.method == name and s.has(v) for name, v in map(parse_setting, named))],
+        ),
+        ("default", [s for s in candidates if is_default(s, known)]),
+        ("seeds", candidates),
+    ]
+    for why, found in choices:
+        if found:
+            best = max([s for s in found if is_default(s, known)] or found, key=lambda setting: len(setting.scores))
+            return Reference(best, why, len(candidates), is_default(best, known))
+    return None
+
+
+def is_default(setting: Setting, known: Iterable[Known]) -> bool | None:
+    """Whether a setting has the values of its method's shipped YAML; None where none ships, or it is not `known`."""
+    info, cell, config = setting.info, setting.records[0].cell, setting.records[0].config.get("method")
+    for entry in known:
+        if entry.name == setting.method and entry.path == info.cls and not is_third_party(entry.path):
+            defaults = entry.defaults(cell.teacher, cell.student)
+            return isinstance(config, Mapping) and canonical_json(defaults) == canonical_json(flatten(config))
+    return None
+
+
+def parse_setting(text: str) -> tuple[str, dict[str, str]]:
+    """``NAME`` or ``NAME:key=value,...``; numbers may be written in any way."""
+    name, _, rest = text.partition(":")
+    values = {}
+    for item in filter(None, rest.split(",")):
+        key, _, value = item.partition("=")
+        try:
+            values[key] = shown(json.loads(value))
+        except ValueError:  # a text
+            values[key] = value
+    return name, values
+
+
+def role_of(info: MethodInfo) -> Role:
+    """What a method is to the survey: only what ships with kdbench can count as the survey's."""
+    if info.control:
+        return "control"
+    if is_third_party(info.cls) or load_taxonomy().find(info.leaf) is None:
+        return "third-party"
+    return "extension" if info.extension or info.paper not in load_taxonomy().cited else "survey"
 
 
 def row_label(method: str, setting: str) -> str:
@@ -111,15 +203,12 @@ def row_label(method: str, setting: str) -> str:
 
 
 def _rank(setting: Setting) -> tuple[int, tuple[int, str], str, str]:
-    """Controls, then the survey's leaves in its order, then extensions."""
+    """Controls, then the survey's leaves in its order, then extensions, then third parties."""
     info = setting.info
-    if info.control:
-        place = (0, (CONTROLS.index(info.control), ""))
-    else:
-        place = (2 if info.extension else 1, load_taxonomy().order(info.leaf))
-    return (*place, setting.method, setting.setting)
+    place = (CONTROLS.index(info.control), "") if info.control else load_taxonomy().order(info.leaf)
+    return (ROLES.index(role_of(info)), place, setting.method, setting.setting)
 
 
 def shown(value: Any) -> str:
-    """A value of a config: text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else canonical_json(value)
+    """A value of a config: text as it is, in one line, anything else as JSON."""
+    return one_line(value if isinstance(value, str) else canonical_json(value))

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdbench.report.model import Row
+from kdbench.report.model import PAUSED, Row, Table
 from kdbench.report.settings import Comparison
 from kdbench.results.stats import Estimate
+from kdbench.text import fixed
 
 MEASURED = (
     "n",
@@ -22,7 +23,10 @@ MEASURED = (
     "extra params",
     "diverged",
 )
-COLUMNS = ("Method", *MEASURED)
+BALANCED = "balanced"
+"""Heading of the column that tables have beside top-1 where the classes of the test set differ in size."""
+REFERENCE = "reference"
+"""Stands for the difference of a control to itself."""
 
 
 @dataclass(frozen=True)
@@ -74,28 +78,42 @@ class Sheet:
     values: Sequence[Mapping[str, Any]]
 
 
-def row_cells(row: Row) -> list[Cell]:
-    """A row as `COLUMNS` show it; rounded, "-" for what there is not."""
+def measured(table: Table) -> tuple[str, ...]:
+    """The headings of what `measured_cells` give."""
+    split = MEASURED.index("top-1 last") + 1
+    return (*MEASURED[:split], BALANCED, *MEASURED[split:]) if table.unequal else MEASURED
+
+
+def measured_cells(table: Table, row: Row) -> list[Cell]:
+    """A row as `measured` shows it; rounded, "-" for what there is not."""
     n = len(row.seeds)
-    return [
-        Cell(row.label),
-        Cell(str(n)),
-        Cell(estimate(row.top1)),
-        difference(row.delta_scratch, n),
-        difference(row.delta_kd, n),
-        Cell("-" if row.gap is None else f"{unsigned_zero(100 * row.gap, 1):.1f}"),
-        Cell(number(row.train_minutes)),
-        Cell(number(row.student_forwards)),
-        Cell(number(row.teacher_forwards)),
-        Cell("-" if row.extra_params is None else f"{row.extra_params:,}"),
-        Cell(str(row.diverged)),
-    ]
+    cells = {
+        "n": Cell(str(n)),
+        "top-1 last": Cell(estimate(row.top1)),
+        BALANCED: Cell(estimate(row.recall.mean if row.recall else None)),
+        "Δ scratch": _to_control(row, "scratch"),
+        "Δ KD": _to_control(row, "kd"),
+        "gap recovered %": Cell(number(row.gap, 1, scale=100)),
+        "train min": Cell(number(row.train_minutes)),
+        "student fwd/img": Cell(number(row.student_forwards)),
+        "teacher fwd/img": Cell(number(row.teacher_forwards)),
+        "extra params": Cell("-" if row.extra_params is None else f"{row.extra_params:,}"),
+        "diverged": Cell(str(row.diverged)),
+    }
+    return [cells[name] for name in measured(table)]
+
+
+def row_cells(table: Table, row: Row) -> list[Cell]:
+    """The method, and what is measured."""
+    return [Cell(row.label), *measured_cells(table, row)]
 
 
 def row_values(row: Row) -> dict[str, Any]:
     """A row for CSV, unrounded; None where there is no value."""
     values: dict[str, Any] = {
         "block": row.block,
+        "role": row.role,
+        "reference": row.control if row.reference else None,
         "leaf": row.leaf,
         "method": row.method,
         "setting": row.setting,
@@ -104,6 +122,11 @@ def row_values(row: Row) -> dict[str, Any]:
         "diverged": row.diverged,
     }
     values |= _interval("top1", row.top1)
+    values |= _interval("macro_recall", row.recall.mean if row.recall else None)
+    values |= {
+        "lowest_class_recall": row.recall.low if row.recall else None,
+        "highest_class_recall": row.recall.high if row.recall else None,
+    }
     for name, delta in (("delta_scratch", row.delta_scratch), ("delta_kd", row.delta_kd)):
         values |= _interval(name, delta)
         values |= {
@@ -127,49 +150,59 @@ def verdict(rows: Sequence[Row], kd: Row | None) -> str:
     if not ranked:
         return ""
     mean, best = max(ranked, key=lambda pair: pair[0])
-    start = f"Best beside the controls: {best.label}, {mean:.2f} %"
+    start = f"Best beside the controls: {best.label}, {fixed(mean, 2)} %"
     if kd is None:
         return f"{start}; there is no KD run to compare it with."
     delta = best.delta_kd
     if delta is None:
         return f"{start}; it shares no seed with {kd.label}, so it cannot be compared with KD."
     if delta.half is None:
-        return f"{start}; on one seed not distinguishable from KD (Δ {delta.mean:+.2f}, no interval and no test)."
+        size = fixed(delta.mean, 2, signed=True)
+        return f"{start}; on one seed not distinguishable from KD (Δ {size}, no interval and no test)."
     tested = f"{p_value(delta.holm)} after Holm" if delta.holm is not None else p_value(None)
-    size = f"Δ {estimate(delta, '+')}, {tested}, n = {delta.n}"
+    size = f"Δ {estimate(delta, signed=True)}, {tested}, n = {delta.n}"
     if not delta.significant:
         return f"{start}; not distinguishable from KD ({size})."
     return f"{start}; {'better' if delta.mean > 0 else 'worse'} than KD ({size})."
 
 
-def estimate(value: Estimate | None, sign: str = "") -> str:
+def paused(rows: Sequence[Row]) -> str:
+    """Whose minutes are not shown, and why; empty where there is nothing to say."""
+    found = [row.label for row in rows if row.scores and row.train_minutes is None]
+    if not found:
+        return ""
+    return f"No minutes where seeds differ by more than {PAUSED:g}x, which is the machine's doing: {', '.join(found)}."
+
+
+def estimate(value: Estimate | None, *, signed: bool = False) -> str:
     """Mean ± half the width of the interval."""
     if value is None:
         return "-"
-    spread = "(one seed)" if value.half is None else f"± {value.half:.2f}"
-    return f"{unsigned_zero(value.mean, 2):{sign}.2f} {spread}"
+    spread = "(one seed)" if value.half is None else f"± {fixed(value.half, 2)}"
+    return f"{fixed(value.mean, 2, signed=signed)} {spread}"
 
 
 def difference(value: Comparison | None, n: int) -> Cell:
     """A difference; where fewer than the row's `n` seeds could be paired, it says how many."""
     partial = f" (n={value.n})" if value and 1 < value.n < n else ""
-    return Cell(estimate(value, "+") + partial, bold=value is not None and value.significant)
+    return Cell(estimate(value, signed=True) + partial, bold=value is not None and value.significant)
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def number(value: float | None, digits: int = 2, *, scale: int = 1) -> str:
+    return "-" if value is None else fixed(value, digits, scale=scale)
 
 
 def p_value(p: float | None) -> str:
     """``p = 0.021``; very small ones as a bound."""
     if p is None:
         return "no p-value as the differences do not spread"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return "p < 0.001" if p < 0.001 else f"p = {fixed(p, 3)}"
 
 
-def unsigned_zero(value: float, digits: int) -> float:
-    """Rounded, and without a sign where that gives zero."""
-    return round(value, digits) + 0.0
+def _to_control(row: Row, control: str) -> Cell:
+    if row.control == control and row.reference:
+        return Cell(REFERENCE)
+    return difference(row.delta_scratch if control == "scratch" else row.delta_kd, len(row.seeds))
 
 
 def _interval(name: str, value: Estimate | None) -> dict[str, float | None]:

@@ -19,12 +19,13 @@ from kdbench.report.latex import LATEX_MARKER, latex
 from kdbench.report.leaderboard import HTML_MARKER
 from kdbench.report.markdown import MARKER, markdown
 from kdbench.report.model import build_tables, load_records
+from kdbench.report.settings import Known
 from kdbench.report.sheet import Sheet
 from kdbench.report.terminal import render_terminal
 from kdbench.results import figures
 from kdbench.results.claims import Claim, load_claims
+from kdbench.results.labels import Labels, load_labels
 from kdbench.results.record import Record
-from kdbench.taxonomy import MethodLike
 
 FOLDER = "tables"
 LEADERBOARD = "leaderboard.html"
@@ -39,18 +40,20 @@ def generate(
     store_root: str | Path,
     filters: Mapping[str, str] | None = None,
     formats: Sequence[str] = FORMATS,
-    methods: Iterable[MethodLike] = (),
+    methods: Iterable[Known] = (),
+    named: Sequence[str] = (),
 ) -> dict[str, str]:
     """The text of every table of a store, by path (with forward slashes) relative to the output folder.
 
     The same records, claims, figures and methods give the same texts. See `select` for `filters`; `methods` are those
-    that the leaderboard shows on the survey's tree, with or without records.
+    of the registry: the leaderboard shows them on the survey's tree, with or without records. `named` are the settings
+    of controls that the others are to be compared with, as in ``kd:temperature=4``.
 
     Raises:
         UserError: the store is empty or bad, a filter matches nothing, or a format is unknown.
     """
     records = select(load_records(store_root), filters or {})
-    texts = render(records, formats, load_claims(store_root), methods)
+    texts = render(records, formats, load_claims(store_root), methods, load_labels(store_root), named)
     measured = figures.load(Path(store_root) / figures.FILE)
     if measured and "md" in formats and not filters:
         texts[BENCHMARKS] = benchmarks(measured)
@@ -61,18 +64,20 @@ def render(
     records: Iterable[Record],
     formats: Sequence[str] = FORMATS,
     claims: Iterable[Claim] = (),
-    methods: Iterable[MethodLike] = (),
+    methods: Iterable[Known] = (),
+    labels: Mapping[str, Labels] | None = None,
+    named: Sequence[str] = (),
 ) -> dict[str, str]:
-    """As `generate`, from records; their order plays no part.
+    """As `generate`, from records; their order plays no part. `labels` are those of test sets, by key.
 
     Raises:
-        UserError: a format is unknown, or there is none.
+        UserError: a format is unknown, or there is none; see also `build_tables`.
     """
-    records = list(records)
+    records, methods = list(records), list(methods)
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown or not formats:
         raise UserError(f"There is no format '{' '.join(unknown)}': use {', '.join(FORMATS)}.")
-    tables = build_tables(records)
+    tables = build_tables(records, methods, labels, named)
     sheets = [sheet for table in tables for sheet in (overview(table), *chapter_sheets(table))]
     sheets += across_pairs(tables)
     shown = [suffix for suffix in formats if suffix in _SHEETS]
@@ -97,7 +102,8 @@ def report(
     out: str | Path,
     filters: Mapping[str, str] | None = None,
     formats: Sequence[str] = FORMATS,
-    methods: Iterable[MethodLike] = (),
+    methods: Iterable[Known] = (),
+    named: Sequence[str] = (),
 ) -> list[Path]:
     """`generate` and `write`; returns the paths, sorted.
 
@@ -106,7 +112,7 @@ def report(
     """
     if filters and Path(out).resolve() == Path(store_root).resolve():
         raise UserError("Tables of a part of the store would replace those of the whole: name another folder (--out).")
-    return write(out, generate(store_root, filters, formats, methods))
+    return write(out, generate(store_root, filters, formats, methods, named))
 
 
 def write(out: str | Path, texts: Mapping[str, str]) -> list[Path]:

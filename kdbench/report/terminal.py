@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.console import Group
 from rich.table import Table as RichTable
@@ -10,18 +11,19 @@ from rich.text import Text
 
 from kdbench.report.chapters import blocks_of
 from kdbench.report.model import Row, Table
-from kdbench.report.sheet import COLUMNS, row_cells, verdict
+from kdbench.report.sheet import BALANCED, measured, measured_cells, verdict
+from kdbench.text import one_line
 
 _SHOWN = {
-    "Method": "Method",
     "n": "n",
     "top-1 last": "top-1 last",
+    BALANCED: "balanced",
     "Δ scratch": "Δ scratch",
     "Δ KD": "Δ KD",
     "gap recovered %": "gap %",
     "diverged": "div.",
 }
-"""The columns that fit into 80 characters, with their short names."""
+"""The columns, beside the method, that fit into 80 characters, with their short names."""
 
 
 def render_terminal(tables: Sequence[Table]) -> Group:
@@ -31,8 +33,9 @@ def render_terminal(tables: Sequence[Table]) -> Group:
     """
     parts: list[RichTable | Text] = []
     for table in tables:
-        blocks = [(block, [_cells(row) for row in rows]) for block, rows in blocks_of(table.rows)]
-        head = list(map(Text, _SHOWN.values()))
+        columns = [column for column in measured(table) if column in _SHOWN]
+        blocks = [(block, [_cells(table, row, columns) for row in rows]) for block, rows in blocks_of(table.rows)]
+        head = [Text("Method"), *(Text(_SHOWN[column]) for column in columns)]
         widths = [
             max(map(len, column)) for column in zip(head, *(line for _, lines in blocks for line in lines), strict=True)
         ]
@@ -40,29 +43,32 @@ def render_terminal(tables: Sequence[Table]) -> Group:
         def grid(rows: list[list[Text]], style: str = "", widths: list[int] = widths) -> RichTable:
             # one grid per block, all of the same widths, lets a block's name be as long as the table
             grid = RichTable.grid(padding=(0, 2, 0, 0))
-            for column, width in zip(_SHOWN, widths, strict=True):
-                method = column == "Method"
-                grid.add_column(justify="left" if method else "right", min_width=width, no_wrap=not method, style=style)
+            for place, width in enumerate(widths):
+                justify: Literal["left", "right"] = "right" if place else "left"
+                grid.add_column(justify=justify, min_width=width, no_wrap=place > 0, style=style)
             for row in rows:
                 grid.add_row(*row)
             return grid
 
-        parts += [Text(table.title, style="bold"), Text(""), grid([head], "italic")]
+        parts += [_text(table.title, "bold"), Text(""), grid([head], "italic")]
         for block, rows in blocks:
-            parts += [Text(block, style="bold"), grid(rows)]
+            parts += [_text(block, "bold"), grid(rows)]
         best = verdict(table.rows, table.control("kd"))
         parts += [
             Text(""),
-            *([Text(best)] if best else []),
-            *(Text(line, style="dim") for line in table.header),
+            *([_text(best)] if best else []),
+            *(_text(line, "dim") for line in table.header),
             Text(""),
         ]
     return Group(*parts)
 
 
-def _cells(row: Row) -> list[Text]:
-    cells = dict(zip(COLUMNS, row_cells(row), strict=True))
-    return [
-        Text(cells[column].text.removesuffix(" (one seed)"), style="bold" if cells[column].bold else "")
-        for column in _SHOWN
-    ]
+def _cells(table: Table, row: Row, columns: Sequence[str]) -> list[Text]:
+    cells = dict(zip(measured(table), measured_cells(table, row), strict=True))
+    shown = [cells[column] for column in columns]
+    numbers = [_text(cell.text.removesuffix(" (one seed)"), "bold" if cell.bold else "") for cell in shown]
+    return [_text(row.label), *numbers]
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(one_line(text), style=style)

@@ -5,26 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from kdbench.report.settings import Comparison, Setting, shown
+from kdbench.report.settings import Comparison, Reference, shown
+from kdbench.results.labels import ClassSizes
 from kdbench.results.record import Record, digest, flatten
 from kdbench.results.stats import ALPHA, above_chance, mean_interval
+from kdbench.text import fixed
 
 
-def header(records: Sequence[Record], teacher: float | None, scratch: Setting | None, kd: Setting | None) -> list[str]:
+def header(
+    records: Sequence[Record],
+    teacher: float | None,
+    scratch: Reference | None,
+    kd: Reference | None,
+    sizes: ClassSizes | None,
+) -> list[str]:
     """The facts, one a line."""
     first = records[0]
     data, environments = first.dataset, [record.environment for record in records]
     diverged = sum(record.status == "diverged" for record in records)
     student_line = f"Student: {first.cell.student}, no run from scratch."
     if scratch:
-        start = mean_interval(list(scratch.scores.values()))
-        spread = "(one seed)" if start.half is None else f"± {start.half:.2f}"
-        student_line = f"Student: {first.cell.student}, from scratch {start.mean:.2f} {spread} %."
+        start = mean_interval(list(scratch.setting.scores.values()))
+        reached = f"{fixed(start.mean, 2)} % (one seed)"
+        if start.half is not None:
+            reached = f"{fixed(start.mean, 2)} ± {fixed(start.half, 2)} %"
+        student_line = f"Student: {first.cell.student}, from scratch {reached}."
     references = [
-        f"{name} is against {reference.label}"
+        f"{name} is against {reference.setting.label}{_why(reference)}"
         for name, reference in (("Δ scratch", scratch), ("Δ KD", kd))
         if reference
     ]
+    counts = "" if sizes is None or not sizes.unequal else f" of {min(sizes.counts)} to {max(sizes.counts)} test images"
     protocol = first.config["protocol"]
     settings = flatten(protocol) if isinstance(protocol, dict) else {}
     listed = ", ".join(f"{key}={shown(value)}" for key, value in sorted(settings.items()))
@@ -32,7 +43,7 @@ def header(records: Sequence[Record], teacher: float | None, scratch: Setting | 
         f"Teacher: {_teacher(records, teacher)}{_weak(records, teacher, scratch)}.",
         student_line,
         f"Data: {first.cell.dataset} (sha256 {data.sha256[:12]}), {data.n_train} training, {data.n_val} validation and "
-        f"{data.n_test} test images, {data.num_classes} classes.",
+        f"{data.n_test} test images, {data.num_classes} classes{counts}.",
         f"Protocol: {first.cell.protocol}{f' ({listed})' if listed else ''}.",
         "Selection: the last epoch, in percent of the test set; the best test epoch is never ranked.",
         f"Seeds: {_seeds(records)}. ± is a 95 % t-interval over seeds, for Δ over the differences between "
@@ -60,17 +71,17 @@ def weakness(teacher: float, n_test: int, num_classes: int, scratch: Iterable[fl
     return None
 
 
-def weakness_in(records: Sequence[Record], teacher: float | None, scratch: Setting | None) -> str | None:
+def weakness_in(records: Sequence[Record], teacher: float | None, scratch: Reference | None) -> str | None:
     """The same of the teacher of a table."""
     data = records[0].dataset
-    scores = scratch.scores.values() if scratch else ()
+    scores = scratch.setting.scores.values() if scratch else ()
     return None if teacher is None else weakness(teacher, data.n_test, data.num_classes, scores)
 
 
 def trust_line(
     records: Sequence[Record],
     teacher: float | None,
-    scratch: Setting | None,
+    scratch: Reference | None,
     seeds: int,
     deltas: Sequence[Sequence[Comparison | None]],
 ) -> str:
@@ -106,10 +117,21 @@ def _teacher(records: Sequence[Record], accuracy: float | None) -> str:
     teachers = [record.teacher for record in records if record.teacher]
     if not teachers:
         return "none"
-    return f"{_unique(t.name for t in teachers)}, {accuracy:.2f} % (sha256 {teachers[0].sha256[:12]})"
+    assert accuracy is not None
+    return f"{_unique(t.name for t in teachers)}, {fixed(accuracy, 2)} % (sha256 {teachers[0].sha256[:12]})"
 
 
-def _weak(records: Sequence[Record], teacher: float | None, scratch: Setting | None) -> str:
+def _why(reference: Reference) -> str:
+    if reference.why == "named":
+        return ", as was asked for"
+    if reference.of == 1:
+        return ", which has other settings than the shipped default" if reference.default is False else ""
+    if reference.why == "default":
+        return ", the shipped default"
+    return f", of {reference.of} settings the one of most seeds, as none is the shipped default"
+
+
+def _weak(records: Sequence[Record], teacher: float | None, scratch: Reference | None) -> str:
     clause = weakness_in(records, teacher, scratch)
     return f", {clause}" if clause else ""
 

@@ -17,16 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kdbench import models
+from kdbench import models, shipped
 from kdbench.errors import UserError
-from kdbench.paths import conf_dir
 from kdbench.protocol import Protocol
 from kdbench.results.record import Record, canonical_json, flatten
 from kdbench.results.stats import Estimate, mean_interval
+from kdbench.text import fixed
 
 Status = Literal["reproduced", "below", "above", "protocol differs", "untested"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
@@ -180,7 +179,7 @@ def _files(root: str | Path | None) -> list[Path]:
 def _read(path: Path) -> Iterable[tuple[int, Claim]]:
     known = Claim.model_fields
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
             reader = csv.DictReader(file, strict=True)
             columns = list(reader.fieldnames or [])
             unknown = [column for column in columns if column not in known]
@@ -455,7 +454,7 @@ def _of_protocol(claim: Claim, record: Record) -> list[str]:
 
 
 def _of_data(record: Record) -> list[str]:
-    expected = _yaml("dataset", record.cell.dataset)
+    expected = shipped.config("dataset", record.cell.dataset)
     data = _mapping(record.config, "dataset")
     found = [
         f"{key} {data[key]} instead of {expected[key]}"
@@ -496,7 +495,7 @@ def _of_teacher(claim: Claim, record: Record) -> list[str]:
         return []
     if abs(record.teacher.accuracy - claim.teacher_accuracy) <= TEACHER_TOLERANCE + 1e-9:
         return []
-    return [f"teacher {record.teacher.accuracy:.2f} instead of {claim.teacher_accuracy:.2f}"]
+    return [f"teacher {fixed(record.teacher.accuracy, 2)} instead of {fixed(claim.teacher_accuracy, 2)}"]
 
 
 def _shown(value: Any) -> str:
@@ -514,37 +513,19 @@ _NOT_SETTINGS: Final = frozenset({"name", "_target_", "search", "defaults"})
 
 
 @cache
-def _yaml(group: str, name: str) -> dict[str, Any]:
-    """A file of a Hydra group as it is written, interpolations unresolved; empty where there is none."""
-    path = conf_dir() / group / f"{name}.yaml"
-    if not re.fullmatch(r"[\w.+-]+", name) or not path.is_file():
-        return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
-
-
-@cache
 def _protocols() -> dict[str, Protocol]:
     """The shipped protocols that stand on their own."""
-    files = sorted((conf_dir() / "protocol").glob("*.yaml"))
-    configs = {path.stem: _yaml("protocol", path.stem) for path in files}
+    configs = {name: shipped.config("protocol", name) for name in shipped.names("protocol")}
     return {name: Protocol.of(config) for name, config in configs.items() if "defaults" not in config}
-
-
-@cache
-def _pairs() -> dict[tuple[str, str], dict[str, Any]]:
-    files = sorted((conf_dir() / "pair").glob("*.yaml"))
-    pairs = [_yaml("pair", path.stem) for path in files]
-    return {(str(pair.get("teacher")), str(pair.get("student"))): pair for pair in pairs}
 
 
 @cache
 def _shipped(name: str, teacher: str, student: str) -> dict[str, Any] | None:
     """The settings that kdbench ships for a method on a pair, with dotted keys; None for a method it does not know."""
-    config = _yaml("method", name)
+    config = shipped.config("method", name)
     if not config:
         return None
-    full = OmegaConf.create({"pair": _pairs().get((teacher, student), {}), "method": {name: config}})
+    full = OmegaConf.create({"pair": shipped.pair(teacher, student), "method": {name: config}})
     resolved: Any = OmegaConf.to_container(full, resolve=True)
     settings = {key: value for key, value in resolved["method"][name].items() if key not in _NOT_SETTINGS}
     return flatten(settings)

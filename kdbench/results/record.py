@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +27,7 @@ from pydantic import (
 )
 
 from kdbench.sparse import Sparse
+from kdbench.text import has_control
 
 SCHEMA_VERSION: Final = 1
 
@@ -80,7 +82,15 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
-Name = Annotated[str, Field(min_length=1)]
+
+
+def _without_control(value: str) -> str:
+    if has_control(value):
+        raise ValueError("a name has no control characters")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_without_control)]
 
 
 def _null_if_not_finite(value: Any) -> Any:
@@ -98,7 +108,7 @@ class Cell(_Strict):
     method: Name
     pair: Name
     student: Name
-    teacher: str | None
+    teacher: Name | None
     dataset: Name
     protocol: Name
     seed: Count
@@ -107,18 +117,20 @@ class Cell(_Strict):
 class MethodInfo(_Strict):
     """What the method's class (dotted path `cls`) said about itself; `paper` is a bibliography key.
 
-    `source` is the hash of its code (see `kdbench.engine.source`); null where it is not known.
+    `source` is the hash of its code (see `kdbench.engine.source`), null where it is not known; `survey` are its entries
+    for the columns of the survey's table, null in records from before they were kept.
     """
 
-    ADDED = frozenset({"source"})
+    ADDED = frozenset({"source", "survey"})
 
     cls: Name
     leaf: Name
-    paper: str | None
+    paper: Name | None
     extension: bool
     control: Literal["scratch", "smoothing", "kd"] | None
-    needs: list[str]
+    needs: list[Name]
     source: Sha256 | None = None
+    survey: dict[Name, Name] | None = None
 
 
 class DatasetInfo(_Strict):

@@ -1,0 +1,48 @@
+"""The configuration that ships with kdbench, as data: YAML files that are read, without importing what they name."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import yaml
+
+from kdbench.paths import conf_dir
+
+
+def names(group: str) -> list[str]:
+    """The choices of a Hydra group, sorted."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+@cache
+def config(group: str, name: str) -> dict[str, Any]:
+    """A file of a Hydra group as it is written, interpolations unresolved; empty where there is none."""
+    path = conf_dir() / group / f"{name}.yaml"
+    if not re.fullmatch(r"[\w.+-]+", name) or not path.is_file():
+        return {}
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+@cache
+def _pairs() -> dict[tuple[str, str], dict[str, Any]]:
+    pairs = [config("pair", name) for name in names("pair")]
+    return {(str(pair.get("teacher")), str(pair.get("student"))): pair for pair in pairs}
+
+
+def pair(teacher: str | None, student: str) -> dict[str, Any]:
+    """What ships for a pair of architectures, values tuned for it among them; empty for a pair that does not ship."""
+    return _pairs().get((str(teacher), student), {})
+
+
+@cache
+def _packages() -> frozenset[str]:
+    targets = [str(config("method", name).get("_target_", "")) for name in names("method")]
+    return frozenset(target.partition(".")[0] for target in targets)
+
+
+def is_third_party(path: str) -> bool:
+    """Whether the class of a method (dotted path) is of a package from which no shipped method comes."""
+    return path.partition(".")[0] not in _packages()

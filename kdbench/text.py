@@ -1,0 +1,60 @@
+"""What people read: numbers rounded by one rule, and names in which nothing acts on the screen or in a spreadsheet."""
+
+from __future__ import annotations
+
+import unicodedata
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+
+DIGITS = 10
+"""Significant digits of a number: those beyond differ from one numerical library to the next."""
+
+_EXACT = Context(prec=400, rounding=ROUND_HALF_EVEN)
+_JOINERS = "\u200c\u200d"
+"""Invisible, but letters of Persian and parts of emoji."""
+_ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode's categories of characters that do something instead of showing: control, format (also those that turn the
+direction of writing), surrogates, separators of lines and paragraphs."""
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+
+
+def fixed(value: float, digits: int, *, signed: bool = False, scale: int = 1) -> str:
+    """`scale` x `value` with `digits` decimals, as every format shows it.
+
+    The number is taken with `DIGITS` significant digits, as CSV files hold it, and rounded in decimal, ties to even. A
+    zero is never negative.
+    """
+    rounded = (Decimal(full(value)) * scale).quantize(Decimal(1).scaleb(-digits), context=_EXACT)
+    return f"{rounded or abs(rounded):{'+' if signed else ''}f}"
+
+
+def full(value: float) -> str:
+    """`value` with `DIGITS` significant digits, for programs."""
+    return f"{value + 0.0:.{DIGITS}g}"
+
+
+def has_control(text: str) -> bool:
+    """Whether `text` holds control characters, which no name of anything needs."""
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+def visible(text: str, keep: str = "") -> str:
+    r"""`text` with every character that acts instead of showing written out, as in ``\x1b``; those in `keep` stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _ACTING and character not in _JOINERS + keep
+        else character
+        for character in text
+    )
+
+
+def one_line(text: str) -> str:
+    """As `visible`, with single spaces for all white space."""
+    return visible(" ".join(text.split()))
+
+
+def inert(text: str) -> str:
+    """`text` for a cell of a CSV file: behind a quote where a spreadsheet would take it for a formula."""
+    text = visible(text)
+    return f"'{text}" if text.startswith(_FORMULA) else text

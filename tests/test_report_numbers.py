@@ -1,0 +1,164 @@
+"""One number, one text: every format says the same, to the digit."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import make_record
+
+from kdbench.registry import methods
+from kdbench.report import build_tables, load_records, render
+from kdbench.report.leaderboard import big
+from kdbench.results.labels import load_labels
+from kdbench.results.record import Record
+
+RESULTS = Path(__file__).parents[1] / "results"
+FEATURES = {"leaf": "intermediate/features", "control": None}
+NAME = "tables/cifar100-resnet56-resnet20-crd240"
+COLUMNS = {
+    "top-1 last": "top1", "Δ scratch": "ds", "Δ KD": "dk", "gap recovered %": "gap", "train min": "minutes",
+    "student fwd/img": "sf", "teacher fwd/img": "tf", "extra params": "extra",
+}  # fmt: skip
+
+
+def tied() -> list[Record]:
+    """Means that end in a 5, differences that round to zero from below, gaps and costs on a tie."""
+    values = {
+        "scratch": (60.00, 60.01),  # mean 60.005
+        "kd": (40.62, 40.63),  # 40.625
+        "a": (40.63, 40.64),  # 40.635
+        "b": (60.00, 60.00),  # - scratch: -0.005
+        "c": (59.99, 60.00),  # - scratch: -0.01
+        "d": (61.234, 61.24),
+    }
+    records = []
+    for method, scores in values.items():
+        for seed, top1 in enumerate(scores):
+            cost = {"train_seconds": 60 * 1.005, "student_forwards": 100_500, "extra_params": 74_496}
+            info = {"leaf": "controls"} if method == "scratch" else {} if method == "kd" else FEATURES
+            records.append(make_record(method, seed, top1, info=info, cost=cost))
+    return [
+        *records,
+        make_record("e", 0, 60.005, info=FEATURES),
+        make_record("lost", 0, status="diverged", info=FEATURES),
+    ]
+
+
+def markdown_rows(text: str) -> dict[str, dict[str, str]]:
+    lines = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ") and line.count("|") > 3]
+    head, *rows = [line for line in lines if not line[0].startswith("**")]
+    return {
+        re.sub(r"\\(.)", r"\1", row[0]): {key: cell.strip("*") for key, cell in zip(head, row, strict=True)}
+        for row in rows
+    }
+
+
+def shown(page: str) -> list[tuple[dict[str, Any], str, dict[str, str]]]:
+    """Of each row of the page: its table, its label and its texts."""
+    (text,) = re.findall(r'<script type="application/json" id="payload">(.*?)</script>', page, re.DOTALL)
+    payload = json.loads(text)
+    rows, texts = payload["rows"], payload["shown"]
+    found = []
+    for index, method in enumerate(rows["method"]):
+        label = f"{method} ({rows['setting'][index]})" if rows["setting"][index] else method
+        table = payload["tables"][rows["table"][index]]
+        found.append((table, label, {key: values[index] for key, values in texts.items()}))
+    return found
+
+
+def test_ties_by_hand() -> None:
+    rows = markdown_rows(render(tied(), ["md"])[f"{NAME}.md"])
+    assert rows["kd"]["top-1 last"].split()[0] == "40.62"
+    assert rows["a"]["top-1 last"].split()[0] == "40.64"
+    assert rows["scratch"]["top-1 last"].split()[0] == "60.00"
+    assert rows["b"]["Δ scratch"].split()[0] == "+0.00"
+    assert rows["c"]["Δ scratch"].split()[0] == "-0.01"
+    assert rows["b"]["train min"] == "1.00"  # 1.005 minutes
+    assert rows["b"]["student fwd/img"] == "1.00"  # 1.005
+    assert rows["lost"]["top-1 last"] == "-"
+
+
+@pytest.mark.parametrize("store", ["tied", "committed"])
+def test_the_page_shows_what_the_tables_show(store: str) -> None:
+    records = tied() if store == "tied" else load_records(RESULTS)
+    texts = render(records, methods=methods(), labels=load_labels(RESULTS))
+    compared = 0
+    for table, label, page in shown(texts["leaderboard.html"]):
+        rows = markdown_rows(texts[f"tables/{table['dataset']}-{table['pair']}-{table['protocol']}.md"])
+        assert {key: page[key] for key in COLUMNS.values()} == {
+            key: rows[label][column] for column, key in COLUMNS.items()
+        }
+        compared += 1
+    assert compared == (8 if store == "tied" else 45)
+
+
+@pytest.mark.parametrize("store", ["tied", "committed"])
+def test_rounding_the_csv_gives_what_the_tables_show(store: str) -> None:
+    from decimal import Decimal
+
+    texts = render(tied() if store == "tied" else load_records(RESULTS), ["md", "csv"])
+    compared = 0
+    for name, text in texts.items():
+        if name.count("/") != 1 or not name.endswith(".csv"):
+            continue
+        rows = markdown_rows(texts[name.replace(".csv", ".md")])
+        for row in csv.DictReader(io.StringIO(text)):
+            label = f"{row['method']} ({row['setting']})" if row["setting"] else row["method"]
+            for key, column in (("top1", "top-1 last"), ("delta_scratch", "Δ scratch"), ("train_minutes", "train min")):
+                if row[key]:
+                    rounded = Decimal(row[key]).quantize(Decimal("0.01"))  # half to even
+                    assert Decimal(rows[label][column].split()[0]) == rounded
+                    compared += 1
+    assert compared > 15
+
+
+def test_latex_has_the_same_digits() -> None:
+    texts = render(tied(), ["md", "tex"])
+    for label, row in markdown_rows(texts[f"{NAME}.md"]).items():
+        (line,) = [line for line in texts[f"{NAME}.tex"].splitlines() if line.startswith(f"{label} &")]
+        plain = line.removesuffix(r" \\").replace(r"$\pm$", "±").replace("$-$", "-")
+        cells = re.sub(r"\\textbf\{([^}]*)\}", r"\1", plain).split(" & ")
+        assert cells == list(row.values())
+
+
+def test_counts_of_the_page() -> None:
+    assert [big(value) for value in (0, 999, 1000, 74_496, 278_324, 41_000_000, 1_234_500_000)] == [
+        "0", "999", "1.00 k", "74.5 k", "278 k", "41.0 M", "1.23 G",
+    ]  # fmt: skip
+
+
+# ---- minutes --------------------------------------------------------------------------------------------------------
+
+
+def timed(*minutes: float) -> list[Record]:
+    return [make_record("kd", seed, cost={"train_seconds": 60 * m}) for seed, m in enumerate(minutes)]
+
+
+def test_minutes_are_a_median() -> None:
+    (table,) = build_tables(timed(1.0, 1.1, 1.9))
+    assert table.rows[0].train_minutes == pytest.approx(1.1)
+    (table,) = build_tables(timed(1.0, 2.0))
+    assert table.rows[0].train_minutes == pytest.approx(1.5)
+
+
+def test_a_pause_is_not_shown_as_a_cost() -> None:
+    records = timed(1.0, 1.1, 16.9)
+    texts = render(records)
+    assert markdown_rows(texts[f"{NAME}.md"])["kd"]["train min"] == "-"
+    assert "- No minutes where seeds differ by more than 2x, which is the machine's doing: kd." in texts[f"{NAME}.md"]
+    (row,) = csv.DictReader(io.StringIO(texts[f"{NAME}.csv"]))
+    assert row["train_minutes"] == ""
+    ((_, _, page),) = shown(texts["leaderboard.html"])
+    assert (page["minutes"], page["fwd"]) == ("-", "2.00")
+    assert 'cost: "fwd" };' in texts["leaderboard.html"]  # what the plot is drawn over at first
+
+
+def test_one_seed_from_scratch_reads_well() -> None:
+    (table,) = build_tables([make_record("scratch", 0, 50.0, info={"leaf": "controls"}, teacher=None)])
+    assert table.header[1] == "Student: resnet20, from scratch 50.00 % (one seed)."
