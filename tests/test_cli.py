@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -258,6 +259,18 @@ def test_corrupt_data(kd: Kdbench, tmp_path: Path) -> None:
     (folder / "train_images.npy").write_bytes(whole)
     one_sentence(kd.run(*own[:-1]), "content hash", "984f666cbed7")
     assert not list(kd.results.rglob("*.json"))
+
+
+def test_a_record_made_under_other_class_names(kd: Kdbench, tmp_path: Path) -> None:
+    folder = prepared(tmp_path, "mine", size=8)
+    chosen = ["dataset=folder", "dataset.name=mine", f"dataset.root={tmp_path}", "dataset.classes=[c0,c2]"]
+    command = ["run", "method=scratch", "protocol.epochs=1", "protocol.batch_size=5", *chosen]
+    assert kd(*command).code == 0
+    names = [f"c{k}" for k in range(4)]
+    assert kd.records()[0].dataset.classes == hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    assert kd(*command).code == 0
+    (folder / "meta.json").write_text(json.dumps({"classes": names[::-1]}))  # c0 and c2 are other images now
+    one_sentence(kd(*command), "had other names, or stood in another order", "force=true")
 
 
 def test_resnet20_costs_what_the_field_says(kd: Kdbench, tmp_path: Path) -> None:

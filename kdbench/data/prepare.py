@@ -72,8 +72,8 @@ class Row:
 
     Attributes:
         status: ``embedded``, ``prepared``, ``already prepared``, ``verified`` (has the known content hash), ``intact``
-            (has the hash that was prepared), ``readable`` (nothing is known to compare with), ``missing``, ``corrupt``,
-            ``unreadable`` (the system does not let us) or ``misnamed``.
+            (has the hash that was prepared, if one was kept), ``missing``, ``corrupt``, ``unreadable`` (the system does
+            not let us) or ``misnamed``.
         folder: where it lies or would lie; None for the embedded one.
         shape: (H, W, C); this and the sizes are None unless it is there.
         sha256: its content hash where it was computed (prepare, verify), else the known one (list), if any.
@@ -163,16 +163,12 @@ def verify(name: str, root: str | Path | None = None) -> Row:
     """
     known = known_hash(name)
     arrays = load(name, root, known)
-    if known:
-        return _row(arrays, "verified", arrays.content_hash)
-    if "sha256" in arrays.prepared:
-        return _row(arrays, "intact", arrays.content_hash)
-    return _row(
-        arrays,
-        "readable",
-        arrays.content_hash,
-        "its content and class names cannot be compared with anything, for no hash was kept when it was made",
+    told = (
+        ()
+        if known or "sha256" in arrays.prepared
+        else ("no hash was kept when it was made: a change since is not seen",)
     )
+    return _row(arrays, "verified" if known else "intact", arrays.content_hash, *told)
 
 
 def prepare(
