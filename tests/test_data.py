@@ -132,6 +132,7 @@ BROKEN: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "meta a list": ("meta.json", "two or more class names", lambda f: (f / "meta.json").write_text("[1]")),
     "meta no classes": ("meta.json", "two or more class names", lambda f: (f / "meta.json").write_text("{}")),
     "meta class numbers": ("meta.json", "two or more class names", classes([0, 1, 2])),
+    "meta class in two spellings": ("meta.json", "twice", classes(["K\u00f6ln", "Ko\u0308ln", "c"])),
     "meta class twice": ("meta.json", "twice", classes(["a", "b", "b"])),
 }
 
@@ -257,6 +258,8 @@ def test_every_dataset_config_is_complete_and_valid() -> None:
         ({"per_class": 0}, "dataset.per_class"),
         ({"pad": 6}, "dataset.pad=6 moves images of 5x7 out of sight"),
         ({"classes": True}, "dataset.classes"),
+        ({"classes": 10**12}, "out of the 3"),
+        ({"val": 10**30}, "at most 57"),
         ({"classes": 1}, "two or more"),
         ({"classes": 4}, "out of the 3"),
         ({"classes": [0, 0]}, "two or more different"),
@@ -394,7 +397,16 @@ def test_classes_are_chosen_and_relabelled(tmp_path: Path) -> None:
                 assert torch.equal(part.images[part.labels == new], full.images[full.labels == label])
             assert len(part) == sum(int((full.labels == label).sum()) for label in old)
         assert data.content_hash == whole.content_hash
+        assert data.classes_hash == whole.classes_hash
         assert data.mean == whole.mean  # a teacher of all classes sees equal pixels
+
+
+def test_class_names_are_found_in_either_spelling(tmp_path: Path) -> None:
+    folder = write(tmp_path / "toy")
+    (folder / "meta.json").write_text(json.dumps({"classes": ["Bonn", "Ko\u0308ln", "Trier"]}))
+    for name in ("K\u00f6ln", "Ko\u0308ln"):
+        assert build(folder, classes=["Trier", name]).classes == ("Trier", "K\u00f6ln")
+    assert build(folder, per_class=10**30).spec.n_train == 60
 
 
 # --- views ------------------------------------------------------------------------------------------------------------

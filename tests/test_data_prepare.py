@@ -438,6 +438,7 @@ def test_images_of_every_ending_are_read(tmp_path: Path) -> None:
         ("train", "val", "test"),
         ("Train", "VALID", "Testing"),
         ("training", "validation", "TEST"),
+        ("training_set", "valset", "Test-Images"),
         ("TRAIN", "dev", "test"),
     ],
 )
@@ -463,6 +464,13 @@ def test_a_validation_split_alone_is_the_test_split(tmp_path: Path) -> None:
     assert row.told == ("Valid/ is the test split, for there is no test/",)
 
 
+def test_folders_that_may_be_splits_are_told(tmp_path: Path) -> None:
+    row = prepare("folder", source=tree(tmp_path / "f", *split("2019", "2020")), size=4)
+    assert load("folder").classes == ("2019", "2020")
+    assert len(row.told) == 1
+    assert row.told[0].startswith("each of 2019, 2020 is a class, though all of them hold folders a, b")
+
+
 def test_folders_that_leave_a_doubt_are_refused(tmp_path: Path) -> None:
     def refused(*names: str, says: str) -> None:
         source = tree(tmp_path / str(len(list(tmp_path.iterdir()))), *names)
@@ -471,7 +479,8 @@ def test_folders_that_leave_a_doubt_are_refused(tmp_path: Path) -> None:
 
     refused(*split("train", "test", "Train"), says="are both the train split: merge")
     refused(*split("train", "val", "valid", "test"), says="are both the val split: merge")
-    refused(*split("train", "test", "test_set"), says="test_set/ with the same classes as train/")
+    refused(*split("train", "test", "holdout"), says="holdout/ with the same classes as train/")
+    refused(*split("train", "test", "test_set"), says="are both the test split")
     refused(*split("test", "val"), says="has test, val but no train/")
     refused("a", "b", "training", says="train/ but neither")
     refused(*split("train"), "test/a", "test/B", says="differ in the classes B, b")

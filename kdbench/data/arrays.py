@@ -22,6 +22,7 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ class Arrays:
         train_images, test_images: uint8, (N, H, W, C).
         train_labels, test_labels: int64, (N,).
         val_images, val_labels: the same; None where the data have no validation split of their own.
-        classes: the name of each class index.
+        classes: the name of each class index, composed (NFC).
         meta: the content of ``meta.json``.
         folder: where it lies; None for the embedded data set.
     """
@@ -275,7 +276,8 @@ def _meta(path: Path) -> dict[str, Any]:
     classes = meta.get("classes") if isinstance(meta, dict) else None
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes) or len(set(classes)) < 2:
         raise _corrupt(path, 'has no list of two or more class names under "classes"')
-    if len(set(classes)) != len(classes):
+    meta["classes"] = [normalize("NFC", name) for name in classes]
+    if len(set(meta["classes"])) != len(classes):
         raise _corrupt(path, "names a class twice")
     return meta
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -191,14 +192,15 @@ class DatasetConfig(Sparse):
         if self.classes is None:
             return list(range(len(names)))
         if isinstance(self.classes, int):
-            chosen = list(range(self.classes))
+            chosen = list(range(min(self.classes, len(names) + 1)))  # one too many is as wrong as a billion
         else:
-            unknown = [c for c in self.classes if isinstance(c, str) and c not in names]
+            wanted = [normalize("NFC", c) if isinstance(c, str) else c for c in self.classes]
+            unknown = [c for c in wanted if isinstance(c, str) and c not in names]
             if unknown:
                 raise UserError(
                     f"{self.name} has no class '{unknown[0]}' (it has {', '.join(names)}): mend dataset.classes."
                 )
-            chosen = [names.index(c) if isinstance(c, str) else c for c in self.classes]
+            chosen = [names.index(c) if isinstance(c, str) else c for c in wanted]
         if len(chosen) < 2 or len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(len(names))):
             raise UserError(
                 f"dataset.classes={self.classes} does not choose two or more different classes out of the {len(names)} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ SPLIT_OF = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What folders of splits are called, in small letters."""
+"""What folders of splits are called, in small letters and without ``_set``, ``-images`` or the like behind it."""
 LITTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
 """What systems put into people's folders, in small letters, beside what begins with a dot."""
 
@@ -73,6 +74,12 @@ def scan(source: Path) -> Folder:
     if not splits:
         folder.classes = _classes(source, tops)
         folder.files["all"] = _files(source, tops, folder)
+        inside = set.intersection(*(set(_folders(path, Counter())) for path in tops.values()))
+        if len(inside) > 1:
+            folder.notes.append(
+                f"each of {_listed(tops)} is a class, though all of them hold folders {_listed(inside)}: if those are "
+                "the classes, call the folders above them train and test"
+            )
         return folder
     if "test" not in splits:
         splits["test"] = splits.pop("val")
@@ -96,7 +103,7 @@ def _splits(source: Path, tops: dict[str, Path]) -> dict[str, Path]:
     """The folder of each split, at least of ``train`` and one other; nothing where nothing is split."""
     splits: dict[str, Path] = {}
     for name, path in tops.items():
-        split = SPLIT_OF.get(name.casefold())
+        split = SPLIT_OF.get(re.sub(r"[\W_]*(set|split|data|images)$", "", name.casefold()))
         if split in splits:
             raise UserError(f"{splits[split].name}/ and {name}/ in {source} are both the {split} split: merge them.")
         if split:

@@ -164,9 +164,9 @@ def verify(name: str, root: str | Path | None = None) -> Row:
     known = known_hash(name)
     arrays = load(name, root, known)
     told = (
-        ()
+        []
         if known or "sha256" in arrays.prepared
-        else ("no hash was kept when it was made: a change since is not seen",)
+        else ["no hash was kept when it was made: later changes are not seen"]
     )
     return _row(arrays, "verified" if known else "intact", arrays.content_hash, *told)
 
