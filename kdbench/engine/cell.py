@@ -274,7 +274,7 @@ class TrainerConfig(_Config):
     """What may be said of Lightning's trainer: where to compute and how to watch, nothing that changes a number."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    devices: Annotated[StrictInt, Field(ge=1)] | StrictStr | list[StrictInt] = 1
+    devices: Literal["auto"] | Annotated[StrictInt, Field(ge=1)] | Annotated[list[Natural], Field(min_length=1)] = 1
     deterministic: StrictBool | Literal["warn"] | None = None
     benchmark: StrictBool | None = None
     profiler: Literal["simple", "advanced", "pytorch"] | None = None
@@ -344,8 +344,10 @@ class Job(_Config):
             raise UserError(f"the config cannot be resolved: {first_line(error)}; mend that setting.") from None
         assert isinstance(plain, dict)
         for name, value in _numbers(plain):
-            if not math.isfinite(value):
+            if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name}={value}: give a finite number.")
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise UserError(f"{name}={str(value)[:20]}... has more than 64 bits: give a smaller number.")
         try:
             return cls.model_validate(plain)
         except ValidationError as error:
@@ -363,8 +365,8 @@ class Job(_Config):
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every float in a config, with its dotted name."""
-    if isinstance(value, float):
+    """Every number in a config, with its dotted name."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         yield name, value
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -464,17 +466,36 @@ def check_optimizer(protocol: Protocol) -> None:
             f"protocol.optimizer._target_={target} is no torch.optim.Optimizer: name one, such as torch.optim.SGD."
         )
     known = inspect.signature(cls).parameters
-    for key in settings:
+    for key, value in settings.items():
         if key not in known and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
             raise UserError(
                 f"protocol.optimizer.{key} is no setting of {name}: leave it out with ~protocol.optimizer.{key}."
             )
+        if key in known and (kind := _unlike(value, known[key].default)):
+            raise UserError(f"protocol.optimizer.{key}={value!r} is not what {name} takes there: give {kind}.")
     try:
-        cls([torch.nn.Parameter(torch.zeros(1))], **settings)
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        parameter.grad = torch.zeros(1)
+        cls([parameter], **settings).step()
     except Exception as error:
         given = ", ".join(f"{key}={value}" for key, value in settings.items())
-        what = f" ({first_line(error)})" if isinstance(error, ValueError) else ""
-        raise UserError(f"protocol.optimizer: {name} cannot be made of {given}{what}; mend these settings.") from None
+        raise UserError(
+            f"protocol.optimizer: {name} with {given} cannot train a network ({first_line(error)}); mend that."
+        ) from None
+
+
+def _unlike(value: Any, default: Any) -> str | None:
+    """What should be given where `default` stands, if `value` is of another kind; None where that cannot be told."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, (int, float)):
+        return None if number else "a number"
+    if isinstance(default, tuple):
+        same = isinstance(value, list) and len(value) == len(default)
+        wrong = not same or any(map(_unlike, value, default))
+        return f"a list of {len(default)} numbers" if wrong else None
+    return None
 
 
 def slots(protocol: Protocol) -> float:
