@@ -60,7 +60,7 @@ def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) 
     except Exception as error:
         if work.bug:
             raise
-        composing = () if SWEEPS else (ValueError,)
+        composing = () if SWEEPS else (ValueError,)  # of Hydra's parser
         if isinstance(error, (HydraException, OmegaConfBaseException, *composing)):
             errors.append(config_error(error, args))
         elif SWEEPS:
