@@ -28,8 +28,11 @@ class DoesNotFit(UserError):
 class Diverged(Exception):
     """A loss term became NaN or infinite; the cell is kept with status ``diverged``."""
 
-    def __init__(self, term: str, epoch: int) -> None:
-        super().__init__(f"the loss term '{term}' was not finite in epoch {epoch + 1}")
+    def __init__(self, term: str, epoch: int, step: int, cause: str) -> None:
+        """Epoch and step count from 0; the cause says what is to be mended."""
+        super().__init__(
+            f"the loss term '{term}' was not finite in epoch {epoch + 1}, from step {step + 1} on; {cause}"
+        )
         self.term, self.epoch = term, epoch
 
 

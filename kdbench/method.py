@@ -51,6 +51,9 @@ from torchmetrics import MetricCollection
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import Diverged, DoesNotFit, UserError
 from kdbench.protocol import Protocol
+from kdbench.rehearsal import check_last_batch, check_terms, check_turn
+from kdbench.settings import Ramp, WeightOrRamp, checked
+from kdbench.tally import Tally
 from kdbench.taps import Out, Spec, Taps, probe
 from kdbench.tasks import metrics
 
@@ -76,20 +79,6 @@ class Player:
     name: str
     parameters: Sequence[nn.Parameter]
     optimizer: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A weight that moves linearly from `start` to `end` over the first `until` (a share of the stage's epochs)."""
-
-    start: float
-    end: float
-    until: float = 1.0
-
-    def at(self, epoch: int, epochs: int) -> float:
-        """Value in the 0-based `epoch` out of `epochs`; the first is already one step up, as epochs count from 1."""
-        progress = min((epoch + 1) / max(self.until * epochs, 1.0), 1.0)
-        return self.start + (self.end - self.start) * progress
 
 
 class _Group(NamedTuple):
@@ -136,10 +125,16 @@ class Method(pl.LightningModule):
     taps = Taps()
     terms: tuple[str, ...] = ("ce",)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+
+    @checked
     def __init__(
         self,
         *,
-        weights: Mapping[str, float | Mapping[str, float]] | None = None,
+        weights: Mapping[str, WeightOrRamp] | None = None,
         student: nn.Module | None = None,
         teacher: nn.Module | None = None,
         protocol: Protocol | None = None,
@@ -148,7 +143,7 @@ class Method(pl.LightningModule):
         self.automatic_optimization = False
         self.protocol = protocol or Protocol()
         self._given = (student, teacher)  # a tuple hides the networks from nn.Module until bind() registers the student
-        self._weights = None if weights is None else {name: _weight(name, w) for name, w in weights.items()}
+        self._weights = None if weights is None else {name: _ramp(weight) for name, weight in weights.items()}
         self._bound = False
         self._first_optimizer = 0
         self.rng = torch.Generator()
@@ -245,7 +240,7 @@ class Method(pl.LightningModule):
             teacher = None
         elif teacher is None:
             raise UserError(f"{name} needs a teacher: pass teacher=NETWORK.")
-        self._check_weights()
+        self.check_weights()
         self.student = student.train()  # Lightning keeps the mode that a network comes in
         self._teacher = (teacher,)
         self._student_name = names[0]
@@ -273,16 +268,24 @@ class Method(pl.LightningModule):
         _allocate([stage.share for stage in self._stages], self.protocol.epochs)  # too few epochs are noticed now
         self._stage = 0
         self._metrics = nn.ModuleList([metrics(data.task, data.num_classes) for _ in ("test", "val")])
+        self._played: dict[tuple[int, str], frozenset[str]] = {}
+        check_last_batch(self, teacher_spec, data)
         self._bound = True
         return self
 
-    def _check_weights(self) -> None:
-        given = self._weights if self._weights is not None else {name: Ramp(1.0, 1.0) for name in self.terms}
+    def check_weights(self, name: str | None = None) -> None:
+        """Raises `UserError` unless there is a weight for each term; `name` is what the bench calls the method."""
+        given = self._weights if self._weights is not None else {term: Ramp(1.0, 1.0) for term in self.terms}
         wrong, missing = sorted(set(given) - set(self.terms)), sorted(set(self.terms) - set(given))
         if wrong or missing:
             what = f"unknown weight '{wrong[0]}'" if wrong else f"no weight for '{missing[0]}'"
+            mend = ""
+            if name:
+                key = f"method.{name}.weights.{(wrong or missing)[0]}"
+                mend = f": drop it (~{key})" if wrong else f": give it one (+{key}=1.0)"
             raise UserError(
-                f"{type(self).__name__}: {what}; with these settings its terms are {', '.join(self.terms)}."
+                f"{name or type(self).__name__}: {what}; with these settings its terms are "
+                f"{', '.join(self.terms)}{mend}."
             )
         self._weights = given
 
@@ -339,8 +342,7 @@ class Method(pl.LightningModule):
         if self._teacher[0] is not None:
             self._teacher[0].eval()
         self._waiting: dict[str, Any] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._tally = Tally()
 
     def training_step(self, batch: Batch | Sequence[Tensor], batch_idx: int) -> None:
         batch = Batch.of(batch)
@@ -349,18 +351,22 @@ class Method(pl.LightningModule):
         batch = self.batch(batch)
         optimizers = self._optimizers()
         for player, terms in self.turns(batch):
+            if (self._stage, player) not in self._played:
+                players = [name for stage, name in self._optimizer_of if stage == self._stage]
+                check_turn(type(self).__name__, player, players, terms, self.terms)
+                self._played[self._stage, player] = frozenset(terms)
             optimizer = optimizers[self._optimizer_of[self._stage, player]]
             loss = reduce(add, (self._weight[name] * value for name, value in terms.items()))
             if group:
                 # into the player's own parameters alone: those of others wait for gradients of their own turns
                 own = [parameter for parameter in _parameters(optimizer) if parameter.requires_grad]
-                self.manual_backward(group.share * loss, inputs=own)
+                self._backward(group.share * loss, inputs=own)
                 self._waiting[player] = optimizer
             else:
                 optimizer.zero_grad(set_to_none=True)
-                self.manual_backward(loss)
+                self._backward(loss)
                 self._step(optimizer)
-            self._accumulate(terms)
+            self._tally.add(terms)
         if group and group.ends:
             scale = self._scale()
             for optimizer in self._waiting.values():
@@ -370,6 +376,9 @@ class Method(pl.LightningModule):
                 self._step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             self._waiting.clear()
+        if not self._tally.steps and self._played.keys() == self._optimizer_of.keys():
+            check_terms(type(self).__name__, self.terms, self._played.values())
+        self._tally.steps += 1
         self.after_step(batch)
 
     def _group(self, batch_idx: int, size: int) -> _Group:
@@ -383,6 +392,10 @@ class Method(pl.LightningModule):
         end = min((start + batches) * length, seen)
         return _Group(share=size / (end - start * length), ends=(batch_idx + 1) * length >= end)
 
+    def _backward(self, loss: Tensor, **kwargs: Any) -> None:
+        with torch.autocast(self.device.type, enabled=False):  # gradients have the types of what they are taken of
+            self.manual_backward(loss, **kwargs)
+
     def _step(self, optimizer: Any) -> None:
         if self.protocol.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(_parameters(optimizer), self.protocol.clip_norm * self._scale())
@@ -393,13 +406,6 @@ class Method(pl.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return scaler.get_scale() if scaler else 1.0
 
-    def _accumulate(self, terms: Mapping[str, Tensor]) -> None:
-        # sums stay on the device: reading a value here would stop the pipeline in every step
-        for name, value in terms.items():
-            value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
     def on_train_epoch_end(self) -> None:
         means = self.term_means()
         self.log_dict(means)
@@ -407,14 +413,35 @@ class Method(pl.LightningModule):
 
     def term_means(self) -> dict[str, float]:
         """The mean of every term over the steps of this epoch, as ``loss/TERM``."""
-        return {f"loss/{name}": float(value) / self._counts[name] for name, value in self._sums.items()}
+        return {f"loss/{name}": value for name, value in self._tally.means().items()}
 
     def finish_epoch(self, means: Mapping[str, float]) -> None:
         """Raises `Diverged` if one of the epoch's `term_means` is not finite; else the epoch counts."""
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise Diverged(name.removeprefix("loss/"), self.epoch)
+        if not all(map(math.isfinite, means.values())):
+            raise self._diverged()
         self.epoch += 1
+
+    def _diverged(self) -> Diverged:
+        """Which term was lost first, and what most likely made it so."""
+        lost, before = self._tally.lost(), self._tally.finite_means()
+        first = min(lost.values())
+        sizes = {name: abs(self._weight[name] * mean) for name, mean in before.items()}
+        # where several are lost in one step the networks were, by the step before: then the largest term is to blame
+        term = max((name for name in lost if lost[name] == first), key=sizes.__getitem__)
+        player, terms = next((name, terms) for (_, name), terms in self._played.items() if term in terms)
+        largest = max(terms, key=sizes.__getitem__)
+        share = sizes[largest] / (sum(sizes[name] for name in terms) or 1.0)
+        own = next(p.optimizer for p in self.players() if p.name == player)
+        rate = f"the learning rate of its {player}" if own else "the learning rate (protocol.optimizer.lr)"
+        if self.epoch == 0 and first < self.protocol.accumulate:
+            cause = f"nothing was learned before, so mend the settings of '{term}', or the data"
+        elif share > 0.9 and len(terms) > 1:
+            cause = f"'{largest}' made {share:.0%} of the loss before, so lower its weight or {rate}"
+        else:
+            cause = f"lower {rate}"
+        if self.protocol.precision == "16-mixed":
+            cause += ", or take a precision that overflows later (protocol.precision=bf16-mixed)"
+        return Diverged(term, self.epoch, first, cause)
 
     def _optimizers(self) -> list[Any]:
         optimizers = self.optimizers()
@@ -478,15 +505,8 @@ def _parameters(optimizer: Any) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _weight(name: str, value: float | Mapping[str, float]) -> Ramp:
-    try:
-        if isinstance(value, Mapping):
-            return Ramp(**{key: float(number) for key, number in value.items()})
-        return Ramp(float(value), float(value))
-    except (TypeError, ValueError):
-        raise UserError(
-            f"weights.{name} is a number or a ramp {{start: A, end: B, until: SHARE}}, not {value!r}: correct it."
-        ) from None
+def _ramp(weight: float | Ramp) -> Ramp:
+    return weight if isinstance(weight, Ramp) else Ramp(weight, weight)
 
 
 def _allocate(shares: Sequence[float], epochs: int) -> list[tuple[int, int]]:

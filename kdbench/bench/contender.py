@@ -188,7 +188,7 @@ class LoopCost(pl.Callback):
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            self.method._accumulate(terms)
+            self.method._tally.add(terms)
 
 
 def loop_cost(setting: Setting, route: Route, rounds: int, steps: int, folder: Path) -> LoopCost:

@@ -8,9 +8,8 @@ import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import hydra
 import torch
@@ -28,8 +27,6 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
-from pydantic.errors import PydanticUserError
-from pydantic_core import ErrorDetails
 
 from kdbench.data.datasets import DatasetConfig
 from kdbench.engine.route import EngineConfig
@@ -37,6 +34,7 @@ from kdbench.errors import UserError, nearest
 from kdbench.method import Method
 from kdbench.protocol import Protocol
 from kdbench.results.record import cell_id
+from kdbench.settings import adapters, explain, validated
 from kdbench.taxonomy import load_taxonomy
 
 BENCH_KEYS = ("search",)
@@ -110,11 +108,14 @@ def construct(name: str, cls: type[Method], settings: Mapping[str, Any], protoco
     ``_target_`` may be among them: it says which class, not how.
 
     Raises:
-        UserError: a setting is unknown, missing or of the wrong type.
+        UserError: a setting is unknown, missing, of the wrong type or out of bounds.
     """
     try:
         given = {key: value for key, value in settings.items() if key != "_target_"}
-        return cls(**_typed(name, cls, given), protocol=protocol)
+        known = {key: check for base in reversed(cls.__mro__) for key, check in _adapters(base).items()}
+        method = cls(**validated(known, given, f"method.{name}."), protocol=protocol)
+        method.check_weights(name)
+        return method
     except UserError:
         raise
     except Exception as error:
@@ -122,38 +123,8 @@ def construct(name: str, cls: type[Method], settings: Mapping[str, Any], protoco
         raise UserError(f"method '{name}': {what}; mend its settings (method.{name}.*).") from None
 
 
-def _typed(name: str, cls: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:
-    hints: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if issubclass(base, Method) and "__init__" in vars(base):
-            with suppress(NameError):  # annotations that only a type checker can read
-                hints |= get_type_hints(base.__init__)
-    typed = dict(settings)
-    for key, value in settings.items():
-        if key in hints:
-            try:
-                typed[key] = TypeAdapter(hints[key], config=ANY_TYPE).validate_python(value)
-            except ValidationError as error:
-                raise UserError(f"{explain(error, f'method.{name}.{key}')}.") from None
-            except PydanticUserError:  # not a type that pydantic knows
-                continue
-    return typed
-
-
-def explain(error: ValidationError, prefix: str = "") -> str:
-    """What is wrong, as ``KEY=VALUE: what is expected``; of several things the deepest, for that is the nearest."""
-
-    def keys(details: ErrorDetails) -> list[str]:
-        parts = map(str, details["loc"])
-        kinds = ("constrained-", "literal[", "dict[", "mapping[", "function-")  # the branches of a union
-        return [part for part in parts if part not in ("float", "int", "bool") and not part.startswith(kinds)]
-
-    worst = max(error.errors(), key=lambda details: len(keys(details)))
-    where = ".".join([*([prefix] if prefix else []), *keys(worst)])
-    if worst["type"] == "missing":
-        return f"the config lacks '{where}'"
-    messages = [details["msg"] for details in error.errors() if keys(details) == keys(worst)]
-    return f"{where}={worst['input']!r}: {' or '.join(message[0].lower() + message[1:] for message in messages)}"
+def _adapters(base: type) -> Mapping[str, TypeAdapter[Any]]:
+    return adapters(base.__init__) if issubclass(base, Method) and "__init__" in vars(base) else {}
 
 
 def first_line(error: BaseException) -> str:
@@ -235,7 +206,6 @@ def _check_declarations(name: str, cls: type[Method]) -> None:
         )
 
 
-ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 Text = Annotated[str, Field(min_length=1)]
 Natural = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 
@@ -427,8 +397,13 @@ def method_identity(cls: type[Method], config: Mapping[str, Any]) -> dict[str, A
     return {
         key: value
         for key, value in config.items()
-        if key not in BENCH_KEYS and not (key in cls.added and value == cls.added[key])
+        if key not in BENCH_KEYS and not (key in cls.added and _same(value, cls.added[key]))
     }
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality for which ``true`` is not 1."""
+    return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
 
 
 def check_optimizer(protocol: Protocol) -> None:

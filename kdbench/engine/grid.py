@@ -144,7 +144,7 @@ def account(cell: Cell, result: Record | Exception, outcome: Outcome, bench: Ben
         log = write_log(bench, cell, result)
         outcome.failed.append(f"{what} (traceback in {log})" if log else f"{what} (no room for its traceback)")
     elif result.status == "diverged":
-        outcome.diverged.append(f"{cell} ({result.reason}); lower its learning rate or weights")
+        outcome.diverged.append(f"{cell} ({result.reason})")
     elif cell.id not in bench.written:  # an earlier run finished it, or another process meanwhile
         outcome.skipped.append(str(cell))
     else:

@@ -210,7 +210,7 @@ class Bench:
             raise fitted
         if fitted.reason:
             shutil.rmtree(work, ignore_errors=True)
-            raise UserError(f"the {title} diverged ({fitted.reason}): lower protocol.optimizer.lr.")
+            raise UserError(f"the {title} diverged: {fitted.reason}.")
         teacher = self.teachers.save(
             recipe,
             dataset,

@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
-from kdbench.errors import DoesNotFit, UserError
-from kdbench.losses import kl
+from kdbench.errors import DoesNotFit
+from kdbench.losses import in_float32, kl
 from kdbench.method import Method, Player
 from kdbench.taps import Spec, Taps
 
 Logarithm = Literal["log10", "ln"]
 
 
+@in_float32
 def one_hot_loss(logits: Tensor) -> Tensor:
     """CE(t, argmax t), mean over the batch: generated images should be classified with confidence (equation 3)."""
     return F.cross_entropy(logits, logits.detach().argmax(1))
 
 
+@in_float32
 def activation_loss(feature: Tensor) -> Tensor:
     """-mean |f_t| over all elements of the teacher's features (B, D): real images excite them (equation 4)."""
     return -feature.abs().mean()
 
 
+@in_float32
 def information_entropy_loss(logits: Tensor, logarithm: Logarithm = "log10") -> Tensor:
     """Σ_c p̄_c log p̄_c, p̄ = mean over the batch of softmax(t): all classes should be generated alike (equation 5).
 
     The authors' code takes log10, to which the published weights belong; ``ln`` is 2.3026 times larger.
     """
     p = logits.softmax(1).mean(0)
-    return (p * (p.log10() if logarithm == "log10" else p.log())).sum()
+    positive = p.clamp(min=torch.finfo(p.dtype).tiny)  # p log p -> 0 where p underflows, with a finite gradient
+    return (p * (positive.log10() if logarithm == "log10" else positive.log())).sum()
 
 
 class Generator(nn.Module):
@@ -92,11 +97,13 @@ class DAFL(Method):
     }
 
     def __init__(
-        self, noise: int = 100, generator_lr: float = 0.2, logarithm: Logarithm = "log10", **kwargs: Any
+        self,
+        noise: Annotated[int, Field(ge=1, le=100_000)] = 100,
+        generator_lr: Annotated[float, Field(gt=0)] = 0.2,
+        logarithm: Logarithm = "log10",
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if logarithm not in ("log10", "ln"):
-            raise UserError(f"DAFL has no logarithm '{logarithm}': use log10 or ln.")
         self.noise, self.generator_lr, self.logarithm = noise, generator_lr, logarithm
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import DoesNotFit
-from kdbench.losses import cross_entropy, kl
+from kdbench.losses import cross_entropy, in_float32, kl
 from kdbench.method import Method, Stage
+from kdbench.settings import Share, Temperature
 from kdbench.taps import Out, Spec, Taps
 
 
+@in_float32
 def hint_loss(guided: Tensor, hint: Tensor) -> Tensor:
     """Mean over B·C·H·W of (r(v) - u)², for the regressed guided layer and the hint.
 
@@ -24,13 +26,13 @@ def hint_loss(guided: Tensor, hint: Tensor) -> Tensor:
 
 
 class Regressor(nn.Sequential):
-    """Convolution, batch norm, ReLU from the guided layer (C, H, W) to the shape of the hint.
+    """Convolution, batch norm and (`use_relu`) ReLU from the guided layer (C, H, W) to the shape of the hint.
 
     The kernel follows from the sizes: 3x3 with stride 2 to halve, a transposed 4x4 to double, else a valid
     convolution of width 1 + H_s - H_t (the paper's regressor). The batch norm is RepDistiller's addition.
     """
 
-    def __init__(self, guided: tuple[int, ...], hint: tuple[int, ...]) -> None:
+    def __init__(self, guided: tuple[int, ...], hint: tuple[int, ...], use_relu: bool = True) -> None:
         if len(guided) != 3 or len(hint) != 3:
             raise DoesNotFit("FitNet regresses maps, (C, H, W): choose a stage as the hint (method.fitnet.hint).")
         (c_s, h_s, _), (c_t, h_t, _) = guided, hint
@@ -45,7 +47,7 @@ class Regressor(nn.Sequential):
             raise DoesNotFit(
                 f"FitNet cannot regress a {h_s}x{h_s} map to {h_t}x{h_t}: choose another hint (method.fitnet.hint)."
             )
-        super().__init__(conv, nn.BatchNorm2d(c_t), nn.ReLU())
+        super().__init__(conv, nn.BatchNorm2d(c_t), *([nn.ReLU()] if use_relu else []))
 
 
 class FitNet(Method):
@@ -54,17 +56,20 @@ class FitNet(Method):
     Stage ``hint``:     L = `hint_loss`( r(s), t )
     Stage ``distil``:   L = CE(y, s) + λ · T² · KL( softmax(t / T) || softmax(s / T) ), λ falling linearly
 
-    With ``hint_share = 0`` both merge into RepDistiller's one stage, L = CE(y, s) + β · `hint_loss`.
+    With ``hint_share = 0`` both merge into RepDistiller's one stage, L = CE(y, s) + β · `hint_loss`; then there is no
+    term ``kd``, nor a weight of it.
 
     Args:
         hint: tap of teacher and student where the hint is given.
         hint_share: share of the epochs spent on the hint, within the protocol's budget.
         temperature: T of the second stage.
+        use_relu: whether the regressor ends in a ReLU, as a hint after one does; for a hint before it (``pre2``), not.
     """
 
     leaf = "intermediate/features"
     paper = "romero2014fitnets"
     title = "FitNet"
+    added: ClassVar = {"use_relu": True}
     survey: ClassVar = {
         "teacher_transform": "none",
         "student_transform": "convolutional regressor",
@@ -75,16 +80,21 @@ class FitNet(Method):
     }
 
     def __init__(
-        self, hint: str = "stage2", hint_share: float = 0.125, temperature: float = 3.0, **kwargs: Any
+        self,
+        hint: str = "stage2",
+        hint_share: Share = 0.125,
+        temperature: Temperature = 3.0,
+        use_relu: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.hint, self.hint_share, self.temperature = hint, hint_share, temperature
+        self.hint, self.hint_share, self.temperature, self.use_relu = hint, hint_share, temperature, use_relu
         self.taps = Taps(student=(hint,), teacher=(hint,))
         self.terms = ("hint", "ce", "kd") if hint_share > 0 else ("hint", "ce")
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         assert teacher is not None
-        self.regressor = Regressor(student.shapes[self.hint], teacher.shapes[self.hint])
+        self.regressor = Regressor(student.shapes[self.hint], teacher.shapes[self.hint], self.use_relu)
 
     def stages(self) -> Sequence[Stage]:
         if self.hint_share == 0:

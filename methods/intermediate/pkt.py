@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from kdbench.data.batch import Batch
-from kdbench.losses import cross_entropy
+from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Method
 from kdbench.taps import Out, Taps
 
@@ -22,6 +22,7 @@ def affinity(x: Tensor) -> Tensor:
     return k / k.sum(1, keepdim=True)
 
 
+@in_float32
 def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over all B² entries of p_t · log(p_t / p_s), p = `affinity` (equation 8).
 

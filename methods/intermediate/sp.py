@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.data.batch import Batch, DataSpec
-from kdbench.losses import cross_entropy
+from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Method
 from kdbench.taps import Out, Spec, Taps, aligned
 
@@ -19,6 +19,7 @@ def similarity(feature: Tensor) -> Tensor:
     return F.normalize(q @ q.T, dim=1)
 
 
+@in_float32
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """1 / B² · ‖G_t - G_s‖_F² of two activations with B rows each (equation 4, one layer)."""
     return (similarity(teacher) - similarity(student)).square().mean()

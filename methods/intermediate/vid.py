@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
-from kdbench.losses import cross_entropy, to_smaller
+from kdbench.losses import cross_entropy, in_float32, to_smaller
 from kdbench.method import Method
 from kdbench.taps import Out, Spec, Taps, aligned
 
@@ -18,6 +19,7 @@ EPS = 1e-5
 """Floor of the variance (RepDistiller: distiller_zoo/VID.py)."""
 
 
+@in_float32
 def vid_loss(mean: Tensor, teacher: Tensor, rho: Tensor) -> Tensor:
     """Gaussian negative log-likelihood -log q(t | s), up to a constant, averaged over B·C·H·W (equations 5 and 6).
 
@@ -33,18 +35,26 @@ def vid_loss(mean: Tensor, teacher: Tensor, rho: Tensor) -> Tensor:
 
 
 class VariationalLayer(nn.Module):
-    """q(t | s) of one layer: μ is three 1x1 convolutions, σ² a free parameter per channel."""
+    """q(t | s) of one layer: μ is three 1x1 convolutions, σ² a free parameter per channel.
 
-    def __init__(self, student: int, teacher: int, variance: float) -> None:
+    Args:
+        student, teacher, middle: channels of the student's map, the teacher's and those between the convolutions.
+        variance: σ² at the start, more than `EPS`.
+    """
+
+    def __init__(self, student: int, teacher: int, variance: float, middle: int | None = None) -> None:
         super().__init__()
+        middle = middle or teacher
         self.mean = nn.Sequential(
-            nn.Conv2d(student, teacher, 1, bias=False),
+            nn.Conv2d(student, middle, 1, bias=False),
             nn.ReLU(),
-            nn.Conv2d(teacher, teacher, 1, bias=False),
+            nn.Conv2d(middle, middle, 1, bias=False),
             nn.ReLU(),
-            nn.Conv2d(teacher, teacher, 1, bias=False),
+            nn.Conv2d(middle, teacher, 1, bias=False),
         )
-        self.rho = nn.Parameter(torch.full((teacher,), math.log(math.expm1(variance - EPS))))
+        above = variance - EPS
+        rho = above + math.log(-math.expm1(-above))  # softplus(ρ) = above; exp(above) might overflow
+        self.rho = nn.Parameter(torch.full((teacher,), rho))
 
     def forward(self, s: Tensor, t: Tensor) -> Tensor:
         s, t = to_smaller(s, t)
@@ -52,13 +62,19 @@ class VariationalLayer(nn.Module):
 
 
 class VID(Method):
-    """L = CE(y, s) + λ · Σ_stages `vid_loss`."""
+    """L = CE(y, s) + λ · Σ_stages `vid_loss`.
+
+    Args:
+        initial_variance: σ² at the start.
+        middle: channels between the convolutions of μ; by default as many as the teacher's map has.
+    """
 
     leaf = "intermediate/features"
     paper = "Ahn_2019_CVPR"
     title = "VID"
     taps = Taps(student=("stage*",), teacher=("stage*",))
     terms = ("ce", "vid")
+    added: ClassVar = {"middle": None}
     survey: ClassVar = {
         "teacher_transform": "none",
         "student_transform": "1x1 convolutions",
@@ -68,15 +84,21 @@ class VID(Method):
         "lost": "none",
     }
 
-    def __init__(self, initial_variance: float = 5.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        initial_variance: Annotated[float, Field(gt=EPS)] = 5.0,
+        middle: Annotated[int, Field(ge=1, le=10_000)] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.initial_variance = initial_variance
+        self.initial_variance, self.middle = initial_variance, middle
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         assert teacher is not None
         self.pairs = aligned(student, teacher)
         self.layers = nn.ModuleList(
-            VariationalLayer(student.channels(a), teacher.channels(b), self.initial_variance) for a, b in self.pairs
+            VariationalLayer(student.channels(a), teacher.channels(b), self.initial_variance, self.middle)
+            for a, b in self.pairs
         )
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.data.batch import Batch
-from kdbench.losses import cross_entropy, kl
+from kdbench.losses import HOT, HOTTEST, cross_entropy, divergence, in_float32, kl, kl_of_logs
 from kdbench.method import Method
+from kdbench.settings import Temperature, Weight
 from kdbench.taps import Out
 
 
+@in_float32
 def dkd_terms(student: Tensor, teacher: Tensor, y: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(TCKD, NCKD) of logits (B, K) and class indices (B,); each summed over classes, averaged over B, times T².
 
@@ -21,15 +23,22 @@ def dkd_terms(student: Tensor, teacher: Tensor, y: Tensor, temperature: float) -
     NCKD = T² · KL( q_t || q_s ),  q = softmax of z / T over the K - 1 classes other than y
     """
     target = F.one_hot(y, student.shape[1]).bool()
+    others, shape = ~target, (len(y), student.shape[1] - 1)
+    if temperature > HOT:  # the same where logarithms of softmax would lose it, see `kdbench.losses.kl`
+        temperature = min(temperature, HOTTEST)
+        q, x = (teacher / temperature).softmax(1), (student - teacher) / temperature
+        q_others, x_others = (teacher[others].view(shape) / temperature).softmax(1), x[others].view(shape)
+        nckd = divergence(q_others, x_others)
+        lift = (q_others * x_others).sum(1) + nckd  # log of what the others' share is multiplied with
+        tckd = divergence(torch.stack([q[target], q[others].view(shape).sum(1)], 1), torch.stack([x[target], lift], 1))
+        return tckd.mean() * temperature**2, nckd.mean() * temperature**2
 
     def binary(z: Tensor) -> Tensor:
         """log [p(y), 1 - p(y)], without ever forming 1 - p(y)."""
         log_p = F.log_softmax(z / temperature, dim=1)
         return torch.stack([log_p[target], log_p.masked_fill(target, -torch.inf).logsumexp(1)], dim=1)
 
-    tckd = F.kl_div(binary(student), binary(teacher), reduction="batchmean", log_target=True) * temperature**2
-    others = ~target
-    shape = (len(y), student.shape[1] - 1)
+    tckd = kl_of_logs(binary(student), binary(teacher)) * temperature**2
     return tckd, kl(student[others].view(shape), teacher[others].view(shape), temperature)
 
 
@@ -54,7 +63,7 @@ class DKD(Method):
         "objective": "CE(y, s) + α TCKD + β NCKD",
     }
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, **kwargs: Any) -> None:
+    def __init__(self, alpha: Weight = 1.0, beta: Weight = 8.0, temperature: Temperature = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from kdbench.data.batch import Batch
 from kdbench.losses import cross_entropy, kl
 from kdbench.method import Method
+from kdbench.settings import Temperature
 from kdbench.taps import Out
 
 
@@ -28,7 +29,7 @@ class KD(Method):
         "objective": "(1 - α) CE(y, s) + α T² KL(t/T, s/T)",
     }
 
-    def __init__(self, temperature: float = 4.0, **kwargs: Any) -> None:
+    def __init__(self, temperature: Temperature = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.temperature = temperature
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from kdbench.data.batch import Batch
-from kdbench.errors import UserError
+from kdbench.losses import in_float32
 from kdbench.method import Method
 from kdbench.taps import Out
 
 Variant = Literal["uniform", "wrong_classes"]
 
 
+@in_float32
 def label_smoothing_loss(logits: Tensor, y: Tensor, epsilon: float, variant: Variant = "uniform") -> Tensor:
     """Cross-entropy with softened labels q, summed over classes, averaged over the batch.
 
@@ -49,10 +51,10 @@ class LabelSmoothing(Method):
         "objective": "CE((1 - ε) y + ε/K, s)",
     }
 
-    def __init__(self, epsilon: float = 0.1, variant: Variant = "uniform", **kwargs: Any) -> None:
+    def __init__(
+        self, epsilon: Annotated[float, Field(ge=0, lt=1)] = 0.1, variant: Variant = "uniform", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        if variant not in ("uniform", "wrong_classes"):
-            raise UserError(f"label smoothing has no variant '{variant}': use uniform or wrong_classes.")
         self.epsilon, self.variant = epsilon, variant
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:

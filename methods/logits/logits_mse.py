@@ -7,13 +7,14 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from kdbench.data.batch import Batch
-from kdbench.errors import UserError
+from kdbench.losses import in_float32
 from kdbench.method import Method
 from kdbench.taps import Out
 
 Variant = Literal["sum", "mean"]
 
 
+@in_float32
 def logits_mse_loss(student: Tensor, teacher: Tensor, variant: Variant = "sum") -> Tensor:
     """Squared distance of raw logits (B, K), before the softmax and without a temperature.
 
@@ -39,8 +40,6 @@ class LogitsMSE(Method):
 
     def __init__(self, variant: Variant = "sum", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if variant not in ("sum", "mean"):
-            raise UserError(f"logits-MSE has no variant '{variant}': use sum or mean.")
         self.variant = variant
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
-from kdbench.errors import UserError
-from kdbench.losses import cross_entropy, kl
+from kdbench.losses import cross_entropy, in_float32, kl
 from kdbench.method import Method, Player
+from kdbench.settings import Temperature
 from kdbench.taps import Spec
 
 Variant = Literal["alternating", "simultaneous"]
 
 
+@in_float32
 def mutual_loss(own: Tensor, others: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
     """1 / (m - 1) · Σ_j T² · KL( softmax(z_j / T) || softmax(own / T) ) over the m - 1 other peers' logits (B, K).
 
@@ -47,11 +49,13 @@ class DML(Method):
     }
 
     def __init__(
-        self, peers: int = 2, temperature: float = 1.0, variant: Variant = "alternating", **kwargs: Any
+        self,
+        peers: Annotated[int, Field(ge=2, le=100)] = 2,
+        temperature: Temperature = 1.0,
+        variant: Variant = "alternating",
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if peers < 2 or variant not in ("alternating", "simultaneous"):
-            raise UserError("DML needs peers >= 2 and variant alternating or simultaneous: mend the method's config.")
         self.num_peers, self.temperature, self.variant = peers, temperature, variant
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:

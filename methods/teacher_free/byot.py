@@ -9,21 +9,27 @@ from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import DoesNotFit
-from kdbench.losses import cross_entropy
+from kdbench.losses import HOT, HOTTEST, cross_entropy, in_float32, kl
 from kdbench.method import Method
+from kdbench.settings import Temperature
 from kdbench.taps import Out, Spec, Taps
 
 
+@in_float32
 def exit_kd_loss(exit_logits: Tensor, final_logits: Tensor, temperature: float = 3.0) -> Tensor:
     """T² · H( softmax(final / T), softmax(exit / T) ), summed over classes, averaged over the batch.
 
     The cross-entropy form of luanyunteng/pytorch-be-your-own-teacher: the gradient of the KL divergence, plus the
     final exit's entropy as a constant. No gradient reaches the final exit. Logits are (B, K).
     """
-    q = (final_logits.detach() / temperature).softmax(1)
+    final_logits, temperature = final_logits.detach(), min(temperature, HOTTEST)
+    q = (final_logits / temperature).softmax(1)
+    if temperature > HOT:  # the same, with a gradient of full precision
+        return kl(exit_logits, final_logits, temperature) + torch.special.entr(q).sum(1).mean() * temperature**2
     return -(q * (exit_logits / temperature).log_softmax(1)).sum(1).mean() * temperature**2
 
 
+@in_float32
 def exit_feature_loss(exit_feature: Tensor, final_feature: Tensor) -> Tensor:
     """Σ (f_exit - f_final)² over samples and elements where either feature is positive (the reference's partial L2)."""
     final_feature = final_feature.detach()
@@ -80,7 +86,7 @@ class BYOT(Method):
         "task": "classification",
     }
 
-    def __init__(self, temperature: float = 3.0, **kwargs: Any) -> None:
+    def __init__(self, temperature: Temperature = 3.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.temperature = temperature
 

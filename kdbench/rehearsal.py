@@ -1,0 +1,110 @@
+"""What can be known of a training before it costs time: its smallest batch, and its first turns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.data.batch import Batch, DataSpec
+from kdbench.errors import UserError
+from kdbench.taps import Spec
+
+if TYPE_CHECKING:
+    from kdbench.method import Method
+
+
+def check_last_batch(method: Method, teacher: Spec | None, data: DataSpec) -> None:
+    """Play the last batch of an epoch, if it is of one image, on a copy of a bound method.
+
+    Batch normalisation cannot normalise a single value, nor can a network that drops axes of length one be fed so. What
+    fails with two images, too, has other reasons, and is left to training.
+
+    Raises:
+        UserError: training would fail at the end of its first epoch.
+    """
+    size = method.protocol.batch_size
+    if data.n_train % size != 1 or method.protocol.drop_last:
+        return
+    failed = _play(method, teacher, data, 1)
+    if failed is not None and _play(method, teacher, data, 2) is None:
+        known = "more than 1 value per channel" in str(failed)
+        why = "batch normalisation has one value per channel" if known else f"{type(failed).__name__}: {failed}"
+        raise UserError(
+            f"the last batch of {data.n_train} images in batches of {size} has one, and training fails on it ({why}): "
+            "leave it out (protocol.drop_last=true), or take another protocol.batch_size."
+        )
+
+
+def _play(method: Method, teacher: Spec | None, data: DataSpec, n: int) -> Exception | None:
+    """What goes wrong with a batch of `n` images in any stage, or None; networks and random numbers are not touched."""
+    outside = [thing for thing in (*method._teacher, method._trainer) if thing is not None]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            trial = copy.deepcopy(method, {id(thing): thing for thing in outside})
+            trial._teacher = (None if teacher is None else _Mute(teacher),)
+            like = next(trial.student.parameters())
+            for stage in range(len(trial._stages)):
+                trial._stage = stage
+                x = torch.zeros(n, 0) if "no_data" in trial.needs else torch.zeros(n, *data.shape)
+                labels = torch.zeros(n, dtype=torch.long, device=like.device)
+                batch = Batch(x.to(like), labels, labels, labels.new_zeros(n, 3))
+                for _ in trial.turns(trial.batch(batch)):
+                    pass
+    except Exception as error:
+        return error
+    return None
+
+
+class _Mute(nn.Module):
+    """Stands for a teacher: taps of the right shapes, at no cost."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), *self.spec.shapes["logits"])
+
+    def tap(self, x: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        wanted = self.spec.shapes if names is None else {*names, "logits"}
+        return {name: x.new_zeros(len(x), *self.spec.shapes[name]) for name in wanted}
+
+
+def check_turn(who: str, player: str, players: Collection[str], terms: Any, declared: Collection[str]) -> None:
+    """Compare a player's first turn with what was declared.
+
+    Args:
+        who: the method's class.
+        terms: what was yielded.
+
+    Raises:
+        UserError: an unknown player or term, or what no gradient can be taken of.
+    """
+    if player not in players:
+        raise UserError(f"{who}: a turn of '{player}', but its players are {', '.join(players)}: mend its turns.")
+    if not isinstance(terms, Mapping) or not terms:
+        raise UserError(f"{who}: its losses are {terms!r}: return terms by name, as in {{'ce': loss}}.")
+    for term, value in terms.items():
+        if term not in declared:
+            raise UserError(
+                f"{who}: its losses return '{term}', but its terms are {', '.join(declared)}: give it one of these "
+                "names, or declare it."
+            )
+        if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
+            kind = f"of shape {tuple(value.shape)} and {value.dtype}" if isinstance(value, Tensor) else repr(value)
+            raise UserError(f"{who}: the loss term '{term}' is {kind}, not a scalar tensor: return its mean.")
+    if not any(value.requires_grad for value in terms.values()):
+        raise UserError(
+            f"{who}: the loss of its {player} ({', '.join(terms)}) has no gradient: compute it from what student_out "
+            "returned, without detach, no_grad or argmax."
+        )
+
+
+def check_terms(who: str, declared: Iterable[str], returned: Iterable[Collection[str]]) -> None:
+    """Raises `UserError` if a declared term was not among those of any turn."""
+    for term in sorted(set(declared).difference(*returned)):
+        raise UserError(f"{who}: its losses never return '{term}', one of its terms: return it, or do not declare it.")
