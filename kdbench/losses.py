@@ -14,10 +14,10 @@ from torch.nn.functional import cross_entropy
 P = ParamSpec("P")
 R = TypeVar("R")
 
-HOT = 32.0
+HOT = 20.0
 """The temperature above which logarithms of softmax would lose the divergence.
 
-They carry a rounding error of up to u·ln K each (u = 6e-8 in float32), which T² multiplies: up to 3e-4 for T = 32 and
+They carry a rounding error of up to u·ln K each (u = 6e-8 in float32), which T² multiplies: up to 1e-4 for T = 20 and
 K = 100, beside values of about σ²/2 for logits that differ by σ. At T = 1e4 it would be 30.
 """
 HOTTEST = 1e15

@@ -52,7 +52,7 @@ from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import Diverged, DoesNotFit, UserError
 from kdbench.protocol import Protocol
 from kdbench.rehearsal import check_last_batch, check_terms, check_turn
-from kdbench.settings import checked
+from kdbench.settings import Ramp, WeightOrRamp, checked
 from kdbench.tally import Tally
 from kdbench.taps import Out, Spec, Taps, probe
 from kdbench.tasks import metrics
@@ -79,20 +79,6 @@ class Player:
     name: str
     parameters: Sequence[nn.Parameter]
     optimizer: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A weight that moves linearly from `start` to `end` over the first `until` (a share of the stage's epochs)."""
-
-    start: float
-    end: float
-    until: float = 1.0
-
-    def at(self, epoch: int, epochs: int) -> float:
-        """Value in the 0-based `epoch` out of `epochs`; the first is already one step up, as epochs count from 1."""
-        progress = min((epoch + 1) / max(self.until * epochs, 1.0), 1.0)
-        return self.start + (self.end - self.start) * progress
 
 
 class _Group(NamedTuple):
@@ -148,7 +134,7 @@ class Method(pl.LightningModule):
     def __init__(
         self,
         *,
-        weights: Mapping[str, float | Mapping[str, float]] | None = None,
+        weights: Mapping[str, WeightOrRamp] | None = None,
         student: nn.Module | None = None,
         teacher: nn.Module | None = None,
         protocol: Protocol | None = None,
@@ -157,7 +143,7 @@ class Method(pl.LightningModule):
         self.automatic_optimization = False
         self.protocol = protocol or Protocol()
         self._given = (student, teacher)  # a tuple hides the networks from nn.Module until bind() registers the student
-        self._weights = None if weights is None else {name: _weight(name, w) for name, w in weights.items()}
+        self._weights = None if weights is None else {name: _ramp(weight) for name, weight in weights.items()}
         self._bound = False
         self._first_optimizer = 0
         self.rng = torch.Generator()
@@ -374,11 +360,11 @@ class Method(pl.LightningModule):
             if group:
                 # into the player's own parameters alone: those of others wait for gradients of their own turns
                 own = [parameter for parameter in _parameters(optimizer) if parameter.requires_grad]
-                self.manual_backward(group.share * loss, inputs=own)
+                self._backward(group.share * loss, inputs=own)
                 self._waiting[player] = optimizer
             else:
                 optimizer.zero_grad(set_to_none=True)
-                self.manual_backward(loss)
+                self._backward(loss)
                 self._step(optimizer)
             self._tally.add(terms)
         if group and group.ends:
@@ -405,6 +391,10 @@ class Method(pl.LightningModule):
             size, length, seen = 1, 1, int(self.trainer.num_training_batches)
         end = min((start + batches) * length, seen)
         return _Group(share=size / (end - start * length), ends=(batch_idx + 1) * length >= end)
+
+    def _backward(self, loss: Tensor, **kwargs: Any) -> None:
+        with torch.autocast(self.device.type, enabled=False):  # gradients have the types of what they are taken of
+            self.manual_backward(loss, **kwargs)
 
     def _step(self, optimizer: Any) -> None:
         if self.protocol.clip_norm is not None:
@@ -443,7 +433,7 @@ class Method(pl.LightningModule):
         share = sizes[largest] / (sum(sizes[name] for name in terms) or 1.0)
         own = next(p.optimizer for p in self.players() if p.name == player)
         rate = f"the learning rate of its {player}" if own else "the learning rate (protocol.optimizer.lr)"
-        if first == self.epoch == 0:
+        if self.epoch == 0 and first < self.protocol.accumulate:
             cause = f"nothing was learned before, so mend the settings of '{term}', or the data"
         elif share > 0.9 and len(terms) > 1:
             cause = f"'{largest}' made {share:.0%} of the loss before, so lower its weight or {rate}"
@@ -515,18 +505,8 @@ def _parameters(optimizer: Any) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _weight(name: str, value: float | Mapping[str, float]) -> Ramp:
-    try:
-        ramp = Ramp(**value) if isinstance(value, Mapping) else Ramp(value, value)
-    except TypeError:
-        raise UserError(
-            f"weights.{name} is a number or a ramp {{start: A, end: B, until: SHARE}}, not {value!r}: correct it."
-        ) from None
-    if min(ramp.start, ramp.end) < 0:
-        raise UserError(f"weights.{name}={value!r} would teach the opposite: weights are 0 or more.")
-    if not 0 < ramp.until <= 1:
-        raise UserError(f"weights.{name}.until={ramp.until:g} is no share of the epochs: it is above 0 and at most 1.")
-    return ramp
+def _ramp(weight: float | Ramp) -> Ramp:
+    return weight if isinstance(weight, Ramp) else Ramp(weight, weight)
 
 
 def _allocate(shares: Sequence[float], epochs: int) -> list[tuple[int, int]]:

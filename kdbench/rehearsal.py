@@ -1,4 +1,4 @@
-"""What can be known of a training before it costs time: whether it digests its smallest batch, and its first turns."""
+"""What can be known of a training before it costs time: its smallest batch, and its first turns."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_last_batch(method: Method, teacher: Spec | None, data: DataSpec) -> No
         UserError: training would fail at the end of its first epoch.
     """
     size = method.protocol.batch_size
-    if data.n_train % size != 1 or getattr(method.protocol, "drop_last", False):
+    if data.n_train % size != 1 or method.protocol.drop_last:
         return
     failed = _play(method, teacher, data, 1)
     if failed is not None and _play(method, teacher, data, 2) is None:

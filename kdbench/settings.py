@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache, wraps
 from types import UnionType
 from typing import Annotated, Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Strict, Tag, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import ErrorDetails
 
@@ -20,8 +21,30 @@ P = ParamSpec("P")
 Temperature = Annotated[float, Field(gt=0)]
 """What logits are divided by in front of a softmax."""
 Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 """Of a loss term: terms are written so that less is better, and a negative weight would teach the opposite."""
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that moves linearly from `start` to `end` over the first `until` (a share of the stage's epochs)."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    start: Weight
+    end: Weight
+    until: Annotated[float, Strict(), Field(gt=0, le=1)] = 1.0
+
+    def at(self, epoch: int, epochs: int) -> float:
+        """Value in the 0-based `epoch` out of `epochs`; the first is already one step up, as epochs count from 1."""
+        progress = min((epoch + 1) / max(self.until * epochs, 1.0), 1.0)
+        return self.start + (self.end - self.start) * progress
+
+
+WeightOrRamp = Annotated[
+    Annotated[Weight, Tag("number")] | Annotated[Ramp, Tag("ramp")],
+    Discriminator(lambda value: "ramp" if isinstance(value, (Mapping, Ramp)) else "number"),
+]
 
 CONFIG = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
@@ -40,8 +63,10 @@ def checked(init: Callable[P, None]) -> Callable[P, None]:
             bound = signature.bind(*args, **kwargs)
         except TypeError:  # Python's own says it well
             return init(*args, **kwargs)
-        name = type(args[0]).__name__
-        bound.arguments |= validated(adapters(init), bound.arguments, f"{name}: ")
+        try:
+            bound.arguments |= validated(adapters(init), bound.arguments)
+        except UserError as error:
+            raise UserError(f"{type(args[0]).__name__}: {error}") from None
         return init(*bound.args, **bound.kwargs)
 
     return checking
@@ -58,7 +83,7 @@ def adapters(init: Callable[..., None]) -> Mapping[str, TypeAdapter[Any]]:
     return found
 
 
-def validated(known: Mapping[str, TypeAdapter[Any]], settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def validated(known: Mapping[str, TypeAdapter[Any]], settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings as their annotations want them; those without one as they are.
 
     Raises:
@@ -92,17 +117,15 @@ def explain(error: ValidationError, prefix: str = "") -> str:
     def keys(details: ErrorDetails) -> list[str]:
         parts = map(str, details["loc"])
         kinds = ("constrained-", "literal[", "dict[", "mapping[", "function-")  # the branches of a union
-        return [part for part in parts if part not in ("float", "int", "bool") and not part.startswith(kinds)]
+        branches = ("float", "int", "bool", "number", "ramp")
+        return [part for part in parts if part not in branches and not part.startswith(kinds)]
 
     worst = max(error.errors(), key=lambda details: len(keys(details)))
     where = ".".join([*([prefix] if prefix else []), *keys(worst)])
     if worst["type"] == "missing":
         return f"the config lacks '{where}'"
     messages = [details["msg"] for details in error.errors() if keys(details) == keys(worst)]
-    text = worst["type"] == "string_type" and isinstance(worst["input"], (int, float))
-    quoted = f" (write \"{where}='{worst['input']}'\" for a text)" if text else ""
-    told = " or ".join(message[0].lower() + message[1:] for message in messages)
-    return f"{where}={worst['input']!r}: {told}{quoted}"
+    return f"{where}={worst['input']!r}: {' or '.join(message[0].lower() + message[1:] for message in messages)}"
 
 
-__all__ = ["Share", "Temperature", "Weight", "adapters", "checked", "explain", "validated"]
+__all__ = ["Ramp", "Share", "Temperature", "Weight", "WeightOrRamp", "adapters", "checked", "explain", "validated"]

@@ -115,9 +115,9 @@ def dkd(v: Arrays) -> dict[str, Tensor]:
     return {"loss": loss, "loss_tckd": tckd, "loss_nckd": nckd}
 
 
-def fitnet(v: Arrays) -> dict[str, Tensor]:
+def fitnet(v: Arrays, use_relu: bool = True) -> dict[str, Tensor]:
     s, t = v.leaf("student_feat_0"), v["teacher_feat_0"]
-    regressor = Regressor(tuple(s.shape[1:]), tuple(t.shape[1:]))
+    regressor = Regressor(tuple(s.shape[1:]), tuple(t.shape[1:]), use_relu)
     v.load(
         regressor,
         {
@@ -131,13 +131,26 @@ def fitnet(v: Arrays) -> dict[str, Tensor]:
     return {"loss": hint_loss(guided, t), "out_regressed": guided}
 
 
-def at(v: Arrays) -> dict[str, Tensor]:
+def fitnet_no_relu(v: Arrays) -> dict[str, Tensor]:
+    return fitnet(v, use_relu=False)
+
+
+def at(v: Arrays, p: float = 2.0) -> dict[str, Tensor]:
     s = {name: v.leaf(f"student_{name}") for name in ("feat_0", "feat_1")}
     t = {name: v[f"teacher_{name}"] for name in ("feat_0", "feat_1")}
-    method = AT()
+    method = AT(p=p)
     method.pairs = [("feat_0", "feat_0"), ("feat_1", "feat_1")]
-    loss = terms_of(method, {**s, "logits": s["feat_0"].mean((2, 3))}, t, torch.zeros(8).long())["at"]
-    return {"loss": loss, **{f"loss_layer_{i}": at_loss(s[f"feat_{i}"], t[f"feat_{i}"]) for i in range(2)}}
+    batch = len(s["feat_0"])
+    loss = terms_of(method, {**s, "logits": s["feat_0"].mean((2, 3))}, t, torch.zeros(batch).long())["at"]
+    return {"loss": loss, **{f"loss_layer_{i}": at_loss(s[f"feat_{i}"], t[f"feat_{i}"], p) for i in range(2)}}
+
+
+def at_p3(v: Arrays) -> dict[str, Tensor]:
+    return at(v, p=3.0)
+
+
+def at_p4(v: Arrays) -> dict[str, Tensor]:
+    return at(v, p=4.0)
 
 
 def sp(v: Arrays) -> dict[str, Tensor]:
@@ -162,14 +175,21 @@ def pkt(v: Arrays) -> dict[str, Tensor]:
     }
 
 
+def vid_layer(v: Arrays, i: int, middle: int | None = None) -> Tensor:
+    s, t = v.leaf(f"student_feat_{i}"), v[f"teacher_feat_{i}"]
+    layer = VariationalLayer(s.shape[1], t.shape[1], variance=5.0, middle=middle)
+    names = {f"mean.{k}.weight": f"vid_{i}.regressor.{k}.weight" for k in (0, 2, 4)}
+    v.load(layer, {**names, "rho": f"vid_{i}.log_scale"})
+    loss: Tensor = layer(s, t)
+    return loss
+
+
+def vid_middle(v: Arrays) -> dict[str, Tensor]:
+    return {"loss": vid_layer(v, 0, middle=9)}
+
+
 def vid(v: Arrays) -> dict[str, Tensor]:
-    layers = []
-    for i in range(2):
-        s, t = v.leaf(f"student_feat_{i}"), v[f"teacher_feat_{i}"]
-        layer = VariationalLayer(s.shape[1], t.shape[1], variance=5.0)
-        names = {f"mean.{k}.weight": f"vid_{i}.regressor.{k}.weight" for k in (0, 2, 4)}
-        v.load(layer, {**names, "rho": f"vid_{i}.log_scale"})
-        layers.append(layer(s, t))
+    layers = [vid_layer(v, i) for i in range(2)]
     return {"loss": layers[0] + layers[1], "loss_layer_0": layers[0], "loss_layer_1": layers[1]}
 
 
@@ -236,7 +256,7 @@ CASES: dict[str, Callable[[Arrays], dict[str, Tensor]]] = {
     f.__name__: f
     for f in (
         *(kd, logits_mse, label_smoothing, label_smoothing_uniform, dkd, rkd),
-        *(fitnet, at, sp, pkt, vid),
+        *(fitnet, fitnet_no_relu, at, at_p3, at_p4, sp, pkt, vid, vid_middle),
         *(dml, dml_official, byot, dafl, data_free_onehot_balance),
     )
 }

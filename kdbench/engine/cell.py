@@ -445,8 +445,13 @@ def method_identity(cls: type[Method], config: Mapping[str, Any]) -> dict[str, A
     return {
         key: value
         for key, value in config.items()
-        if key not in BENCH_KEYS and not (key in cls.added and value == cls.added[key])
+        if key not in BENCH_KEYS and not (key in cls.added and _same(value, cls.added[key]))
     }
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality for which ``true`` is not 1."""
+    return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
 
 
 def check_optimizer(protocol: Protocol) -> None:

@@ -87,7 +87,7 @@ class VID(Method):
     def __init__(
         self,
         initial_variance: Annotated[float, Field(gt=EPS)] = 5.0,
-        middle: Annotated[int, Field(ge=1)] | None = None,
+        middle: Annotated[int, Field(ge=1, le=10_000)] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

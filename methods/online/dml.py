@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
-from kdbench.losses import cross_entropy, kl
+from kdbench.losses import cross_entropy, in_float32, kl
 from kdbench.method import Method, Player
 from kdbench.settings import Temperature
 from kdbench.taps import Spec
@@ -18,6 +18,7 @@ from kdbench.taps import Spec
 Variant = Literal["alternating", "simultaneous"]
 
 
+@in_float32
 def mutual_loss(own: Tensor, others: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
     """1 / (m - 1) · Σ_j T² · KL( softmax(z_j / T) || softmax(own / T) ) over the m - 1 other peers' logits (B, K).
 
@@ -49,7 +50,7 @@ class DML(Method):
 
     def __init__(
         self,
-        peers: Annotated[int, Field(ge=2)] = 2,
+        peers: Annotated[int, Field(ge=2, le=100)] = 2,
         temperature: Temperature = 1.0,
         variant: Variant = "alternating",
         **kwargs: Any,

@@ -1,0 +1,284 @@
+"""Losses at the ends of their ranges: temperatures, precisions, tiny batches, inputs of any size.
+
+A new loss is tested by existing: each public ``*_loss`` and ``*_terms`` of `methods` must be in `LOSSES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import methods
+from kdbench.losses import HOT, divergence, in_float32, kl
+from methods.data_free.dafl import activation_loss, information_entropy_loss, one_hot_loss
+from methods.intermediate.at import at_loss
+from methods.intermediate.fitnet import hint_loss
+from methods.intermediate.pkt import pkt_loss
+from methods.intermediate.sp import sp_loss
+from methods.intermediate.vid import vid_loss
+from methods.logits.dkd import dkd_loss, dkd_terms
+from methods.logits.label_smoothing import label_smoothing_loss
+from methods.logits.logits_mse import logits_mse_loss
+from methods.logits.rkd import rkd_terms
+from methods.online.dml import mutual_loss
+from methods.teacher_free.byot import exit_feature_loss, exit_kd_loss
+
+B, K = 6, 10
+Y = torch.arange(B) % K
+SHAPES = {"logits": (K,), "embed": (12,), "map": (4, 3, 3)}
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+LOSSES: dict[str, tuple[str, Loss]] = {
+    "kl": ("logits", lambda s, t: kl(s, t, 4.0)),
+    "dkd_terms": ("logits", lambda s, t: torch.stack(dkd_terms(s, t, Y[: len(s)], 4.0)).sum()),
+    "dkd_loss": ("logits", lambda s, t: dkd_loss(s, t, Y[: len(s)])),
+    "mutual_loss": ("logits", lambda s, t: mutual_loss(s, [t, t.flip(0)], 3.0)),
+    "exit_kd_loss": ("logits", exit_kd_loss),
+    "label_smoothing_loss": ("logits", lambda s, t: label_smoothing_loss(s, Y[: len(s)], 0.1)),
+    "one_hot_loss": ("logits", lambda s, t: one_hot_loss(s)),
+    "information_entropy_loss": ("logits", lambda s, t: information_entropy_loss(s)),
+    "logits_mse_loss": ("logits", logits_mse_loss),
+    "rkd_terms": ("embed", lambda s, t: torch.stack(rkd_terms(s, t)).sum()),
+    "pkt_loss": ("embed", pkt_loss),
+    "activation_loss": ("embed", lambda s, t: activation_loss(s)),
+    "exit_feature_loss": ("embed", exit_feature_loss),
+    "at_loss": ("map", at_loss),
+    "sp_loss": ("map", sp_loss),
+    "hint_loss": ("map", hint_loss),
+    "vid_loss": ("map", lambda s, t: vid_loss(s, t, torch.linspace(-2, 6, 4).to(s))),
+}
+SOFT = {
+    "kl": kl,
+    "tckd": lambda s, t, temperature: dkd_terms(s, t, Y, temperature)[0],
+    "nckd": lambda s, t, temperature: dkd_terms(s, t, Y, temperature)[1],
+    "exit_kd": exit_kd_loss,
+    "mutual": lambda s, t, temperature: mutual_loss(s, [t], temperature),
+}
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def inputs(name: str, n: int = B, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Student's and teacher's, float32: logits of spread 2, else what a ReLU leaves."""
+    kind = LOSSES[name][0]
+    rng = torch.Generator().manual_seed(3)
+    s, t = (torch.randn(n, *SHAPES[kind], generator=rng) for _ in range(2))
+    return (2 * scale * s, 2 * scale * t) if kind == "logits" else (scale * s.relu(), scale * t.relu())
+
+
+def with_gradient(name: str, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    s = s.clone().requires_grad_()
+    loss = LOSSES[name][1](s, t)
+    (gradient,) = torch.autograd.grad(loss, s)
+    return loss.detach(), gradient
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Relative to the largest entry."""
+    error = (found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-30)
+    assert error <= tolerance, f"relative error {error:.1e}"
+
+
+def test_every_loss_is_here() -> None:
+    found = set()
+    for module in pkgutil.walk_packages(methods.__path__, "methods."):
+        names = vars(importlib.import_module(module.name))
+        found |= {
+            name
+            for name, value in names.items()
+            if name.endswith(("_loss", "_terms")) and getattr(value, "__module__", "") == module.name
+        }
+    assert found | {"kl"} == set(LOSSES)
+
+
+# ---- temperatures -------------------------------------------------------------------------------------------------
+
+
+def large() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(64, 100) * 5, torch.randn(64, 100) * 5
+
+
+@pytest.mark.parametrize(("temperature", "value"), [(1e3, 24.7346), (1e4, 24.7326), (1e5, 24.7324)])
+def test_kl_at_high_temperatures_is_that_of_double_precision(temperature: float, value: float) -> None:
+    s, t = large()
+    assert kl(s, t, temperature).item() == pytest.approx(value, abs=6e-5)
+
+
+@pytest.mark.parametrize("temperature", [1e7, 1e12, 1e20, 1e300])
+def test_kl_tends_to_half_the_variance_of_the_difference(temperature: float) -> None:
+    """T² KL(q || p) -> Var(s - t) / 2 over equally likely classes, as T -> infinity."""
+    s, t = large()
+    limit = (s.double() - t.double()).var(1, unbiased=False).mean() / 2
+    assert kl(s, t, temperature).item() == pytest.approx(limit.item(), rel=1e-5)
+    assert kl(s.double(), t.double(), temperature).item() == pytest.approx(limit.item(), rel=1e-5)
+
+
+def soft_reference(name: str, s: Tensor, t: Tensor, temperature: float) -> Tensor:
+    """The terms by their definitions, in float64, where a logarithm's error of 1e-15 times T² still does no harm."""
+    s, t, rows = s.double() / temperature, t.double() / temperature, torch.arange(B)
+    p, q = s.softmax(1), t.softmax(1)
+    if name == "tckd":
+        p, q = (torch.stack([x[rows, Y], 1 - x[rows, Y]], 1) for x in (p, q))
+    elif name == "nckd":
+        others = ~F.one_hot(Y, K).bool()
+        p, q = (x[others].view(B, K - 1) / x[others].view(B, K - 1).sum(1, keepdim=True) for x in (p, q))
+    entropy = q * q.log() if name != "exit_kd" else torch.zeros(())
+    return (entropy - q * p.log()).sum(1).mean() * temperature**2
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 4.0, HOT, 1.01 * HOT, 300.0, 1e4])
+@pytest.mark.parametrize("name", SOFT)
+def test_terms_with_a_temperature_agree_with_double_precision(name: str, temperature: float) -> None:
+    s, t = inputs("kl")
+    reference = s.double().requires_grad_()
+    expected = soft_reference(name, reference, t, temperature)
+    (slope,) = torch.autograd.grad(expected, reference)
+    s.requires_grad_()
+    found = SOFT[name](s, t, temperature)
+    assert_close(found, expected, 1e-4)
+    assert_close(torch.autograd.grad(found, s)[0], slope, 1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0, 4.0, 8.0, 20.0])
+def test_at_usual_temperatures_kl_is_pytorchs_to_the_bit(temperature: float) -> None:
+    s, t = large()
+    s.requires_grad_()
+    log_p, log_q = F.log_softmax(s / temperature, 1), F.log_softmax(t / temperature, 1)
+    expected = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+    found = kl(s, t, temperature)
+    assert torch.equal(found, expected)
+    assert torch.equal(torch.autograd.grad(found, s)[0], torch.autograd.grad(expected, s)[0])
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0, 20.0, 100.0, 1e4, 1e6])
+@pytest.mark.parametrize("name", ["kl", "tckd", "nckd", "mutual"])
+def test_a_divergence_is_never_negative(name: str, temperature: float) -> None:
+    for seed, noise in product(range(5), (0.0, 1e-6, 1e-4)):
+        rng = torch.Generator().manual_seed(seed)
+        t = 5 * torch.randn(B, K, generator=rng)
+        s = t + noise * torch.randn(B, K, generator=rng) + 7
+        assert SOFT[name](s, t, temperature).item() >= 0
+
+
+def test_a_student_close_to_its_teacher_still_learns() -> None:
+    """Where rounding makes the value negative the gradient is right, and stays."""
+    t = inputs("kl")[1]
+    s = (t + 1e-3 * torch.arange(K)).requires_grad_()
+    (found,) = torch.autograd.grad(kl(s, t, 4.0), s)
+    expected = 4 * ((s.double() / 4).softmax(1) - (t.double() / 4).softmax(1)) / B
+    assert_close(found, expected, 1e-3)
+
+
+def test_divergence_of_odds() -> None:
+    q = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).expand(4, 3)
+    x = torch.tensor([[0.0, 1.0, -2.0], [1e-9, 0.0, 0.0], [90.0, 0.0, -900.0], [5.0, 5.0, 5.0]], dtype=torch.float64)
+    p = q * (x - x.amax(1, keepdim=True)).exp()
+    log_p = (p / p.sum(1, keepdim=True)).clamp(min=1e-300).log()
+    expected = (q * (q.log() - log_p)).sum(1)
+    # to second order the divergence is half the variance: q (1 - q) x² / 2; to the last, -log p of what is left
+    expected[1], expected[3] = 0.5 * 0.5 * 1e-18 / 2, 0.0
+    expected[2] = (q[2] * q[2].log()).sum() + 90 + q[2, 0].log() - q[2] @ x[2] - (q[2] * q[2].log()).sum()
+    assert divergence(q, x).tolist() == pytest.approx(expected.tolist(), rel=1e-9, abs=1e-30)
+
+
+# ---- precision ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@every_loss
+def test_half_precision_inputs_cost_no_digits(name: str, dtype: torch.dtype) -> None:
+    """Under autocast the networks' outputs have half the digits; what a loss makes of them has all of float32's."""
+    s, t = (x.to(dtype) for x in inputs(name))
+    expected = with_gradient(name, s.double(), t.double())
+    s.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = LOSSES[name][1](s, t)
+    assert loss.dtype == torch.float32
+    assert_close(loss.detach(), expected[0], 1e-4)
+    (gradient,) = torch.autograd.grad(loss, s)
+    assert gradient.dtype == dtype
+    assert_close(gradient, expected[1], torch.finfo(dtype).eps)  # rounded to the inputs' type
+
+
+@pytest.mark.parametrize("name", ["sp_loss", "at_loss", "rkd_terms", "exit_feature_loss", "logits_mse_loss"])
+def test_squares_that_float16_cannot_hold(name: str) -> None:
+    s, t = (x.half() for x in inputs(name, scale=300.0))
+    assert_close(with_gradient(name, s, t)[0], with_gradient(name, s.double(), t.double())[0], 1e-4)
+
+
+def test_in_float32_passes_everything_else() -> None:
+    @in_float32
+    def loss(a: Tensor, n: int, *, b: Tensor, word: str = "x") -> tuple[torch.dtype, torch.dtype, int, str]:
+        """What it says."""
+        return (a @ a).dtype, b.dtype, n, word
+
+    half = torch.ones(2, 2, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss(half, 3, b=half.double()) == (torch.float32, torch.float64, 3, "x")
+        assert (half.float() @ half.float()).dtype == torch.bfloat16
+    assert loss.__doc__ == "What it says."
+
+
+# ---- inputs of any size -------------------------------------------------------------------------------------------
+
+
+def extremes(name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    s, t = inputs(name)
+    logits = LOSSES[name][0] == "logits" and name != "logits_mse_loss"
+    for scale in (0.0, 1e-30, 1e-20, 1e-3, 1e3, 1e8, *([1e30] if logits else [])):
+        yield scale * s, scale * t
+    yield s, s  # nothing to learn
+    yield torch.zeros_like(s), t
+    yield s, torch.zeros_like(t)
+    yield torch.full_like(s, 3.0), t  # all samples and all classes alike
+    yield s * torch.tensor([0.0, *[1.0] * (B - 1)]).view(B, *[1] * (s.dim() - 1)), t  # a dead sample
+    certain = s * 0
+    certain[:, 0] = 1e4 if logits else 1.0
+    yield certain, t
+    yield s, certain
+
+
+@every_loss
+def test_losses_and_gradients_stay_finite(name: str) -> None:
+    for s, t in extremes(name):
+        loss, gradient = with_gradient(name, s, t)
+        assert loss.isfinite(), (name, s, t)
+        assert gradient.isfinite().all(), (name, s, t)
+
+
+@every_loss
+def test_float32_agrees_with_float64(name: str) -> None:
+    for scale in (0.1, 1.0, 10.0):
+        s, t = inputs(name, scale=scale)
+        found, expected = with_gradient(name, s, t), with_gradient(name, s.double(), t.double())
+        assert_close(found[0], expected[0], 2e-5)
+        assert_close(found[1], expected[1], 1e-4)
+
+
+def test_entropy_of_classes_that_are_never_generated() -> None:
+    """p log p -> 0 as p -> 0, and such a class has no pull: the others' entropy alone is left."""
+    logits = torch.tensor([[0.0, 0.0, -500.0], [0.0, 0.0, -500.0]], requires_grad=True)
+    loss = information_entropy_loss(logits, "ln")
+    assert loss.item() == pytest.approx(-torch.tensor(2.0).log().item())
+    assert torch.autograd.grad(loss, logits)[0].abs().max() < 1e-6
+
+
+# ---- batches of one -----------------------------------------------------------------------------------------------
+
+
+@every_loss
+def test_a_batch_of_one(name: str) -> None:
+    s, t = inputs(name, 1)
+    loss, gradient = with_gradient(name, s, t)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    if name in ("rkd_terms", "pkt_loss", "sp_loss"):  # no other sample to compare with: nothing is said
+        assert loss.item() == pytest.approx(0, abs=1e-12)
+        assert gradient.abs().max() <= 1e-12
