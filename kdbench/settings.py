@@ -125,7 +125,10 @@ def explain(error: ValidationError, prefix: str = "") -> str:
     if worst["type"] == "missing":
         return f"the config lacks '{where}'"
     messages = [details["msg"] for details in error.errors() if keys(details) == keys(worst)]
-    return f"{where}={worst['input']!r}: {' or '.join(message[0].lower() + message[1:] for message in messages)}"
+    text = worst["type"] == "string_type" and isinstance(worst["input"], (int, float))
+    quoted = f" (write \"{where}='{worst['input']}'\" for a text)" if text else ""
+    told = " or ".join(message[0].lower() + message[1:] for message in messages)
+    return f"{where}={worst['input']!r}: {told}{quoted}"
 
 
 __all__ = ["Ramp", "Share", "Temperature", "Weight", "WeightOrRamp", "adapters", "checked", "explain", "validated"]
