@@ -420,30 +420,9 @@ def test_a_method_of_ones_own_needs_no_registration(kd: Kdbench, tmp_path: Path)
 # ---- loggers, output, imports -----------------------------------------------------------------------------------
 
 
-def test_csv_logger_has_every_term(kd: Kdbench) -> None:
-    assert kd.run("method=[dkd]", "logger=csv").code == 0
-    (path,) = (kd.work / "logs").glob("dkd*/*/metrics.csv")
-    assert set(path.read_text().splitlines()[0].split(",")) >= {"loss/ce", "loss/dkd", "test/top1", "epoch"}
-
-
-def test_tensorboard_logger(kd: Kdbench) -> None:
-    assert kd.run("method=scratch", "logger=tensorboard").code == 0
-    assert list((kd.work / "logs").rglob("events.out.tfevents.*"))
-
-
 def test_no_logger(kd: Kdbench) -> None:
     assert kd.run("method=scratch", "~logger").code == 0
     assert not (kd.work / "logs").exists()
-
-
-@pytest.mark.slow
-def test_wandb_offline_gives_one_run_per_cell(kd: Kdbench) -> None:
-    args = ["run", *SMALL, "method=[scratch,ls]", "logger=wandb", "logger.offline=true"]
-    process = kd.spawn(*args, WANDB_MODE="offline", WANDB_SILENT="true", WANDB_DIR=str(kd.root))
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, out + err
-    assert len(list(kd.root.rglob("offline-run-*/run-*.wandb"))) == 2
-    assert "Traceback" not in err
 
 
 def test_only_what_is_chosen_is_imported(kd: Kdbench) -> None:

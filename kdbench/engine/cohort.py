@@ -18,7 +18,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from kdbench.data.batch import Batch
 from kdbench.engine.cell import first_line
 from kdbench.engine.checkpoint import Unusable, pack, unpack
 from kdbench.engine.frozen import CACHED, FrozenTeacher
+from kdbench.engine.logs import Log
 from kdbench.errors import Diverged
 from kdbench.files import sync_folder, write_beside, writing_to
 from kdbench.method import Method
@@ -47,7 +47,7 @@ class Member:
     """One cell in training.
 
     Attributes:
-        title: for messages and loggers.
+        title: for messages and logs.
         method: bound, not yet on the device.
         folder: where its checkpoint lies.
         rng: state of torch's global generator at its next step.
@@ -65,7 +65,7 @@ class Member:
     folder: Path
     rng: Tensor
     identity: Mapping[str, Any] = field(default_factory=dict)
-    logger: Logger | None = None
+    log: Log | None = None
     cuda_rng: list[Tensor] | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[float | None]] = field(default_factory=dict)
@@ -138,15 +138,12 @@ class Member:
         self.seconds += time.perf_counter() - began
 
     def record(self, values: dict[str, Any], epoch: int) -> None:
-        """Enter `values` into the curves at the 0-based `epoch`, and tell the logger."""
-        numbers = {name: float(value) for name, value in values.items()}
-        for name, number in numbers.items():
+        """Enter `values` into the curves at the 0-based `epoch`."""
+        for name, value in values.items():
+            number = float(value)
             curve = self.curves.setdefault(name, [])
             curve += [None] * (epoch + 1 - len(curve))
             curve[epoch] = number if math.isfinite(number) else None
-        if self.logger and numbers:
-            self.logger.log_metrics({**numbers, "epoch": epoch}, step=epoch)
-            self.logger.save()
 
 
 class Cohort(pl.LightningModule):
@@ -253,6 +250,9 @@ class Cohort(pl.LightningModule):
         self.epoch += 1
         if self.epoch == self.epochs or time.monotonic() - self._saved >= self.checkpoint_seconds:
             self.save()
+        for member in self.members:
+            if member.log:
+                member.log.write(min(self.epoch, self.epochs - 1))  # the last one may still be evaluated
         self.on_epoch(len(self.members))
 
     def save(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections import defaultdict
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning.loggers import Logger
 from torch import nn
 
 import kdbench
@@ -23,12 +21,13 @@ from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.data.module import EVAL_BATCH, ArrayData
 from kdbench.engine.adapter import Adapter
-from kdbench.engine.cell import Cell, construct, instantiate, method_class, slots, title_of
+from kdbench.engine.cell import Cell, construct, method_class, slots, title_of
 from kdbench.engine.checkpoint import Unusable
 from kdbench.engine.cohort import Member, Spoiled
 from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled
 from kdbench.engine.frozen import FrozenTeacher
 from kdbench.engine.locks import BusyError, forget_dead, locked
+from kdbench.engine.logs import Logs
 from kdbench.engine.making import device_name, make_record
 from kdbench.engine.memory import activation_bytes, attempt, free_memory, student_bytes, vanished
 from kdbench.engine.route import EngineConfig, Route
@@ -66,6 +65,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.teachers = Teachers(self.store.root, self.cache)
+        self._logs = Logs(self.logger, lambda sentence: self.say(sentence))
         self._datasets: dict[str, Dataset] = {}
         self._taught: dict[tuple[str, str, Route, int, str], Taught] = {}
         self._failed: dict[str, UserError] = {}
@@ -92,6 +92,7 @@ class Bench:
         if plan:
             self.store.check_writable(sum(map(len, plan)))
         _ = self.device
+        self._logs.check()
 
     def sweep(self) -> None:
         """Remove what processes killed long ago left behind, wherever it can be removed."""
@@ -204,7 +205,7 @@ class Bench:
 
         identity = {"recipe": rec.digest(dict(recipe)), **self._identity(dataset, None, protocol)}
         with ExitStack() as stack:
-            member = self._member(title, make, work, recipe["seed"], identity, stack)
+            member = self._member(title, make, work, recipe["seed"], identity, recipe, stack)
             (fitted,) = self._fit([member], dataset, recipe["seed"], None, self.route(protocol, dataset))
         if isinstance(fitted, Exception):
             raise fitted
@@ -378,7 +379,7 @@ class Bench:
                     "force": (self.store.fingerprint(cell.id) or "true") if force else None,
                     **self._identity(dataset, teacher if cell.teacher else None, cell.protocol),
                 }
-                member = self._member(str(cell), make, work[cell.id], cell.seed, identity, stack)
+                member = self._member(str(cell), make, work[cell.id], cell.seed, identity, cell.config, stack)
                 members.append((cell, member))
             except Exception as error:
                 done[cell.id] = error
@@ -527,14 +528,13 @@ class Bench:
         work: Path,
         seed: int,
         identity: Mapping[str, Any],
+        config: Mapping[str, Any],
         stack: ExitStack,
     ) -> Member:
         """A member at the epoch of its checkpoint; at the beginning, which is told, if it cannot be gone on with."""
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", title)
-        logger = stack.enter_context(self._logging(name, work.name))
         method = make()
         with seeded(seed, "training"):
-            member = Member(title, method, work, torch.get_rng_state(), identity, logger)
+            member = Member(title, method, work, torch.get_rng_state(), identity)
         try:
             member.resume()
         except Unusable as error:
@@ -542,6 +542,7 @@ class Bench:
             with writing_to(work, CHOOSE_WORK):
                 member.checkpoint.unlink(missing_ok=True)
             member.method = make()
+        member.log = stack.enter_context(self._logs.of(title, work.name, config, member.curves))
         return member
 
     def _fit(
@@ -562,20 +563,6 @@ class Bench:
             )
         pairs = zip(members, results, strict=True)
         return [_whole(member, result, data.images_per_epoch) for member, result in pairs]
-
-    @contextmanager
-    def _logging(self, name: str, version: str) -> Iterator[Logger | None]:
-        """The logger of one run, closed behind it: an open one would swallow the next run's values."""
-        if self.logger is None:
-            yield None
-            return
-        logger = instantiate("logger", self.logger, name=name, version=version)
-        try:
-            yield logger
-        finally:
-            finish = getattr(logger.experiment, "finish", None)
-            if callable(finish):
-                finish()
 
     @contextmanager
     def _locked(self, lock: Path, what: str, wait: bool) -> Iterator[Path]:
