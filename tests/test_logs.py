@@ -183,7 +183,7 @@ def test_logs_are_whole_after_a_kill(alone: Kdbench, logger: str) -> None:
         assert from_csv(logs(kd, "scratch") / "metrics.csv") == curves_of(record)
     else:
         assert from_wandb(runs(kd)[record.cell.id])[2] == curves_of(record)
-        assert len(list(kd.work.glob("logs/wandb/offline-run-*"))) == 1
+        assert len(list(kd.work.glob("logs/wandb/offline-run-*/run-*.wandb"))) == 1
 
 
 class Server:

@@ -144,7 +144,7 @@ class Logs:
         try:
             logger = self._make(re.sub(r"[^A-Za-z0-9._-]+", "-", title)[:100], version, begun=bool(curves))
             for folder in _former(logger, version):
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # W&B's service may outlive a killed process a little
             logger.log_hyperparams(dict(config))
             return Log(logger, curves, _known(logger), self._lost)
         except Exception as error:  # no key, no network: not again for every cell
