@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import resource
 import signal
 import sys
 import warnings
@@ -15,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -179,6 +179,10 @@ def peak_memory_mb(device: torch.device) -> float:
     with suppress(OSError):  # Linux counts in ru_maxrss also what the parent had before exec
         if found := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
             return int(found[1]) / 2**10
+    try:
+        import resource
+    except ImportError:  # Windows, whose own count psutil knows
+        return psutil.Process().memory_info().peak_wset / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

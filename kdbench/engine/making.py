@@ -152,11 +152,14 @@ def device_name(device: torch.device) -> str:
 
 @lru_cache
 def commit() -> str | None:
-    """Commit of the checkout that this code runs from; None when it was installed."""
+    """Commit of the checkout that this code runs from; None when it was installed, or where git is not."""
     root = Path(kdbench.__file__).parent.parent
     if not (root / ".git").exists():
         return None
-    found = subprocess.run(
-        ["git", "-C", os.fspath(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    try:
+        found = subprocess.run(
+            ["git", "-C", os.fspath(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git
+        return None
     return found.stdout.strip() or None

@@ -105,7 +105,8 @@ class ViewCache:
         self.folder, self.rebuilt, self.only_read, self._layout = folder, rebuilt, only_read, layout
         self._fds = {}
         for name in (VALUES, SUMS):
-            self._fds[name] = os.open(folder / name, os.O_RDONLY if only_read else os.O_RDWR)
+            flags = (os.O_RDONLY if only_read else os.O_RDWR) | getattr(os, "O_BINARY", 0)
+            self._fds[name] = os.open(folder / name, flags)
             weakref.finalize(self, os.close, self._fds[name])
         mapped = mmap.mmap(self._fds[SUMS], layout.sizes()[SUMS], access=mmap.ACCESS_READ)
         self._sums: NDArray[np.uint32] = np.frombuffer(mapped, np.uint32)
@@ -176,7 +177,7 @@ class ViewCache:
         Raises:
             UserError: it has less than they will take.
         """
-        taken = sum(os.fstat(fd).st_blocks * 512 for fd in self._fds.values())
+        taken = sum(_taken(os.fstat(fd)) for fd in self._fds.values())
         scattered = rows * (self._layout.words * 4 + 2 * _BLOCK)  # at worst each lies in blocks of its own
         need, free = min(self.nbytes - taken, scattered), shutil.disk_usage(self.folder).free
         if not self.only_read and need > free:
@@ -306,13 +307,32 @@ def _make(folder: Path, meta: str, layout: _Layout) -> None:
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
     while data:
-        done = os.pwrite(fd, data, offset)  # less than all on a disk that has just become full; then an OSError
+        done = _pwrite(fd, data, offset)  # less than all on a disk that has just become full; then an OSError
         data, offset = data[done:], offset + done
 
 
 def _read(fd: int, size: int, offset: int) -> bytes:
     """So many bytes; zeros, which a checksum will tell, for what cannot be read."""
     try:
-        return os.pread(fd, size, offset).ljust(size, b"\0")
+        return _pread(fd, size, offset).ljust(size, b"\0")
     except OSError:
         return bytes(size)
+
+
+def _pwrite(fd: int, data: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, data, offset)
+    os.lseek(fd, offset, os.SEEK_SET)  # Windows; no other thread or process has this descriptor
+    return os.write(fd, data)
+
+
+def _pread(fd: int, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(fd, size, offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.read(fd, size)
+
+
+def _taken(status: os.stat_result) -> int:
+    """Bytes on the disk; Windows does not say, and gives such a file all of its room at once."""
+    return status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
