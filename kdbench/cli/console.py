@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -27,5 +31,55 @@ def inert(text: str) -> Text:
 
 
 def fail(message: str, code: int = 1) -> int:
-    print(f"kdbench: {message}", file=sys.stderr)
+    with suppress(OSError):  # nobody can be told
+        print(f"kdbench: {message}", file=sys.stderr)
     return code
+
+
+class Output:
+    """Standard output that falls silent when it cannot be written: work of hours does not end for a line of text.
+
+    Attributes:
+        lost: why it fell silent.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, do: Any, *args: str) -> None:
+        if self.lost:
+            return
+        try:
+            do(*args)
+        except OSError as error:
+            self.lost = error
+            with suppress(OSError, ValueError):  # what is in its buffer goes nowhere when the process ends
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def output() -> Iterator[Output]:
+    """Print to standard output so that nothing is at stake: letters that it cannot encode are written as escapes."""
+    stream: Any = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if getattr(stream, "errors", None) == "strict":
+        stream.reconfigure(errors="backslashreplace")
+    spared = Output(stream)
+    sys.stdout = cast(TextIO, spared)
+    try:
+        yield spared
+    finally:
+        spared.flush()
+        sys.stdout = stream

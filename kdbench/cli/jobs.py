@@ -7,15 +7,18 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.cli.overrides import folders, quoted, value_of
 from kdbench.errors import UserError, nearest
 from kdbench.paths import conf_dir
 
 if TYPE_CHECKING:
     from kdbench.engine.cell import Job
+
+
+LISTS = ("method", "seed", "dataset.classes", "dataset.mean", "dataset.std", "protocol.schedule.milestones")
+"""What takes a list of values."""
 
 
 def run_jobs(name: str, task: Callable[[Job], None], args: Sequence[str]) -> list[str]:
@@ -63,18 +66,32 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
         if group == "dataset" and (prepared := prepared_folder(choice, args)):
             return f"there is no dataset '{choice}', but a prepared folder: write {prepared}."
         return f"there is no {group} '{choice}': {nearest(choice, choices(group, args) or options_in(text))}"
-    if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
-        key, values = ambiguous.groups()
-        return f"{key}={values} is more than one value: write '{key}=[{values}]', or add -m for one job each."
-    if unknown := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
-        key = unknown[1] or unknown[2]
-        if key.startswith("method.") and key.count(".") > 1 and not known_settings(args, key.rsplit(".", 1)[0]):
+    if several := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'|Sweep parameters '([^=]+)=(.*)'", text):
+        key, values = several[1] or several[3], several[2] or several[4]
+        return f"{key}={values} is more than one value: {as_one(key.lstrip('+'), values, args)}add -m for one job each."
+    if unknown := re.search(r"(?:Could not (?:override|delete)(?: from config.)?|^Key) '([^']+)'", text):
+        key = unknown[1]
+        if is_group(key, args) or key == "hydra":
+            return f"'{key}' cannot be left out: choose with {key}=NAME."
+        if key.startswith("method.") and key.count(".") > 1 and not settings(args, key.rsplit(".", 1)[0]):
             return (
                 f"there is no setting '{key}': method '{key.split('.')[1]}' is not among those of method=[...], add it."
             )
-        return f"there is no setting '{key}': {nearest(key, known_settings(args))}"
+        return f"there is no setting '{key}': {nearest(key, list(settings(args)))}"
+    if there := re.search(r"already at '([^']+)'|^(.+) appears more than once|^Multiple values for (.+?)\. ", text):
+        key = next(filter(None, there.groups()))
+        return f"'{key}' is there already: write {key}=VALUE, without the plus."
     if first.startswith("Config group override"):
-        return "a group cannot be null: leave it out with ~GROUP, as in ~logger."
+        bad = [arg for arg in args if is_group(arg, args) and not isinstance(value_of(arg), (str, list))]
+        return f"{' '.join(bad[:1])}: a group is chosen by name, or left out with ~GROUP, as in ~logger."
+    if "rimary config" in first:
+        return (
+            "settings begin with kdbench's own run.yaml: leave out --config-name and --config-path (see --config-dir)."
+        )
+    if merged := re.match(r"Error merging override (.*)", first):
+        return f"{merged[1]} is no value for that setting: kdbench run --cfg job shows what is."
+    if isinstance(error, UnicodeDecodeError):
+        return f"{undecodable(args)} is no UTF-8 text: save it as such."
     return f"{first}: see kdbench run --help."
 
 
@@ -99,10 +116,40 @@ def assignment(key: str, value: str) -> str:
     return f"{key}={value}" if plain else shlex.quote(f'{key}="{value}"')
 
 
+def as_one(key: str, values: str, args: Sequence[str]) -> str:
+    """How `key` takes several `values` as one, as the beginning of a sentence."""
+    default = settings(args).get(key)
+    if isinstance(default, float) and re.fullmatch(r"-?\d+,\d+", values):
+        return f"write {key}={values.replace(',', '.')}, with a point, or "
+    if isinstance(default, str) and not is_group(key, args):
+        return f'write "{key}={quoted(values)}" for one text with commas, or '
+    if key in LISTS and "(" not in values:
+        return f"write '{key}=[{values}]', or "
+    return ""
+
+
+def is_group(override: str, args: Sequence[str] = ()) -> bool:
+    name = override.partition("=")[0].lstrip("+~")
+    return bool(name) and any((folder / name).is_dir() for folder in folders(args))
+
+
+def undecodable(args: Sequence[str]) -> str:
+    """The first YAML that is no text."""
+    for folder in folders(args):
+        for path in sorted(folder.rglob("*.yaml")):
+            try:
+                path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                return str(path)
+            except OSError:
+                continue
+    return "a YAML file"
+
+
 def choices(group: str, args: Sequence[str]) -> list[str]:
     """The names of a config group, those of --config-dir included."""
-    folders = [conf_dir(), *map(Path, (value for flag, value in pairwise(args) if flag in ("--config-dir", "-cd")))]
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+    found = (path for folder in folders(args) for path in (folder / group).glob("*.yaml"))
+    return sorted({path.stem for path in found if path.is_file()})
 
 
 def options_in(text: str) -> list[str]:
@@ -110,8 +157,8 @@ def options_in(text: str) -> list[str]:
     return re.findall(r"^\t([\w.-]+)$", text.partition("Available options")[2].partition("Config search")[0], re.M)
 
 
-def known_settings(args: Sequence[str], within: str = "") -> list[str]:
-    """Dotted names of all settings (`within` a part), with those choices of `args` that are whole groups."""
+def settings(args: Sequence[str], within: str = "") -> dict[str, Any]:
+    """Values of all settings by dotted name (`within` a part), with those choices of `args` that are whole groups."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
@@ -121,8 +168,11 @@ def known_settings(args: Sequence[str], within: str = "") -> list[str]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-            groups = [arg for arg in args if (conf_dir() / arg.partition("=")[0]).is_dir()]
-            config = OmegaConf.to_container(compose("run", groups))
+            groups = [arg for arg in args if is_group(arg, args)]
+            more = [f"file://{folder.resolve()}" for folder in folders(args)[1:]]
+            config: Any = OmegaConf.to_container(compose("run", [*groups, f"hydra.searchpath={more}"]))
     except Exception:  # whatever else is wrong: this only serves a hint
-        return []
-    return [name for name in flatten(config) if name.startswith(within)]  # type: ignore[arg-type]
+        return {}
+    known = flatten(config)
+    # what a search would try is no setting to reach for
+    return {name: value for name, value in known.items() if name.startswith(within) and ".search." not in name}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import kdbench
 from kdbench.cli import bench, data, methods, report, run, teachers
-from kdbench.cli.console import fail
+from kdbench.cli.console import fail, output
 from kdbench.cli.terminable import terminable
 from kdbench.errors import Interrupted, UserError
 
@@ -26,24 +29,73 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's method may lie where the user stands
+    with output() as stdout:
+        try:
+            code = command(args)
+        except UserError as error:
+            code = fail(str(error))
+        except (Interrupted, KeyboardInterrupt):
+            code = fail("interrupted; finished cells are kept, repeat the command to go on.", INTERRUPTED)
+        except Exception as error:
+            if os.environ.get("KDBENCH_DEBUG"):
+                raise
+            code = fail(mishap(error))
+    if stdout.lost and not isinstance(stdout.lost, BrokenPipeError):  # who closed a pipe has read enough
+        code = fail(f"what it printed could not be written ({stdout.lost.strerror}); all else was done.", code or 1)
+    return code
+
+
+def command(args: list[str]) -> int:
+    """Do what the command line says; returns the exit code."""
     try:
-        if args[:1] == ["run"]:
-            return run.command(args[1:])
-        if args[:2] == ["teacher", "train"]:
-            return teachers.train(args[2:])
-        if args[:2] == ["teacher", "cache"]:
-            return teachers.cache(args[2:])
-        options = parser().parse_args(args)
-        return options.command(options)
-    except UserError as error:
-        return fail(str(error))
-    except (Interrupted, KeyboardInterrupt):
-        return fail("interrupted; finished cells are kept, repeat the command to go on.", INTERRUPTED)
-    except BrokenPipeError:
-        sys.stdout = None  # whoever read our output has gone
-        return 0
+        here = os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current folder cannot be used ({error.strerror}): change to another one.") from None
+    if here not in sys.path:
+        sys.path.append(here)  # a user's method may lie where the user stands
+    composed = {"run": run.command, "teacher train": teachers.train, "teacher cache": teachers.cache}
+    for name, do in composed.items():
+        words = name.split()
+        if args[: len(words)] == words:
+            from kdbench.cli.overrides import readable
+
+            return do(readable(args[len(words) :]))
+    options = parser().parse_args(args)
+    return options.command(options)
+
+
+def mishap(error: Exception) -> str:
+    """One sentence about an error that nobody foresaw where it arose."""
+    what = " ".join(str(error).split()) or type(error).__name__
+    if type(error).__module__.startswith("yaml"):
+        mark = getattr(error, "problem_mark", None)
+        where = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
+        return f"{where}: {getattr(error, 'problem', None) or what}; mend the YAML."
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory ({what}): free some, or raise the limit (ulimit -v, or the container's)."
+    if isinstance(error, ImportError):
+        return (
+            f"a library cannot be loaded ({what}): install kdbench anew, or raise the limit on memory, where there is "
+            "one (ulimit -v, or the container's)."
+        )
+    return f"this is a bug in kdbench ({type(error).__name__}: {what}); please report it {_keep(error)}"
+
+
+def _keep(error: Exception) -> str:
+    """Write the traceback into a file; returns what to send."""
+    from kdbench.paths import cache_dir
+
+    text = "".join(traceback.format_exception(error))
+    try:
+        folder = cache_dir() / "errors"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = Path(folder, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log")
+        path.write_text(
+            f"kdbench {kdbench.__version__}: {sys.argv}\n{text}", encoding="utf-8", errors="backslashreplace"
+        )
+    except (OSError, UserError, RuntimeError):
+        return f"with this:\n{text}"
+    return f"with {path}."
 
 
 def parser() -> argparse.ArgumentParser:

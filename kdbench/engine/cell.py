@@ -153,7 +153,11 @@ def explain(error: ValidationError, prefix: str = "") -> str:
     if worst["type"] == "missing":
         return f"the config lacks '{where}'"
     messages = [details["msg"] for details in error.errors() if keys(details) == keys(worst)]
-    return f"{where}={worst['input']!r}: {' or '.join(message[0].lower() + message[1:] for message in messages)}"
+    text = worst["type"] == "string_type" and isinstance(worst["input"], (int, float))
+    quoted = f" (write \"{where}='{worst['input']}'\" for a text)" if text else ""
+    return (
+        f"{where}={worst['input']!r}: {' or '.join(message[0].lower() + message[1:] for message in messages)}{quoted}"
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -181,6 +185,11 @@ def method_class(name: str, config: Any) -> type[Method]:
         UserError: no ``_target_``, not importable, or not a `Method`.
     """
     target = config.get("_target_") if isinstance(config, (DictConfig, dict)) else None
+    if not target and name.startswith("_"):
+        raise UserError(
+            f"'{name}' stands in 'method' itself: a YAML of method=[...] lacks the header '# @package method.NAME' on "
+            "its first line, above all comments."
+        )
     if not target:
         raise UserError(
             f"method '{name}' was not chosen but has settings, or its YAML lacks '_target_': add it to method=[...] or "
@@ -347,7 +356,7 @@ class Job(_Config):
         except ValidationError as error:
             first = error.errors()[0]
             where, value = first["loc"], first["input"]
-            if where[0] == "seed":
+            if where[0] == "seed" and first["type"] != "missing":
                 raise UserError(
                     f"seed={value}: give one non-negative integer or a list of them, as in seed=[0,1,2]."
                 ) from None

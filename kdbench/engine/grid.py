@@ -196,7 +196,8 @@ def write_log(bench: Bench, cell: Cell, error: Exception) -> Path | None:
     log = bench.work / "cells" / f"{cell.id}.error.log"
     try:  # the disk may be what failed
         log.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(log, "".join(traceback.format_exception(error)), overwrite=True)
+        text = "".join(traceback.format_exception(error))
+        write_atomic(log, text.encode(errors="backslashreplace"), overwrite=True)
     except OSError:
         return None
     return log
