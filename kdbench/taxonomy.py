@@ -11,6 +11,8 @@ from typing import Protocol
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from kdbench.errors import UserError
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -117,9 +119,17 @@ class Taxonomy(_Strict):
 
 @cache
 def load_taxonomy() -> Taxonomy:
-    """The tree that ships with the package."""
-    text = files("kdbench").joinpath("taxonomy.yaml").read_text(encoding="utf-8")
-    return Taxonomy.model_validate(yaml.safe_load(text))
+    """The tree that ships with the package.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    file = files("kdbench").joinpath("taxonomy.yaml")
+    try:
+        return Taxonomy.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"{file} is damaged ({what[:200]}): install kdbench anew, or restore that file.") from None
 
 
 class MethodLike(Protocol):

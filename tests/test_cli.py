@@ -167,7 +167,7 @@ BAD = {
     "seed=true": ["seed=True", "seed=[0,1,2]"],
     "seed=[]": ["seed=[]", "seed=[0,1,2]"],
     "seed=0,1": ["seed=[0,1]", "-m"],
-    "seed=[": ["--help"],
+    "seed=[": ["write 'seed=[]'"],
     "force=perhaps": ["force='perhaps'"],
     "checkpoint_seconds=soon": ["checkpoint_seconds='soon'"],
     "paths.results=null": ["paths.results=None"],

@@ -62,8 +62,9 @@ class Output:
         except OSError as error:
             self.lost = error
             with suppress(OSError, ValueError):  # what is in its buffer goes nowhere when the process ends
+                file = self._stream.fileno()
                 nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
+                os.dup2(nowhere, file)
                 os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:

@@ -32,6 +32,8 @@ def _main(argv: Sequence[str] | None) -> int:
     with output() as stdout:
         try:
             code = command(args)
+        except SystemExit as leave:  # argparse, which has said what there was to say
+            code = leave.code if isinstance(leave.code, int) else 0
         except UserError as error:
             code = fail(str(error))
         except (Interrupted, KeyboardInterrupt):
