@@ -267,7 +267,7 @@ def test_a_grid_outlives_its_output(
     assert bool(said) == bool(told)
 
 
-@pytest.mark.parametrize(("to", "code"), [("methods | head -1", 0), ("--help > /dev/full", 1), ("--help >&-", 0)])
+@pytest.mark.parametrize(("to", "code"), [("--help | true", 0), ("--help > /dev/full", 1), ("--help >&-", 0)])
 def test_real_output_that_cannot_be_written(kd: Kdbench, to: str, code: int) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
