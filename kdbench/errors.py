@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,3 +44,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"choose from {', '.join(known)}." if 0 < len(known) < 30 else "kdbench run --cfg job shows what there is."
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory left, on whatever device; torch says so only in words."""
+    return isinstance(error, MemoryError) or bool(re.search("can't allocate memory|out of memory", str(error)))

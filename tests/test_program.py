@@ -209,8 +209,8 @@ def test_a_method_that_does_not_say_what_it_is(kd: Kdbench, missing: str) -> Non
     (kd.root / f"without_{missing}.py").write_text(re.sub(rf"    {missing} = .*\n", "", OWN_METHOD))
     (kd.root / "conf" / "method").mkdir(parents=True)
     (kd.root / "conf" / "method" / "mine.yaml").write_text(OWN_YAML.replace("own_method", f"without_{missing}"))
-    one_sentence(kd("methods", "--config-dir", "conf"), "method 'mine'", f"has no '{missing}'")
-    one_sentence(kd.run("--config-dir", "conf", "method=mine"), "method 'mine'", f"has no '{missing}'")
+    one_sentence(kd("methods", "--config-dir", "conf"), "method 'mine'", f"does not say its {missing}")
+    one_sentence(kd.run("--config-dir", "conf", "method=mine"), "method 'mine'", f"does not say its {missing}")
     assert not kd.results.exists()
 
 
@@ -323,6 +323,7 @@ def test_a_bug_that_cannot_be_kept_is_printed(kd: Kdbench, monkeypatch: pytest.M
     [
         (MemoryError("Unable to allocate 74.5 GiB"), ["not enough memory", "74.5 GiB", "ulimit -v"]),
         (MemoryError(), ["not enough memory", "ulimit -v"]),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), ["not enough memory", "2 GiB"]),
         (ImportError("libtorch_cpu.so: failed to map segment"), ["libtorch_cpu.so", "ulimit -v"]),
         (yaml.YAMLError("odd"), ["odd", "mend the YAML"]),
     ],
@@ -330,6 +331,14 @@ def test_a_bug_that_cannot_be_kept_is_printed(kd: Kdbench, monkeypatch: pytest.M
 def test_what_is_no_bug(kd: Kdbench, monkeypatch: pytest.MonkeyPatch, error: Exception, words: list[str]) -> None:
     failing(monkeypatch, error)
     assert "bug" not in one_sentence(kd("methods"), *words)
+
+
+def test_a_cell_without_memory_is_told(kd: Kdbench) -> None:
+    sentence = one_sentence(
+        kd.run("method=[scratch,dafl]", f"method.dafl.noise={10**12}"), "failed: dafl", "not enough memory"
+    )
+    assert "alloc" not in sentence
+    assert [record.cell.method for record in kd.records()] == ["scratch"]
 
 
 @pytest.mark.parametrize("gigabytes", [1, 2])

@@ -14,7 +14,7 @@ import kdbench
 from kdbench.cli import bench, data, methods, report, run, teachers
 from kdbench.cli.console import fail, output
 from kdbench.cli.terminable import terminable
-from kdbench.errors import Interrupted, UserError
+from kdbench.errors import Interrupted, UserError, out_of_memory
 
 INTERRUPTED = 130
 """Exit code of a program that Ctrl-C ended (128 + SIGINT)."""
@@ -73,7 +73,7 @@ def mishap(error: Exception) -> str:
         mark = getattr(error, "problem_mark", None)
         where = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
         return f"{where}: {getattr(error, 'problem', None) or what}; mend the YAML."
-    if isinstance(error, MemoryError):
+    if out_of_memory(error):
         return f"there is not enough memory ({what}): free some, or raise the limit (ulimit -v, or the container's)."
     if isinstance(error, ImportError):
         return (

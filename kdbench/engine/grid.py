@@ -17,7 +17,7 @@ from kdbench.engine.cell import Cell, first_line
 from kdbench.engine.cohort import Spoiled
 from kdbench.engine.locks import BusyError
 from kdbench.engine.run import Bench
-from kdbench.errors import DoesNotFit, UserError
+from kdbench.errors import DoesNotFit, UserError, out_of_memory
 from kdbench.files import write_atomic
 from kdbench.results.record import Record, cell_id
 
@@ -139,6 +139,9 @@ def account(cell: Cell, result: Record | Exception, outcome: Outcome, bench: Ben
         outcome.pruned.append(f"{cell}: {result}")
     elif isinstance(result, (UserError, Spoiled)):
         outcome.failed.append(f"{cell}: {result}")
+    elif isinstance(result, Exception) and out_of_memory(result):
+        mend = "free some, or lower protocol.batch_size, cohort.max_students or what the method is given"
+        outcome.failed.append(f"{cell}: there is not enough memory: {mend}")
     elif isinstance(result, Exception):  # one failed cell never stops a sweep
         what = f"{cell}: {type(result).__name__}: {first_line(result)}"
         log = write_log(bench, cell, result)
