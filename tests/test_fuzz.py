@@ -27,11 +27,11 @@ def bad_values(key: str, value: Any) -> list[str]:
         return ["nope", "nope.X", "os.getcwd", "null", "3", "[a]"]
     if isinstance(value, bool):
         return ["maybe", "3", "[true]", "null", "{a: 1}"]
-    if isinstance(value, (int, float)) or "${" in str(value):  # the pair says which number
+    if isinstance(value, (int, float)) or (key.startswith("method.") and "${" in str(value)):  # of the pair's
         whole = ["1.5", "-3"] if isinstance(value, int) else []
-        return ["abc", "''", "[a]", "{a: 1}", "nan", "-inf", "true", *whole]
+        return ["abc", "''", "[a]", "{a: 1}", *whole]
     if isinstance(value, str):
-        return ["[a]", "{a: 1}", "null", "3"]
+        return ["[a]", "{a: 1}", "null", *(["3"] if value != "auto" else [])]
     if isinstance(value, list):
         return ["abc", "{a: 1}", "null", "[{a: 1}]"]
     return ["{a: 1}", "[[1]]"]
@@ -107,7 +107,7 @@ def test_what_is_wrong_is_told_before_anything_trains(
 ) -> None:
     assert len(known) > 100
     wrong = {}
-    for key, argument in commands(known, seed, 30):
+    for key, argument in commands(known, seed, 25):
         trained.clear()
         result = kd("run", chosen(key), *SMALL, argument)
         if found := problems(result, trained):
