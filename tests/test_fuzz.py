@@ -29,7 +29,7 @@ def bad_values(key: str, value: Any) -> list[str]:
         return ["maybe", "3", "[true]", "null", "{a: 1}"]
     if isinstance(value, (int, float)) or (key.startswith("method.") and "${" in str(value)):  # of the pair's
         whole = ["1.5", "-3"] if isinstance(value, int) else []
-        return ["abc", "''", "[a]", "{a: 1}", *whole]
+        return ["abc", "''", "[a]", "{a: 1}", "nan", "-inf", *whole]
     if isinstance(value, str):
         return ["[a]", "{a: 1}", "null", *(["3"] if value != "auto" else [])]
     if isinstance(value, list):
@@ -88,7 +88,7 @@ def problems(result: Result, trained: list[str]) -> list[str]:
     if len(result.messages) != 1:
         found.append(f"{len(result.messages)} sentences")
     for message in result.messages:
-        if INTERNALS.search(message) or "Traceback" in message or "bug" in message:
+        if INTERNALS.search(message) or "Traceback" in message or "this is a bug" in message:
             found.append("internals")
         if len(message) > LONGEST:
             found.append("too long")

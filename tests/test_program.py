@@ -209,8 +209,8 @@ def test_a_method_that_does_not_say_what_it_is(kd: Kdbench, missing: str) -> Non
     (kd.root / f"without_{missing}.py").write_text(re.sub(rf"    {missing} = .*\n", "", OWN_METHOD))
     (kd.root / "conf" / "method").mkdir(parents=True)
     (kd.root / "conf" / "method" / "mine.yaml").write_text(OWN_YAML.replace("own_method", f"without_{missing}"))
-    one_sentence(kd("methods", "--config-dir", "conf"), "method 'mine'", f"has no '{missing}'")
-    one_sentence(kd.run("--config-dir", "conf", "method=mine"), "method 'mine'", f"has no '{missing}'")
+    one_sentence(kd("methods", "--config-dir", "conf"), "method 'mine'", f"does not say its {missing}")
+    one_sentence(kd.run("--config-dir", "conf", "method=mine"), "method 'mine'", f"does not say its {missing}")
     assert not kd.results.exists()
 
 
