@@ -160,7 +160,7 @@ INIT = "hydra.launcher.ray.init"
 LAUNCHERS: dict[str, tuple[str, ...]] = {
     "hydra_joblib_launcher": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     "hydra_submitit_launcher": ("hydra/launcher=submitit_local",),
-    "hydra_ray_launcher": (*RAY, f"+{INIT}.num_cpus=2", f"+{INIT}.include_dashboard=false"),
+    "hydra_ray_launcher": (*RAY, f"{INIT}.address=local", f"+{INIT}.num_cpus=2", f"+{INIT}.include_dashboard=false"),
     "slurm": SLURM,
     "ray cluster": (*RAY, f"{INIT}.address=ADDRESS", f"+{INIT}.object_store_memory=null"),
 }
@@ -210,7 +210,10 @@ def test_a_grid_with_a_failing_job(
 
 # ---- Slurm: what ends a job ------------------------------------------------------------------------------------
 
-LONG = ("method=scratch", "~logger", *SMALL, "protocol.epochs=800", "engine.compile=false", "checkpoint_seconds=0.5")
+LONG = ("method=scratch", "~logger", *SMALL, "protocol.epochs=400", "engine.compile=false", "checkpoint_seconds=0.5")
+
+
+TIMED = "hydra.launcher.timeout_min=9"  # submitit takes a signal in a job's last ten minutes for the end of its time
 
 
 def job_ids() -> list[str]:
@@ -247,7 +250,7 @@ def test_cancelled_jobs_are_not_waited_for(slurm: Kdbench) -> None:
 
 
 def test_the_end_of_a_job_s_time_interrupts_it(slurm: Kdbench) -> None:
-    process = begin(slurm, "seed=0,1")
+    process = begin(slurm, "seed=0,1", TIMED)
     subprocess.run(["scancel", "--signal=USR2", *job_ids()], check=True)  # as Slurm does when the time is nearly over
     code, told = lines(process)
     assert code == 1
@@ -259,7 +262,7 @@ def test_the_end_of_a_job_s_time_interrupts_it(slurm: Kdbench) -> None:
 
 @pytest.mark.parametrize("how", ["preempted", "out of time"])
 def test_a_job_that_is_queued_again_resumes(slurm: Kdbench, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    process = begin(slurm, "seed=0", "hydra.launcher.max_num_timeout=3")
+    process = begin(slurm, "seed=0", TIMED, "hydra.launcher.max_num_timeout=3")
     if how == "preempted":
         subprocess.run(["srun", "--partition=urgent", "--exclusive", "true"], check=True, capture_output=True)
     else:
