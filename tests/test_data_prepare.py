@@ -710,6 +710,11 @@ def test_a_set_of_an_older_reader_stays_usable(tmp_path: Path) -> None:
     assert (found.status, found.sha256) == ("intact", row.sha256)
     assert "no hash was kept" in found.told[0]
     assert prepare("folder", source=tmp_path / "pets", size=4, name="pets").status == "already prepared"
+    shutil.copytree(tmp_path / "pets", tmp_path / "renamed")
+    for part in ("train", "test"):
+        (tmp_path / "renamed" / part / "b").rename(tmp_path / "renamed" / part / "c")
+    with pytest.raises(UserError, match="other images"):
+        prepare("folder", source=tmp_path / "renamed", size=4, name="pets")
     png(tmp_path / "pets/train/a/0.png", pixels(4, 4, 3))
     with pytest.raises(UserError, match=r"other images than .* or by an older kdbench"):
         prepare("folder", source=tmp_path / "pets", size=4, name="pets")

@@ -462,7 +462,9 @@ def _check_request(arrays: Arrays, source: Path, size: int) -> None:
     if arrays.prepared.get("reader") == READER:
         if folder.digest() != arrays.prepared.get("images"):
             raise UserError(f"{arrays.folder} was made from other images than {source} has: {anew}.")
-    elif _read_folder(folder, source, size)[0].content_hash != arrays.content_hash:
+        return
+    today = _read_folder(folder, source, size)[0]
+    if (today.content_hash, today.classes) != (arrays.content_hash, arrays.classes):
         raise UserError(
             f"{arrays.folder} was made from other images than {source} has, or by an older kdbench, which read some "
             f"otherwise: {anew}."
