@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from factories import make_record
 from rich.console import Console
 
 from kdbench.cli.console import plain
+from kdbench.engine.teachers import Card
 from kdbench.errors import UserError
 from kdbench.report import build_tables, compare, render, render_terminal
 from kdbench.results.claims import load_claims
@@ -75,11 +77,8 @@ def test_nothing_that_a_teachers_card_names_is_imported(trap: Kdbench) -> None:
     folder.mkdir()
     assert trap.run("method=kd").code == 0
     (card,) = folder.glob("*.json")
-    data = json.loads(card.read_text())
-    data["name"] = "trap.X"
-    data["recipe"]["method"]["_target_"] = data["recipe"]["protocol"]["optimizer"]["_target_"] = "trap.X"
-    card.write_text(json.dumps(data))
-    trap("teacher", "list")
+    change_recipe(card, method={"_target_": "trap.X"}, optimizer={"_target_": "trap.X", "lr": 1.0})
+    assert trap("teacher", "list").code == 0
     trap.run("method=kd", "seed=1")
     assert not (trap.root / MARKER).exists()
 
@@ -89,6 +88,17 @@ def test_what_only_reads_does_not_look_into_the_current_folder(kd: Kdbench, args
     Store(kd.results).write(make_record("kd", 0))
     kd(*args)
     assert str(kd.root) not in sys.path
+
+
+def change_recipe(path: Path, method: Mapping[str, Any] | None = None, **protocol: Any) -> None:
+    """A card as a stranger may write it: another recipe, and the seal that belongs to it."""
+    card = Card.parse(path.read_bytes())
+    recipe = {
+        **card.recipe,
+        "method": method or card.recipe["method"],
+        "protocol": {**card.recipe["protocol"], **protocol},
+    }
+    path.write_bytes(card.model_copy(update={"recipe": recipe}).dump())
 
 
 # ---- survey entries -------------------------------------------------------------------------------------------------
@@ -210,9 +220,7 @@ def test_what_is_printed_does_not_act_on_the_terminal(kd: Kdbench) -> None:
 def test_markup_in_a_teachers_card_is_text(kd: Kdbench) -> None:
     assert kd.run("method=kd").code == 0
     (card,) = (kd.results / "teachers").glob("*.json")
-    data = json.loads(card.read_text())
-    data["recipe"]["protocol"]["name"] = "[/x] [v2]\x1b[31m"
-    card.write_text(json.dumps(data))
+    change_recipe(card, name="[/x] [v2]\x1b[31m")
     listed = kd("teacher", "list")
     assert listed.code == 0
     assert r"[/x] [v2]\x1b[31m" in listed.out
