@@ -98,7 +98,7 @@ class Protocol(_Strict):
     def _optimizer_is_a_recipe(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
         lr = value.get("lr")
         if "_target_" not in value or isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
-            raise ValueError("the optimizer needs '_target_' and a number 'lr' above 0")
+            raise ValueError(f"the optimizer needs '_target_' and a number 'lr' above 0, not {lr!r}")
         return value
 
     @classmethod

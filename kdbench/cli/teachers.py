@@ -139,7 +139,7 @@ def weakness_of(teacher: Teacher, job: Job, bench: Bench) -> str | None:
     """Why the teacher has nothing to teach the job's student, by its card and by the store's runs from scratch."""
     from kdbench.engine.cell import dataset_identity
     from kdbench.protocol import Protocol
-    from kdbench.report.trust import weakness
+    from kdbench.report.trust import from_scratch, weakness
 
     own = teacher.card.recipe["dataset"]
     spec = bench.dataset(own).spec
@@ -149,11 +149,7 @@ def weakness_of(teacher: Teacher, job: Job, bench: Bench) -> str | None:
         "dataset": dataset,
         "protocol": Protocol.of(job.protocol).model_dump(mode="json"),
     }
-    scratch: list[float] = []
+    scores: list[float] = []
     if all(own[key] == dataset[key] for key in ("name", "classes")):  # the same test images
-        scratch += [
-            record.metrics.last
-            for record in bench.store.load()
-            if record.method.control == "scratch" and record.metrics and wanted.items() <= record.config.items()
-        ]
-    return weakness(teacher.card.accuracy, spec.n_test, spec.num_classes, scratch)
+        scores = from_scratch(bench.store.load(), wanted)
+    return weakness(teacher.card.accuracy, spec.n_test, spec.num_classes, scores)

@@ -251,8 +251,11 @@ class _Config(BaseModel):
 
 
 class Pair(_Config):
+    """Two networks; `tuned` are settings of methods that belong to just these, which methods' YAML files look up."""
+
     teacher: Text
     student: Text
+    tuned: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 class TeacherConfig(_Config):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from kdbench.report.settings import Comparison, Reference, shown
 from kdbench.results.labels import ClassSizes
@@ -76,6 +77,15 @@ def weakness_in(records: Sequence[Record], teacher: float | None, scratch: Refer
     data = records[0].dataset
     scores = scratch.setting.scores.values() if scratch else ()
     return None if teacher is None else weakness(teacher, data.n_test, data.num_classes, scores)
+
+
+def from_scratch(records: Iterable[Record], config: Mapping[str, Any]) -> list[float]:
+    """Last accuracies of the student from scratch, of those records whose config has these values."""
+    return [
+        record.metrics.last
+        for record in records
+        if record.method.control == "scratch" and record.metrics and config.items() <= record.config.items()
+    ]
 
 
 def trust_line(
