@@ -273,18 +273,18 @@ class Method(pl.LightningModule):
         self._bound = True
         return self
 
-    def check_weights(self, name: str | None = None) -> None:
-        """Raises `UserError` unless there is a weight for each term; `name` is what the bench calls the method."""
+    def check_weights(self, where: str | None = None) -> None:
+        """Raises `UserError` unless there is a weight for each term; `where` is the method's place in a config."""
         given = self._weights if self._weights is not None else {term: Ramp(1.0, 1.0) for term in self.terms}
         wrong, missing = sorted(set(given) - set(self.terms)), sorted(set(self.terms) - set(given))
         if wrong or missing:
             what = f"unknown weight '{wrong[0]}'" if wrong else f"no weight for '{missing[0]}'"
             mend = ""
-            if name:
-                key = f"method.{name}.weights.{(wrong or missing)[0]}"
+            if where:
+                key = f"{where}.weights.{(wrong or missing)[0]}"
                 mend = f": drop it (~{key})" if wrong else f": give it one (+{key}=1.0)"
             raise UserError(
-                f"{name or type(self).__name__}: {what}; with these settings its terms are "
+                f"{where or type(self).__name__}: {what}; with these settings its terms are "
                 f"{', '.join(self.terms)}{mend}."
             )
         self._weights = given

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, ValidationError, field_validator
 
 from kdbench.errors import UserError
+from kdbench.settings import explain
 from kdbench.sparse import Sparse
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -107,12 +108,8 @@ class Protocol(_Strict):
         try:
             return cls(**config)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            what = first["msg"].removeprefix("Value error, ")
-            raise UserError(
-                f"protocol.{where}: {what[0].lower() + what[1:]}; see conf/protocol for the fields."
-            ) from None
+            told = explain(error, "protocol").replace(": value error, ", ": ")
+            raise UserError(f"{told}; see conf/protocol for the fields.") from None
 
     def batches(self, samples: int) -> int:
         """How many batches an epoch of so many training samples has.

@@ -116,8 +116,8 @@ def explain(error: ValidationError, prefix: str = "") -> str:
 
     def keys(details: ErrorDetails) -> list[str]:
         parts = map(str, details["loc"])
-        kinds = ("constrained-", "literal[", "dict[", "mapping[", "function-")  # the branches of a union
-        branches = ("float", "int", "bool", "number", "ramp")
+        kinds = ("constrained-", "literal[", "list[", "tuple[", "dict[", "mapping[", "function-")  # branches of a union
+        branches = ("float", "int", "bool", "str", "number", "ramp")
         return [part for part in parts if part not in branches and not part.startswith(kinds)]
 
     worst = max(error.errors(), key=lambda details: len(keys(details)))

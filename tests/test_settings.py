@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Kdbench
 from test_cli import one_sentence
 
-from kdbench.engine.cell import INSTEAD, TrainerConfig
+from kdbench.engine.cell import INSTEAD, TrainerConfig, check_optimizer
+from kdbench.errors import UserError
+from kdbench.protocol import Protocol
 
 MINE = '''
 """A method of one's own."""
@@ -131,6 +134,8 @@ def test_the_rest_of_lightnings_trainer_is_refused_too() -> None:
         "trainer.devices=0",
         "+trainer.deterministic=3",
         "seed=99999999999999999999999999",
+        f"seed={'1' * 400}",
+        "protocol.epochs=99999999999999999999",
     ],
 )
 def test_what_nothing_reads_or_makes_no_sense_is_one_sentence(kd: Kdbench, setting: str) -> None:
@@ -169,8 +174,21 @@ def test_a_debug_run_stores_nothing_and_reaches_every_stage(alone: Kdbench) -> N
     assert not alone.results.exists()
     assert not (alone.cache / "teachers").exists()
     assert not (alone.cache / "views").exists()
+    assert [path for path in alone.root.iterdir() if path != alone.cache] == []
     refused = alone("teacher", "train", "debug=fast")
     one_sentence(refused)
+
+
+def test_a_debug_run_leaves_a_store_alone_that_has_its_cells(kd: Kdbench) -> None:
+    assert kd.run("method=scratch").code == 0
+    before = {path: path.read_bytes() for path in kd.results.rglob("*") if path.is_file()}
+    result = kd.run("method=scratch", "debug=fast", "dataset.per_class=10")
+    assert result.code == 0
+    assert "1 trained" in result.out
+    same = kd.run("method=scratch", "debug=fast")  # as short as the cell that is there
+    assert "1 trained" in same.out
+    assert "leaderboard" not in same.out
+    assert {path: path.read_bytes() for path in kd.results.rglob("*") if path.is_file()} == before
 
 
 def test_a_debug_run_shows_the_traceback_of_what_fails(kd: Kdbench, mine: Path) -> None:
@@ -179,6 +197,45 @@ def test_a_debug_run_shows_the_traceback_of_what_fails(kd: Kdbench, mine: Path) 
     assert result.code == 1
     assert "in losses" in result.out
     assert "'Batch' object has no attribute 'nothing'" in result.out
+
+
+def test_what_was_asked_of_the_device_stands_in_the_record_and_a_profile_in_a_file(kd: Kdbench) -> None:
+    asked = ("+trainer.deterministic=true", "+trainer.benchmark=false", "+trainer.profiler=simple")
+    try:
+        assert kd.run("method=scratch", *asked).code == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert kd.record("scratch").environment.path.endswith("; deterministic=true; benchmark=false")
+    (profile,) = (kd.work / "profiles").glob("fit-scratch-*.txt")
+    assert "training_step" in profile.read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("protocol.optimizer.momentum=null", "protocol.optimizer.momentum=None"),
+        ("protocol.optimizer.momentum=true", "protocol.optimizer.momentum=True"),
+        ("+protocol.optimizer.nesterov=1", "give true or false"),
+        ("protocol.optimizer={_target_: torch.optim.LBFGS, momentum: 0.9}", "~protocol.optimizer.momentum"),
+        ("protocol.optimizer.weight_decay=-1", "Invalid weight_decay value"),
+        ("+teacher.method.foo=1", "teacher.method"),
+        ("+teacher.method.weights={kd: 1}", "~teacher.method.weights.kd"),
+        ("trainer.devices=-1", "trainer.devices=-1"),
+        ("trainer.devices=[]", "trainer.devices=[]"),
+    ],
+)
+def test_the_setting_that_is_wrong_is_named(kd: Kdbench, setting: str, told: str) -> None:
+    result = kd("run", "method=kd", setting)
+    one_sentence(result)
+    assert told in result.err
+    assert not kd.results.exists()
+
+
+@pytest.mark.parametrize("optimizer", ["LBFGS", "SparseAdam"])
+def test_an_optimizer_that_cannot_step_is_refused(optimizer: str) -> None:
+    protocol = Protocol(optimizer={"_target_": f"torch.optim.{optimizer}", "lr": 0.1})
+    with pytest.raises(UserError, match=f"{optimizer} with lr=0.1 cannot train a network"):
+        check_optimizer(protocol)
 
 
 def test_an_optimizer_that_does_not_know_a_setting_says_how_to_leave_it_out(kd: Kdbench) -> None:

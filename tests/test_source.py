@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from factories import make_record
 
 from kdbench.engine.source import source_hash
 from kdbench.method import Method
+from kdbench.report.trust import header
 from methods.logits.dkd import DKD
 from methods.logits.kd import KD
 
@@ -100,3 +102,14 @@ def test_there_is_no_hash_without_source() -> None:
     namespace: dict[str, type[Method]] = {}
     exec("from kdbench.method import Method\nclass Typed(Method): pass", {"__name__": "typed"}, namespace)
     assert source_hash(namespace["Typed"]) is None
+
+
+def test_a_table_says_where_the_seeds_of_a_row_are_by_different_code() -> None:
+    def lines(*sources: str | None) -> list[str]:
+        made = [make_record("kd", seed, info={"source": source}) for seed, source in enumerate(sources)]
+        others = [make_record("dkd", seed, info={"source": "e" * 64}) for seed in range(len(sources))]
+        return header([*made, *others], 72.34, None, None, None)
+
+    for same in (("a" * 64, "a" * 64), (None, "a" * 64), (None, None)):  # none: made before there were hashes
+        assert not any("different code" in line for line in lines(*same))
+    assert lines("a" * 64, "b" * 64)[-1] == "Not of one kind: seeds of kd are by different code."

@@ -82,14 +82,18 @@ def objective(records: Sequence[Record], measure: str) -> float | None:
 
 def trial(job: Job, told: Told) -> None:
     """A grid in a few batches and epochs, in a folder that goes with it; tells what failed, with its traceback."""
+    from rich.console import Console
+
     from kdbench.engine.cell import cells_of
     from kdbench.engine.grid import run_grid
+    from kdbench.protocol import Protocol
 
-    protocol = {**job.protocol, "epochs": min(TRIAL_EPOCHS, job.protocol["epochs"])}
+    protocol = Protocol.of(job.protocol)
+    epochs = min(TRIAL_EPOCHS, protocol.epochs)
     changes = {
         "debug": None,
         "logger": None,
-        "protocol": protocol,
+        "protocol": {**job.protocol, "epochs": epochs},
         "teacher": job.teacher.model_copy(update={"epochs": 1, "sha256": None}),
         "engine": job.engine.model_copy(update={"compile": False, "view_cache": False}),
     }
@@ -97,10 +101,12 @@ def trial(job: Job, told: Told) -> None:
         root = Path(folder)
         kept = {"paths": job.paths.model_copy(update={"results": str(root / "results"), "work": str(root / "work")})}
         short = job.model_copy(update={**changes, **kept})
-        bench = make_bench(short, cache=root / "cache", images=TRIAL_BATCHES * protocol["batch_size"])
+        bench = make_bench(short, cache=root / "cache", images=TRIAL_BATCHES * protocol.batch_size)
         cells = cells_of(short)
-        told.results, told.cells = job.paths.results, [cell.id for cell in cells]
-        run_grid(cells, bench, out, outcome=told.outcome)
+        # of the folder that goes: cells as short as these may stand in the user's own tables
+        told.results, told.cells = short.paths.results, [cell.id for cell in cells]
+        # without a bar, which would draw over a debugger's prompt
+        run_grid(cells, bench, Console(force_terminal=False), outcome=told.outcome)
         for log in sorted(root.rglob("*.error.log")):
             say(log.read_text(encoding="utf-8"))
     say(f"debug run: at most {TRIAL_BATCHES} batches and {TRIAL_EPOCHS} epochs of each; nothing was stored.")

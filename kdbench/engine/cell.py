@@ -131,25 +131,29 @@ def title_of(cells: Sequence[Cell]) -> str:
     return f"{len(cells)} in lockstep ({names}) {pair} {first.config['dataset']['name']} seed {first.seed}"
 
 
-def construct(name: str, cls: type[Method], settings: Mapping[str, Any], protocol: Protocol) -> Method:
+def construct(
+    name: str, cls: type[Method], settings: Mapping[str, Any], protocol: Protocol, where: str | None = None
+) -> Method:
     """A method object from its config's settings, each checked against the constructor's annotation.
 
-    ``_target_`` may be among them: it says which class, not how.
+    ``_target_`` may be among them: it says which class, not how. They stand at `where` in the config, by default under
+    ``method.NAME``.
 
     Raises:
         UserError: a setting is unknown, missing, of the wrong type or out of bounds.
     """
+    where = where or f"method.{name}"
     try:
         given = {key: value for key, value in settings.items() if key != "_target_"}
         known = {key: check for base in reversed(cls.__mro__) for key, check in _adapters(base).items()}
-        method = cls(**validated(known, given, f"method.{name}."), protocol=protocol)
-        method.check_weights(name)
+        method = cls(**validated(known, given, f"{where}."), protocol=protocol)
+        method.check_weights(where)
         return method
     except UserError:
         raise
     except Exception as error:
         what = re.sub(r"[\w.]*__init__\(\)", cls.__name__, first_line(error))
-        raise UserError(f"method '{name}': {what}; mend its settings (method.{name}.*).") from None
+        raise UserError(f"method '{name}': {what}; mend its settings ({where}.*).") from None
 
 
 def _adapters(base: type) -> Mapping[str, TypeAdapter[Any]]:
@@ -527,7 +531,7 @@ def teacher_recipe(job: Job) -> dict[str, Any]:
     changes = {"epochs": teacher.epochs} if teacher.epochs else {}
     cls = method_class("teacher", teacher.method)
     method = method_identity(cls, teacher.method)
-    construct("teacher", cls, method, protocol)
+    construct("teacher", cls, method, protocol, "teacher.method")
     own = teacher.dataset or {}
     known = [field for field in DatasetConfig.model_fields if field != "root"]  # where data lie is said once for all
     for key in own:

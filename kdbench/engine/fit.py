@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from torch import Tensor
 
 from kdbench.engine.cohort import Cohort, Member
@@ -25,7 +26,9 @@ from kdbench.engine.frozen import FrozenTeacher
 from kdbench.engine.route import Route, avx512
 from kdbench.engine.signals import interrupting
 from kdbench.errors import Interrupted, UserError
+from kdbench.files import writing_to
 from kdbench.method import Method
+from kdbench.paths import CHOOSE_WORK
 
 
 @dataclass
@@ -167,6 +170,19 @@ def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
             "(trainer.accelerator)."
         )
     return trainer
+
+
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+
+
+def profiled(settings: Mapping[str, Any], folder: Path, title: str) -> Mapping[str, Any]:
+    """The user's settings of the trainer, with a profiler that writes into `folder`: what it would log is not shown."""
+    if not (name := settings.get("profiler")):
+        return settings
+    with writing_to(folder, CHOOSE_WORK):
+        folder.mkdir(parents=True, exist_ok=True)
+    file = re.sub(r"[^A-Za-z0-9._-]+", "-", title)[:100]
+    return {**settings, "profiler": PROFILERS[name](dirpath=folder, filename=file)}
 
 
 def _evaluated(method: Method) -> bool:

@@ -24,7 +24,7 @@ from kdbench.engine.adapter import Adapter
 from kdbench.engine.cell import Cell, construct, method_class, slots, title_of
 from kdbench.engine.checkpoint import Unusable
 from kdbench.engine.cohort import Member, Spoiled
-from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled
+from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled, profiled
 from kdbench.engine.frozen import FrozenTeacher
 from kdbench.engine.locks import BusyError, forget_dead, locked
 from kdbench.engine.logs import Logs
@@ -411,7 +411,7 @@ class Bench:
                         dataset,
                         own.info if own else None,
                         fitted,
-                        path=_path(route, len(together), member.method, own),
+                        path=_path(route, len(together), member.method, own, self.trainer),
                     )
                     done[cell.id] = self._publish(cell, record, force)
                     self._keep_labels(cell)
@@ -573,7 +573,7 @@ class Bench:
                 members,
                 data,
                 route,
-                trainer=self.trainer,
+                trainer=profiled(self.trainer, self.work / "profiles", members[0].title),
                 teacher=teacher,
                 checkpoint_seconds=self.checkpoint_seconds,
                 on_epoch=self.on_epoch,
@@ -617,11 +617,13 @@ def _lock(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def _path(route: Route, cohort: int, method: Method, taught: Taught | None) -> str:
-    """How a cell was computed: its route, and what of that could not be had."""
+def _path(route: Route, cohort: int, method: Method, taught: Taught | None, trainer: Mapping[str, Any]) -> str:
+    """How a cell was computed: its route, what of that could not be had, and what was asked of the device."""
     failed = {
         "student not compiled": not_compiled(method, route),
         "teacher not as said": taught.frozen.failed if taught else None,
     }
     notes = [f"{what} ({why})" for what, why in failed.items() if why]
+    asked = {key: trainer.get(key) for key in ("deterministic", "benchmark")}
+    notes += [f"{key}={str(value).lower()}" for key, value in asked.items() if value is not None]
     return "; ".join([route.describe(cohort, teacher=taught is not None), *notes])

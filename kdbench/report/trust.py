@@ -54,7 +54,19 @@ def header(
         f"kdbench {_unique(e.kdbench for e in environments)}, torch {_unique(e.torch for e in environments)}, "
         f"lightning {_unique(e.lightning for e in environments)}, Python {_unique(e.python for e in environments)}; "
         f"engine path {_unique(e.path for e in environments)}.",
+        *([f"Not of one kind: {mixed}."] if (mixed := mixed_code(records)) else []),
     ]
+
+
+def mixed_code(records: Sequence[Record]) -> str | None:
+    """Which methods were changed between the records of one row, as a clause, or None."""
+    code: dict[str, dict[str, set[str]]] = {}
+    for record in records:
+        if record.method.source:
+            settings = code.setdefault(record.cell.method, {})
+            settings.setdefault(digest(record.config.get("method")), set()).add(record.method.source)
+    names = sorted(name for name, settings in code.items() if any(len(hashes) > 1 for hashes in settings.values()))
+    return f"seeds of {', '.join(names)} are by different code" if names else None
 
 
 def weakness(teacher: float, n_test: int, num_classes: int, scratch: Iterable[float]) -> str | None:
@@ -119,6 +131,7 @@ def trust_line(
             _unique(e.device for e in environments),
             ", ".join(f"{name} {_unique(getattr(e, name) for e in environments)}" for name in versions),
             f"{len(records)} records, {diverged} diverged",
+            *filter(None, [mixed_code(records)]),
         ]
     )
 
