@@ -29,9 +29,10 @@ def bad_values(key: str, value: Any) -> list[str]:
         return ["maybe", "3", "[true]", "null", "{a: 1}"]
     if isinstance(value, (int, float)) or (key.startswith("method.") and "${" in str(value)):  # of the pair's
         whole = ["1.5", "-3"] if isinstance(value, int) else []
-        return ["abc", "''", "[a]", "{a: 1}", "nan", "-inf", *whole]
+        return ["abc", "''", "[a]", "{a: 1}", "nan", "-inf", "true", *whole]
     if isinstance(value, str):
-        return ["[a]", "{a: 1}", "null", *(["3"] if value != "auto" else [])]
+        nullable = [] if key.endswith("sha256") else ["null"]
+        return ["[a]", "{a: 1}", *nullable, *(["3"] if value != "auto" else [])]
     if isinstance(value, list):
         return ["abc", "{a: 1}", "null", "[{a: 1}]"]
     return ["{a: 1}", "[[1]]"]

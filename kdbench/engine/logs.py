@@ -101,8 +101,8 @@ class Logs:
             cls = pkgutil.resolve_name(str(self.settings.get("_target_")))
         except Exception as error:
             raise UserError(
-                f"logger: {self.settings.get('_target_')} cannot be imported ({type(error).__name__}: "
-                f"{first_line(error)}); correct logger._target_, or choose from csv, tensorboard and wandb."
+                f"logger: {self.settings.get('_target_')} cannot be imported ({first_line(error)}); correct "
+                "logger._target_, or choose from csv, tensorboard and wandb."
             ) from None
         if not isinstance(cls, type) or not issubclass(cls, Logger):
             raise UserError(
