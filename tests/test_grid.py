@@ -294,7 +294,9 @@ def test_a_changed_teacher_file(alone: Kdbench) -> None:
 @pytest.mark.parametrize("key", ["paths.results", "paths.work"])
 def test_a_file_in_the_way(kd: Kdbench, key: str) -> None:
     (kd.root / "file").write_text("mine")
-    one_sentence(kd.run("method=[scratch,ls]", f"{key}=file/x"), f"Cannot write to {kd.root}/file/x", "choose another folder")
+    one_sentence(
+        kd.run("method=[scratch,ls]", f"{key}=file/x"), f"Cannot write to {kd.root}/file/x", "choose another folder"
+    )
     assert (kd.root / "file").read_text() == "mine"
 
 
@@ -467,7 +469,7 @@ def test_construct_hands_over_typed_settings() -> None:
     from kdbench.protocol import Protocol
     from methods.online.dml import DML
 
-    made = cell.construct("dml", DML, {"peers": 3, "temperature": 2, "weights": {"ce": 1}}, Protocol())
+    made = cell.construct("dml", DML, {"peers": 3, "temperature": 2, "weights": {"ce": 1, "mutual": 1}}, Protocol())
     assert isinstance(made, DML)
     assert (made.num_peers, made.temperature) == (3, 2.0)
     assert isinstance(made.temperature, float)

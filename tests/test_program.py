@@ -334,9 +334,20 @@ def test_what_is_no_bug(kd: Kdbench, monkeypatch: pytest.MonkeyPatch, error: Exc
 
 
 def test_a_cell_without_memory_is_told(kd: Kdbench) -> None:
-    sentence = one_sentence(
-        kd.run("method=[scratch,dafl]", f"method.dafl.noise={10**12}"), "failed: dafl", "not enough memory"
+    hungry = (
+        OWN_METHOD
+        + """
+    def build(self, student, teacher, data):
+        import torch
+
+        self.bank = torch.zeros(10**14)
+"""
     )
+    (kd.root / "hungry.py").write_text(hungry)
+    (kd.root / "conf" / "method").mkdir(parents=True)
+    (kd.root / "conf" / "method" / "mine.yaml").write_text(OWN_YAML.replace("own_method", "hungry"))
+    result = kd.run("--config-dir", "conf", "method=[scratch,mine]")
+    sentence = one_sentence(result, "failed: mine", "not enough memory")
     assert "alloc" not in sentence
     assert [record.cell.method for record in kd.records()] == ["scratch"]
 
