@@ -201,7 +201,7 @@ def test_a_grid_with_a_failing_job(
     code, out, told = finish(kd := other(alone, "launched", monkeypatch), *GRID, QUOTED, *args)
     assert (code, told) == (1, basic["told"][2])
     assert len(told) == 1
-    assert told[0].startswith("kdbench: protocol.optimizer: ")
+    assert told[0].startswith("kdbench: protocol.optimizer")
     assert summary(out).startswith("2 trained, 0 already done, 0 failed or diverged.\n")
     assert re.search("^kd +2 ", out, re.M)
     assert [numbers(record) for record in kd.records()] == basic["numbers"]

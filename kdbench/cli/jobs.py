@@ -58,8 +58,6 @@ def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) 
     except Stop as stop:
         raise stop.__cause__ or stop from None
     except Exception as error:
-        if work.bug:
-            raise
         composing = () if SWEEPS else (ValueError,)  # of Hydra's parser
         if isinstance(error, (HydraException, OmegaConfBaseException, *composing)):
             errors.append(config_error(error, args))
@@ -70,6 +68,8 @@ def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) 
             raise
     finally:
         sys.argv = previous
+    if work.bug:
+        raise work.bug
     told = work.told
     for sweep in SWEEPS:
         told = left(sweep.folder, work.token)

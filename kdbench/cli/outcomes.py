@@ -139,8 +139,6 @@ class Work:
         if hydra.mode != RunMode.MULTIRUN:
             self.told.append(told)
             self.bug = self._do(cfg, told)
-            if self.bug:
-                raise self.bug
             return None
         folder = Path(hydra.sweep.dir)
         told.number, told.id = hydra.job.num, str(hydra.job.id)

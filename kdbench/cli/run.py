@@ -137,8 +137,9 @@ def conclude(jobs: Jobs) -> list[str]:
     After an interruption only the last.
     """
     from kdbench.cli.outcomes import differing
+    from kdbench.engine.grid import Outcome
 
-    done = [each for each in jobs.told if each.cells]
+    done = [each for each in jobs.told if each.cells and not (each.errors and each.outcome == Outcome())]
     cells: dict[Path, set[str]] = defaultdict(set)
     for each in done:
         cells[Path(each.results)] |= {*each.cells}

@@ -220,7 +220,7 @@ def _check_declarations(name: str, cls: type[Method]) -> None:
         "needs": frozenset[str],
         "tasks": frozenset[str],
         "extension": StrictBool,
-        "control": Literal["scratch", "smoothing", "kd"] | None,
+        "control": rec.MethodInfo.model_fields["control"].annotation,
         "survey": dict[str, str],
         "added": dict[str, Any],
     }

@@ -86,13 +86,13 @@ def measured(table: Table) -> tuple[str, ...]:
 
 def measured_cells(table: Table, row: Row) -> list[Cell]:
     """A row as `measured` shows it; rounded, "-" for what there is not."""
-    n = len(row.seeds)
+    n, reference = len(row.seeds), row.reference
     cells = {
         "n": Cell(str(n)),
         "top-1 last": Cell(estimate(row.top1)),
         BALANCED: Cell(estimate(row.recall.mean if row.recall else None)),
-        "Δ scratch": _to_control(row, "scratch"),
-        "Δ KD": _to_control(row, "kd"),
+        "Δ scratch": Cell(REFERENCE) if reference and row.control == "scratch" else difference(row.delta_scratch, n),
+        "Δ KD": Cell(REFERENCE) if reference and row.control == "kd" else difference(row.delta_kd, n),
         "gap recovered %": Cell(number(row.gap, 1, scale=100)),
         "train min": Cell(number(row.train_minutes)),
         "student fwd/img": Cell(number(row.student_forwards)),
@@ -197,12 +197,6 @@ def p_value(p: float | None) -> str:
     if p is None:
         return "no p-value as the differences do not spread"
     return "p < 0.001" if p < 0.001 else f"p = {fixed(p, 3)}"
-
-
-def _to_control(row: Row, control: str) -> Cell:
-    if row.control == control and row.reference:
-        return Cell(REFERENCE)
-    return difference(row.delta_scratch if control == "scratch" else row.delta_kd, len(row.seeds))
 
 
 def _interval(name: str, value: Estimate | None) -> dict[str, float | None]:
