@@ -523,7 +523,7 @@ def _decode(splits: Mapping[str, Files], size: int, counts: Counter[str]) -> dic
             f"{number} images of {size}x{size} need {need / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} are free: "
             "choose a smaller --size."
         )
-    broken: list[str] = []
+    broken: list[tuple[Path, str]] = []
     parts: dict[str, Pair] = {}
     for split, files in splits.items():
         images = np.empty((len(files), size, size, 3), dtype=np.uint8)
@@ -531,11 +531,15 @@ def _decode(splits: Mapping[str, Files], size: int, counts: Counter[str]) -> dic
             try:
                 images[i] = read_square(path, size, counts)
             except ValueError as error:
-                broken.append(f"{path} ({error})")
+                broken.append((path, str(error)))
         parts[split] = images, np.array([label for _, label in files], dtype=np.int64)
     if broken:
-        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-        raise UserError(
-            f"{len(broken)} of {number} images cannot be read: {', '.join(broken[:NAMED])}{more}: mend or remove them."
-        )
+        raise UserError(f"{len(broken)} of {number} images cannot be read: {_named(broken)}: mend or remove them.")
     return parts
+
+
+def _named(broken: Sequence[tuple[Path, str]]) -> str:
+    """Files and what is wrong with them: the first with its whole path, the others from the folder of all."""
+    above = Path(os.path.commonpath([path.parent for path, _ in broken]))
+    names = [f"{path if k == 0 else path.relative_to(above)} ({why})" for k, (path, why) in enumerate(broken)]
+    return ", ".join(names[:NAMED]) + (f" and {len(broken) - NAMED} more" if len(broken) > NAMED else "")
