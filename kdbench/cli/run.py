@@ -142,7 +142,8 @@ def conclude(jobs: Jobs) -> list[str]:
     done = [each for each in jobs.told if each.cells and not (each.errors and each.outcome == Outcome())]
     cells: dict[Path, set[str]] = defaultdict(set)
     for each in done:
-        cells[Path(each.results)] |= {*each.cells}
+        if each.outcome.ran or each.outcome.skipped or each.outcome.diverged:  # else there is nothing to show
+            cells[Path(each.results)] |= {*each.cells}
     errors, warnings = [], []
     for results, ids in cells.items() if not jobs.interrupted else ():
         try:
