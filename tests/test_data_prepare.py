@@ -520,9 +520,10 @@ def test_all_broken_files_are_named_at_once(tmp_path: Path) -> None:
     files += [put(source / "test/b" / "z.jpg", b"\xff\xd8\xff half")]
     with pytest.raises(UserError) as error:
         prepare("folder", source=source, size=4)
+    assert str(files[0]) in str(error.value)
     for file in files[:10]:
-        assert str(file) in str(error.value)
-    assert str(files[10]) not in str(error.value)
+        assert file.relative_to(source / "train").as_posix() in str(error.value)
+    assert "b/z03.png" not in str(error.value)
     assert "15 of 23 images cannot be read" in str(error.value)
     assert "and 5 more: mend or remove them." in str(error.value)
     assert not (tmp_path / "cache" / "data" / "folder").exists()
