@@ -114,3 +114,6 @@ def _commands(
     torch.set_num_threads(1)  # as in the processes of `Kdbench.spawn`, whose numbers must be the same bits
     yield Kdbench(root, cache, capfd)
     torch.set_num_threads(threads)
+    for name, module in list(sys.modules.items()):  # a user's method, of which the next test may have another
+        if str(getattr(module, "__file__", None) or "").startswith(f"{root}{os.sep}"):
+            del sys.modules[name]
