@@ -166,7 +166,11 @@ def test_two_processes_share_a_grid(alone: Kdbench) -> None:
     outputs = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     started = [line for out, _ in outputs for line in out.splitlines() if line.startswith("training ")]
-    assert len(started) == len(set(started)) == 4 + 1  # each cell, and the teacher, once
+    teachers = [line for line in started if line.startswith("training teacher")]
+    # who comes first to a cell is chance, and so is in whose company it trains
+    together = [re.match(r"training (\d+) in lockstep", line) for line in started if line not in teachers]
+    assert len(teachers) == 1, started
+    assert sum(int(many[1]) if many else 1 for many in together) == 4, started
     assert len(kd.records()) == 4
     summaries = [out.splitlines()[-1] for out, _ in outputs]
     assert sum(int(line.split()[0]) for line in summaries) == 4, summaries
