@@ -17,15 +17,28 @@ Only what a paper does differently is overridden; each hook has a working defaul
 
 ==============  =====================================================================================
 ``build``       adapters, heads, generators, from probed shapes
-``stages``      successive stages of training (initialise, then distil)
+``stages``      successive stages of training (initialise, then distil), and what happens when one begins; asked once
+                for each experience where data arrive in several
 ``batch``       what becomes of a batch before it is used (rotate, mix, synthesise)
-``teach``       who teaches: the frozen teacher, several of them, an average, peers
+``teach``       who teaches: the frozen teacher, several of them, an average, a past self
 ``players``     who is optimised
 ``turns``       the order of play within one batch: ``yield player, terms`` is one optimiser step (where gradients of
                 several batches are averaged, all players step at the end of the last of them)
 ``after_step``  averages, memory banks
 ``deployed``    the network that is evaluated, counted and shipped
 ==============  =====================================================================================
+
+What the bench offers beside them, one line each; whoever writes DKD meets none:
+
+==================  =================================================================================
+``self.teachers``   the `Spec` of each teacher; ``t.each`` has one `Out` per teacher
+``teacher_out``     also of a network of the method's own that teaches: ``teacher_out(x, self.past)``
+`Snapshot`          a frozen copy of the student: a past self, an average of weights
+``self.experience`` the part of the data in course, with the number of old and of all classes seen
+``self.take``       training samples by position; ``self.positions()`` are those at hand
+``self.keep``       exemplars, ``self.kept``, for when their experience is over; no more than the scenario's memory
+``self.task``       what is asked of the network: ``self.task.loss`` serves whatever the task is
+==================  =================================================================================
 
 Outside the bench a method is an ordinary LightningModule:
 ``pl.Trainer(max_epochs=240).fit(KD(student=net, teacher=big), datamodule)``.
@@ -37,10 +50,10 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import hydra
 import pytorch_lightning as pl
@@ -50,9 +63,11 @@ from torchmetrics import MetricCollection
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import Diverged, DoesNotFit, UserError
-from kdbench.protocol import Protocol
+from kdbench.plan import Entry, Experience, Stage, experiences_of, plan_of
+from kdbench.protocol import Protocol as TrainingProtocol
 from kdbench.rehearsal import check_last_batch, check_terms, check_turn
 from kdbench.settings import Ramp, WeightOrRamp, checked
+from kdbench.snapshot import Snapshot
 from kdbench.tally import Tally
 from kdbench.taps import Out, Spec, Taps, probe
 from kdbench.tasks import metrics
@@ -60,16 +75,21 @@ from kdbench.tasks import metrics
 Tapping = Callable[[nn.Module, Tensor, tuple[str, ...]], dict[str, Tensor]]
 """(network, images, tap names) -> those taps and ``logits``, see `kdbench.taps.Net`."""
 
-NEEDS = frozenset({"teacher", "labels", "no_data", "peers"})
-"""What a method may ask of the bench: a frozen teacher, ground truth, *no* data, copies of the student."""
+NEEDS = frozenset({"teacher", "teachers", "labels", "no_data", "peers"})
+"""What a method may ask of the bench: a frozen teacher or several, ground truth, *no* data, copies of the student. Any
+other word names a stream beside the batch."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A part of training: `share` is its fraction of the protocol's epochs; schedule and optimisers start anew."""
+class Samples(Protocol):
+    """Training data by position, as `Method.take` asks for them."""
 
-    name: str
-    share: float = 1.0
+    def positions(self, experience: int) -> Tensor:
+        """Of the samples that arrive with an experience (all, where data come whole), int64, (N,), ascending."""
+        ...
+
+    def take(self, index: Tensor, epoch: int, *, plain: bool) -> Batch:
+        """These samples as they are seen in an epoch, or without augmentation."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -98,11 +118,15 @@ class Method(pl.LightningModule):
         images_seen: training images drawn.
         tap_with: how a network in training is asked for taps; the bench may put a compiled way here.
         optimize_with: what becomes of an optimiser's config before it is made; the bench may ask for a fused one.
+        samples: where `take` finds training samples.
+        kept: positions of the exemplars, int64, ascending.
+        taken: images looked at through `take`, which count as seen.
 
     Args:
         weights: weight of each loss term: a number, or ``{start, end, until}`` for a linear ramp (see `Ramp`). Exactly
             the names in `terms`; an unknown, missing or unused one is an error before training starts.
-        student, teacher: networks (see `kdbench.taps.Net`), for use without the bench, which hands them to `bind`.
+        student, teacher: networks (see `kdbench.taps.Net`), for use without the bench, which hands them to `bind`; a
+            sequence of teachers for a method that needs several.
         protocol: optimiser and schedule; default: the one of `Protocol`.
     """
 
@@ -136,12 +160,12 @@ class Method(pl.LightningModule):
         *,
         weights: Mapping[str, WeightOrRamp] | None = None,
         student: nn.Module | None = None,
-        teacher: nn.Module | None = None,
-        protocol: Protocol | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
+        protocol: TrainingProtocol | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.protocol = protocol or Protocol()
+        self.protocol = protocol or TrainingProtocol()
         self._given = (student, teacher)  # a tuple hides the networks from nn.Module until bind() registers the student
         self._weights = None if weights is None else {name: _ramp(weight) for name, weight in weights.items()}
         self._bound = False
@@ -149,11 +173,19 @@ class Method(pl.LightningModule):
         self.rng = torch.Generator()
         self.tap_with: Tapping = _tap
         self.optimize_with: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+        self.samples: Samples | None = None
+        self.kept = torch.zeros(0, dtype=torch.int64)
+        self._position = self._begun = 0  # in the plan, and how many of its entries were begun: all the state it has
+        self._asked: Experience | None = None
 
     # ---- what a method says -------------------------------------------------------------------------------------
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
-        """Create adapters and other trainable parts as attributes; `teacher` is None where none is needed."""
+        """Create adapters and other trainable parts as attributes.
+
+        Args:
+            teacher: None where none is needed; the first of `teachers` where several are.
+        """
 
     def stages(self) -> Sequence[Stage]:
         return (Stage("train"),)
@@ -162,8 +194,8 @@ class Method(pl.LightningModule):
         return batch
 
     def teach(self, batch: Batch) -> Out | None:
-        """Targets for the batch; by default the frozen teacher's outputs, without gradient."""
-        return self.teacher_out(batch.x) if "teacher" in self.needs else None
+        """Targets for the batch; by default the outputs of the frozen teacher or teachers, without gradient."""
+        return self.teacher_out(batch.x) if self._teachers else None
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
         """Unweighted, named terms of this step: scalars. `t` is what `teach` returned."""
@@ -171,7 +203,7 @@ class Method(pl.LightningModule):
 
     def players(self) -> Sequence[Player]:
         """By default the student and its adapters, as one player."""
-        return (Player("student", list(self.parameters())),)
+        return (Player("student", [parameter for parameter in self.parameters() if parameter.requires_grad]),)
 
     def turns(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """One batch of play: each yielded (player, terms) is one backward pass and one step of that player."""
@@ -188,90 +220,191 @@ class Method(pl.LightningModule):
 
     @property
     def teacher(self) -> nn.Module:
-        """The frozen teacher: never part of ``state_dict``, ``parameters`` or DDP."""
-        assert self._teacher[0] is not None, f"{type(self).__name__} declares no need of a teacher"
-        return self._teacher[0]
+        """The frozen teacher (the first of several): never part of ``state_dict``, ``parameters`` or DDP."""
+        assert self._teachers, f"{type(self).__name__} declares no need of a teacher"
+        return self._teachers[0]
 
     @property
     def stage(self) -> str:
         """Name of the current stage."""
-        return self._stages[self._stage].name
+        return self._entry.stage.name
+
+    @property
+    def experience(self) -> Experience:
+        """The part of the data in course; also in `stages`, the one that is asked about."""
+        return self._asked or self._entry.experience
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is ever trained: the plan has no epochs."""
+        return not any(entry.length for entry in self._plan)
 
     def student_out(self, x: Tensor, net: nn.Module | None = None) -> Out:
         """A counted forward pass of the student (or of another trained `net` of its architecture), with its taps."""
         self.forwards["student"] += len(x)
         return Out(self.tap_with(net or self.student, x, self._student_taps))
 
-    def teacher_out(self, x: Tensor, *, grad: bool = False) -> Out:
-        """A counted forward pass of the frozen teacher; with `grad`, gradients flow through it to `x`."""
-        self.forwards["teacher"] += len(x)
+    def teacher_out(self, x: Tensor, net: nn.Module | None = None, *, grad: bool = False) -> Out:
+        """A counted forward pass of the frozen teacher, of all where there are several (see `Out.each`).
+
+        Args:
+            net: an own network of the student's architecture that teaches instead (a `Snapshot`), with the student's
+                taps.
+            grad: gradients flow through it to `x`.
+        """
+        asked = [(net, self._student_taps)] if net else list(zip(self._teachers, self._teacher_taps, strict=True))
+        self.forwards["teacher"] += len(x) * len(asked)
         # no_grad rather than inference_mode: inference tensors cannot be saved for the student's backward pass
         with nullcontext() if grad else torch.no_grad():
-            return Out(self.teacher.tap(x, self._teacher_taps))  # type: ignore[operator]
+            first, *others = (Out(each.tap(x, taps)) for each, taps in asked)  # type: ignore[operator]
+        return Out(first.taps, tuple(others)) if others else first
 
     def spawn(self, k: int) -> nn.Module:
         """Another freshly initialised network of the student's architecture (the `k`-th, k >= 1)."""
         return self._spawn(k)
+
+    def positions(self) -> Tensor:
+        """Of the training samples that arrived with the experience in course, int64, ascending."""
+        return self._samples().positions(self.experience.number)
+
+    def take(self, index: Tensor, *, plain: bool = False) -> Batch:
+        """Training samples at hand or kept, as this epoch shows them, or without augmentation; they count as seen.
+
+        Raises:
+            UserError: one of them belongs to a past experience and was not kept.
+        """
+        gone = ~torch.isin(index, torch.cat([self.positions(), self.kept.to(index.device)]).to(index.device))
+        if gone.any():
+            raise UserError(
+                f"{type(self).__name__} takes sample {int(index[gone][0])}, which belongs to a past experience and was "
+                "not kept: take positions() or kept alone."
+            )
+        self.images_seen += len(index)
+        self.taken += len(index)
+        return self._samples().take(index, self.epoch, plain=plain)
+
+    def keep(self, index: Tensor) -> None:
+        """From now on these samples, at hand or kept before, are the exemplars.
+
+        Raises:
+            UserError: they are more than the scenario's memory, or not to be had any more.
+        """
+        index = index.cpu().unique()
+        if len(index) > self.data.memory:
+            raise UserError(
+                f"{type(self).__name__} keeps {len(index)} samples, and there is memory for {self.data.memory}: have "
+                "it keep fewer, or raise dataset.scenario.memory."
+            )
+        gone = ~torch.isin(index, torch.cat([self.positions().cpu(), self.kept]))
+        if gone.any():
+            raise UserError(
+                f"{type(self).__name__} keeps sample {int(index[gone][0])} of a past experience, which it had let go: "
+                "keep positions() or kept alone."
+            )
+        self.kept = index
+
+    def _samples(self) -> Samples:
+        if self.samples is None:
+            raise UserError(
+                f"{type(self).__name__} takes samples by position: train it with a data module that has them, such as "
+                "kdbench.data.module.ArrayData."
+            )
+        return self.samples
 
     # ---- binding ------------------------------------------------------------------------------------------------
 
     def bind(
         self,
         student: nn.Module,
-        teacher: nn.Module | None,
+        teacher: nn.Module | Sequence[nn.Module] | None,
         data: DataSpec,
         *,
-        names: tuple[str, str | None] = ("student", "teacher"),
+        names: Sequence[str] = ("student",),
+        classes: Sequence[tuple[int, ...] | None] = (),
         spawn: Callable[[int], nn.Module] | None = None,
         seed: int = 0,
     ) -> Method:
         """Attach networks, probe their shapes, build adapters and check every declaration.
 
+        Args:
+            teacher: one or several; those that the method does not need are left alone.
+            names: of the student and of each teacher.
+            classes: for each teacher what its outputs mean, as the student's classes; None: the same, all in order.
+
         Raises:
-            DoesNotFit: the pair lacks a tap or a shape that the method needs.
+            DoesNotFit: the pair lacks a tap, a shape, a class or a stream that the method needs.
             UserError: weights do not match the terms, or a needed teacher is absent.
         """
         name = type(self).__name__
-        if not set(self.needs) <= NEEDS:
-            raise UserError(f"{name} declares unknown needs {sorted(set(self.needs) - NEEDS)}: use {sorted(NEEDS)}.")
-        if data.task not in self.tasks:
-            raise DoesNotFit(f"{name} does not support the task '{data.task}', only {', '.join(sorted(self.tasks))}.")
-        if "teacher" not in self.needs:
-            teacher = None
-        elif teacher is None:
+        self._check_offers(data)
+        offered = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+        wanted = None if "teachers" in self.needs else 1 if "teacher" in self.needs else 0
+        if wanted != 0 and not offered:
             raise UserError(f"{name} needs a teacher: pass teacher=NETWORK.")
+        self._teachers = tuple(offered[:wanted])
         self.check_weights()
+        self.data = data
         self.student = student.train()  # Lightning keeps the mode that a network comes in
-        self._teacher = (teacher,)
         self._student_name = names[0]
         self._spawn = spawn or (lambda k: _reset(copy.deepcopy(student)))
         student_spec = probe(names[0], student, data.shape)
         self._student_taps = student_spec.resolve(self.taps.student)
-        teacher_spec = None
-        self._teacher_taps: tuple[str, ...] = ()
-        if teacher is not None:
-            teacher.eval().requires_grad_(False)
-            teacher_spec = probe(names[1] or "teacher", teacher, data.shape)
-            self._teacher_taps = teacher_spec.resolve(self.taps.teacher)
-            if teacher_spec.shapes["logits"] != student_spec.shapes["logits"]:
-                raise DoesNotFit(
-                    f"the teacher has {teacher_spec.shapes['logits'][0]} classes, "
-                    f"the student {student_spec.shapes['logits'][0]}: train a teacher for this data set."
-                )
-        self.build(student_spec, teacher_spec, data)
-        self._samples = data.n_train
+        specs = []
+        for k, each in enumerate(self._teachers):
+            each.eval().requires_grad_(False)
+            spec = probe(names[k + 1] if k + 1 < len(names) else "teacher", each, data.shape)
+            specs.append(replace(spec, classes=classes[k] if k < len(classes) else None))
+        self.teachers = tuple(specs)
+        self._teacher_taps = tuple(spec.resolve(self.taps.teacher) for spec in specs)
+        self._check_classes(student_spec, data)
+        self.build(student_spec, specs[0] if specs else None, data)
+        self._n_train = data.n_train
         self.rng.manual_seed(seed)
         self.forwards = {"student": 0, "teacher": 0}
-        self.images_seen = 0
+        self.images_seen = self.taken = 0
+        self.kept = torch.zeros(0, dtype=torch.int64)
         self.epoch = 0
-        self._stages = tuple(self.stages())
-        _allocate([stage.share for stage in self._stages], self.protocol.epochs)  # too few epochs are noticed now
-        self._stage = 0
+        self._plan_for(self.protocol.epochs)  # too few epochs are noticed now
         self._metrics = nn.ModuleList([metrics(data.task, data.num_classes) for _ in ("test", "val")])
         self._played: dict[tuple[int, str], frozenset[str]] = {}
-        check_last_batch(self, teacher_spec, data)
+        check_last_batch(self, data)
         self._bound = True
         return self
+
+    def _check_offers(self, data: DataSpec) -> None:
+        """Raises `DoesNotFit` if the method serves another task, or needs what the data do not have."""
+        name = type(self).__name__
+        if data.task not in self.tasks:
+            raise DoesNotFit(f"{name} does not support the task '{data.task}', only {', '.join(sorted(self.tasks))}.")
+        absent = sorted(set(self.needs) - NEEDS - set(data.streams))
+        if absent:
+            offered = ", ".join(data.streams)
+            raise DoesNotFit(
+                f"{name} needs '{absent[0]}', which is none of {', '.join(sorted(NEEDS))}, and {data.name} offers no "
+                f"stream of that name (only {offered}): choose a scenario that does."
+            )
+
+    def _check_classes(self, student: Spec, data: DataSpec) -> None:
+        """Raises `DoesNotFit` if the outputs of student and teachers cannot be compared."""
+        name, shape = type(self).__name__, student.shapes["logits"]
+        for spec in self.teachers:
+            theirs = spec.shapes["logits"]
+            if spec.classes is None and theirs != shape:
+                raise DoesNotFit(
+                    f"the teacher has {theirs[0]} classes, the student {shape[0]}: train a teacher for this data set."
+                )
+            if spec.classes is not None and "teachers" not in self.needs:
+                raise DoesNotFit(
+                    f"{name} has one teacher, and {spec.name} knows {len(spec.classes)} of the {data.num_classes} "
+                    "classes: have it learn all (teacher.dataset.classes), or choose a method for several teachers."
+                )
+        if self.teachers and all(spec.classes is not None for spec in self.teachers):
+            known = {label for spec in self.teachers for label in spec.classes or ()}
+            if len(known) < data.num_classes:
+                raise DoesNotFit(
+                    f"the {len(self.teachers)} teachers of {name} know {len(known)} of the {data.num_classes} classes: "
+                    "add teachers of the others with teachers=[...]."
+                )
 
     def check_weights(self, where: str | None = None) -> None:
         """Raises `UserError` unless there is a weight for each term; `where` is the method's place in a config."""
@@ -297,15 +430,20 @@ class Method(pl.LightningModule):
         if student is None:
             raise UserError(f"{type(self).__name__} has no student: pass student=NETWORK.")
         self.bind(student, teacher, _data_spec(self.trainer, student))
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.samples = datamodule if hasattr(datamodule, "positions") else None
 
     # ---- training -----------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One optimiser for every (stage, player)."""
+        """One optimiser for every player of every entry of the plan that trains."""
         self._optimizer_of: dict[tuple[int, str], int] = {}
         optimizers: list[torch.optim.Optimizer] = []
-        for index in range(len(self._stages)):
-            self._stage = index
+        position = self._position
+        for index, entry in enumerate(self._plan):
+            if not entry.length:
+                continue
+            self._position = index
             for player in self.players():
                 self._optimizer_of[index, player.name] = len(optimizers)
                 config = dict(player.optimizer or self.protocol.optimizer)
@@ -316,7 +454,7 @@ class Method(pl.LightningModule):
                     group["initial_lr"] = group["lr"]
                     group["scheduled"] = player.optimizer is None
                 optimizers.append(optimizer)
-        self._stage = 0
+        self._position = position
         return optimizers
 
     def on_fit_start(self) -> None:
@@ -324,38 +462,79 @@ class Method(pl.LightningModule):
 
     def start(self, epochs: int) -> None:
         """Get ready for `epochs` epochs in all, on the device where the module lies now."""
-        if self._teacher[0] is not None:
-            self._teacher[0].to(self.device)
-        self._spans = _allocate([stage.share for stage in self._stages], epochs)
+        for teacher in self._teachers:
+            teacher.to(self.device)
+        if epochs != self._plan[-1].start + self._plan[-1].length:
+            self._plan_for(epochs)
+
+    def _plan_for(self, epochs: int) -> None:
+        stages = []
+        for experience in experiences_of(self.data.experiences or (self.data.num_classes,)):
+            self._asked = experience
+            stages.append((experience, tuple(self.stages())))
+        self._asked = None
+        self._plan = plan_of(stages, epochs)
+        self._position = self._begun = 0
+
+    @property
+    def _entry(self) -> Entry:
+        return self._plan[self._position]
+
+    def _begin(self, due: Callable[[Entry], bool]) -> None:
+        """Begin the entries of the plan that are due, one after the other."""
+        while self._begun < len(self._plan) and due(self._plan[self._begun]):
+            self._position, self._begun = self._begun, self._begun + 1
+            for (position, _), index in self._optimizer_of.items():
+                if position < self._position:  # what the optimisers of finished entries remember is of no use to anyone
+                    self._optimizers()[index].state.clear()
+            if begin := self._entry.stage.begin:
+                modes = [(module, module.training) for module in self.modules()]
+                self.eval()
+                with torch.enable_grad():
+                    begin()
+                for module, training in modes:
+                    module.training = training
 
     def on_train_epoch_start(self) -> None:
         epoch = self.epoch
-        self._stage = next(i for i, (start, length) in enumerate(self._spans) if epoch < start + length)
-        start, length = self._spans[self._stage]
+        self._begin(lambda entry: entry.start <= epoch)
+        start, length = self._entry.start, self._entry.length
         assert self._weights is not None
         self._weight = {name: ramp.at(epoch - start, length) for name, ramp in self._weights.items()}
-        factor = self.protocol.schedule.factor(epoch - start, length)
-        for (stage, _), index in self._optimizer_of.items():
-            if stage == self._stage:
+        factor = self.protocol.schedule.factor(epoch - start, length) if length else 1.0
+        for (position, _), index in self._optimizer_of.items():
+            if position == self._position:
                 for group in self._optimizers()[index].param_groups:
                     group["lr"] = group["initial_lr"] * (factor if group["scheduled"] else 1.0)
-        if self._teacher[0] is not None:
-            self._teacher[0].eval()
+        for teacher in self._teachers:
+            teacher.eval()
         self._waiting: dict[str, Any] = {}
         self._tally = Tally()
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:
+            self.close_epoch()
+
+    def close_epoch(self) -> None:
+        """Behind the last batch of an epoch, before it is evaluated: what belongs there by the plan."""
+        if self._tally.lost():  # it has diverged, and ends with this epoch
+            return
+        self._begin(lambda entry: entry.closes and entry.start == self.epoch + 1)
+
     def training_step(self, batch: Batch | Sequence[Tensor], batch_idx: int) -> None:
+        if self.idle:
+            return
         batch = Batch.of(batch)
         self.images_seen += len(batch)
         group = self._group(batch_idx, len(batch)) if self.protocol.accumulate > 1 else None
         batch = self.batch(batch)
         optimizers = self._optimizers()
         for player, terms in self.turns(batch):
-            if (self._stage, player) not in self._played:
-                players = [name for stage, name in self._optimizer_of if stage == self._stage]
+            if (self._position, player) not in self._played:
+                players = [name for position, name in self._optimizer_of if position == self._position]
                 check_turn(type(self).__name__, player, players, terms, self.terms)
-                self._played[self._stage, player] = frozenset(terms)
-            optimizer = optimizers[self._optimizer_of[self._stage, player]]
+                self._played[self._position, player] = frozenset(terms)
+            optimizer = optimizers[self._optimizer_of[self._position, player]]
             loss = reduce(add, (self._weight[name] * value for name, value in terms.items()))
             if group:
                 # into the player's own parameters alone: those of others wait for gradients of their own turns
@@ -385,8 +564,8 @@ class Method(pl.LightningModule):
         """The group of batches that a batch of `size` samples makes a step with."""
         batches = self.protocol.accumulate
         start = batch_idx - batch_idx % batches
-        if self._samples:
-            length, seen = self.protocol.batch_size, self.protocol.images(self._samples)
+        if self._n_train:
+            length, seen = self.protocol.batch_size, self.protocol.images(self._n_train)
         else:  # a loader of the user's, which says how many batches it has
             size, length, seen = 1, 1, int(self.trainer.num_training_batches)
         end = min((start + batches) * length, seen)
@@ -489,12 +668,17 @@ class Method(pl.LightningModule):
             "rng": self.rng.get_state(),
             "forwards": dict(self.forwards),
             "images_seen": self.images_seen,
+            "taken": self.taken,
+            "begun": self._begun,
+            "kept": self.kept,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["kdbench"]
         self.rng.set_state(state["rng"])
         self.epoch, self.forwards, self.images_seen = state["epoch"], dict(state["forwards"]), state["images_seen"]
+        self.taken, self.kept, self._begun = state["taken"], state["kept"], state["begun"]
+        self._position = max(self._begun - 1, 0)
 
 
 def _tap(net: nn.Module, x: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -507,19 +691,6 @@ def _parameters(optimizer: Any) -> list[nn.Parameter]:
 
 def _ramp(weight: float | Ramp) -> Ramp:
     return weight if isinstance(weight, Ramp) else Ramp(weight, weight)
-
-
-def _allocate(shares: Sequence[float], epochs: int) -> list[tuple[int, int]]:
-    """(first epoch, number of epochs) of each stage; every stage gets at least one epoch, the last takes the rest."""
-    if epochs < len(shares):
-        raise UserError(f"a method of {len(shares)} stages needs at least as many epochs, not {epochs}: raise epochs.")
-    spans, start = [], 0
-    for i, share in enumerate(shares):
-        left = len(shares) - i - 1
-        length = epochs - start if left == 0 else min(max(1, round(share * epochs)), epochs - start - left)
-        spans.append((start, length))
-        start += length
-    return spans
 
 
 def _reset(net: nn.Module) -> nn.Module:
@@ -546,4 +717,4 @@ def _data_spec(trainer: pl.Trainer, student: nn.Module) -> DataSpec:
     return DataSpec("custom", (x.shape[1], x.shape[2], x.shape[3]), classes, n_train=0, n_test=0)
 
 
-__all__ = ["NEEDS", "Method", "Player", "Ramp", "Stage"]
+__all__ = ["NEEDS", "Experience", "Method", "Player", "Ramp", "Samples", "Snapshot", "Stage"]

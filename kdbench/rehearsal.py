@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kdbench.method import Method
 
 
-def check_last_batch(method: Method, teacher: Spec | None, data: DataSpec) -> None:
+def check_last_batch(method: Method, data: DataSpec) -> None:
     """Play the last batch of an epoch, if it is of one image, on a copy of a bound method.
 
     Batch normalisation cannot normalise a single value, nor can a network that drops axes of length one be fed so. What
@@ -29,8 +29,8 @@ def check_last_batch(method: Method, teacher: Spec | None, data: DataSpec) -> No
     size = method.protocol.batch_size
     if data.n_train % size != 1 or method.protocol.drop_last:
         return
-    failed = _play(method, teacher, data, 1)
-    if failed is not None and _play(method, teacher, data, 2) is None:
+    failed = _play(method, data, 1)
+    if failed is not None and _play(method, data, 2) is None:
         known = "more than 1 value per channel" in str(failed)
         why = "batch normalisation has one value per channel" if known else f"{type(failed).__name__}: {failed}"
         raise UserError(
@@ -39,16 +39,16 @@ def check_last_batch(method: Method, teacher: Spec | None, data: DataSpec) -> No
         )
 
 
-def _play(method: Method, teacher: Spec | None, data: DataSpec, n: int) -> Exception | None:
+def _play(method: Method, data: DataSpec, n: int) -> Exception | None:
     """What goes wrong with a batch of `n` images in any stage, or None; networks and random numbers are not touched."""
-    outside = [thing for thing in (*method._teacher, method._trainer) if thing is not None]
+    outside = [thing for thing in (*method._teachers, method._trainer) if thing is not None]
     try:
         with torch.random.fork_rng(devices=[]):
             trial = copy.deepcopy(method, {id(thing): thing for thing in outside})
-            trial._teacher = (None if teacher is None else _Mute(teacher),)
+            trial._teachers = tuple(_Mute(spec) for spec in method.teachers)
             like = next(trial.student.parameters())
-            for stage in range(len(trial._stages)):
-                trial._stage = stage
+            for position in (position for position, entry in enumerate(trial._plan) if entry.length):
+                trial._position = position
                 x = torch.zeros(n, 0) if "no_data" in trial.needs else torch.zeros(n, *data.shape)
                 labels = torch.zeros(n, dtype=torch.long, device=like.device)
                 batch = Batch(x.to(like), labels, labels, labels.new_zeros(n, 3))

@@ -41,9 +41,18 @@ class Net(Protocol):
 
 @dataclass(frozen=True)
 class Out:
-    """The outputs of one forward pass: ``out.logits``, ``out.embed``, ``out["stage2"]``."""
+    """The outputs of one forward pass: ``out.logits``, ``out.embed``, ``out["stage2"]``.
+
+    Where several networks were asked these are the first one's, and `others` has the rest; `each` has all.
+    """
 
     taps: Mapping[str, Tensor]
+    others: tuple[Out, ...] = ()
+
+    @property
+    def each(self) -> tuple[Out, ...]:
+        """One for each network that was asked."""
+        return (self, *self.others)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.taps[name]
@@ -57,7 +66,7 @@ class Out:
         return self.taps["embed"]
 
     def detach(self) -> Out:
-        return Out({name: value.detach() for name, value in self.taps.items()})
+        return Out({k: v.detach() for k, v in self.taps.items()}, tuple(each.detach() for each in self.others))
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,18 @@ class Taps:
 
 @dataclass(frozen=True)
 class Spec:
-    """A network as methods see it: its name and the probed shape of every tap, without the batch axis."""
+    """A network as methods see it: its name and the probed shape of every tap, without the batch axis.
+
+    Attributes:
+        net: the network itself, in float32, with the parameters and running statistics that it was trained to; of a
+            teacher to read alone. For methods that prune, invert or rebuild it.
+        classes: what each output means, as the student's classes; None where they are the student's, all in order.
+    """
 
     name: str
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    net: nn.Module | None = field(default=None, repr=False, compare=False)
+    classes: tuple[int, ...] | None = None
 
     def channels(self, tap: str) -> int:
         return self.shapes[tap][0]
@@ -123,4 +140,5 @@ def probe(name: str, net: nn.Module, shape: tuple[int, int, int]) -> Spec:
     like = next(net.parameters())
     taps = net.tap(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))  # type: ignore[operator]
     net.train(training)
-    return Spec(name, {tap: tuple(value.shape[1:]) for tap, value in taps.items()})
+    shapes = {tap: tuple(value.shape[1:]) for tap, value in taps.items()}
+    return Spec(name, shapes, getattr(net, "plain", net))  # a frozen teacher is more than its network

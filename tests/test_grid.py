@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kdbench.errors import DoesNotFit, UserError
 from kdbench.losses import kl, to_smaller
-from kdbench.method import Ramp, _allocate
+from kdbench.method import Ramp
+from kdbench.plan import allocate
 from kdbench.protocol import Protocol, Schedule
 from methods.data_free.dafl import Generator, activation_loss, information_entropy_loss, one_hot_loss
 from methods.intermediate.at import at_loss
@@ -407,12 +408,12 @@ def test_a_ramp_falls_too_and_ends_at_its_end() -> None:
 
 
 def test_epochs_are_divided_among_stages() -> None:
-    assert _allocate([30 / 240, 210 / 240], 240) == [(0, 30), (30, 210)]
-    assert _allocate([0.125, 0.875], 2) == [(0, 1), (1, 1)]
-    assert _allocate([0.9, 0.1], 3) == [(0, 2), (2, 1)]
+    assert allocate([30 / 240, 210 / 240], 240) == [(0, 30), (30, 210)]
+    assert allocate([0.125, 0.875], 2) == [(0, 1), (1, 1)]
+    assert allocate([0.9, 0.1], 3) == [(0, 2), (2, 1)]
     for epochs in range(3, 40):
-        spans = _allocate([0.1, 0.6, 0.3], epochs)
+        spans = allocate([0.1, 0.6, 0.3], epochs)
         assert [epoch for start, length in spans for epoch in range(start, start + length)] == list(range(epochs))
         assert all(length >= 1 for _, length in spans)
     with pytest.raises(UserError, match="3 stages"):
-        _allocate([0.1, 0.6, 0.3], 2)
+        allocate([0.1, 0.6, 0.3], 2)

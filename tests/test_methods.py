@@ -192,7 +192,7 @@ def watch(method: Method) -> list[Turn]:
     def turns(batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for player, terms in original(batch):
             values = {name: value.item() for name, value in terms.items()}
-            teacher = method._teacher[0]
+            teacher = next(iter(method._teachers), None)
             seen.append(
                 Turn(
                     epoch=method.current_epoch,
@@ -353,7 +353,7 @@ class Run:
 def run_of(name: str) -> Run:
     """Two batches per epoch, with validation; as many epochs as stages, two at least."""
     method = make(name)
-    frozen = method._teacher[0]
+    frozen = next(iter(method._teachers), None)
     logger = Memory()
     run = Run(
         method,
@@ -392,7 +392,7 @@ def test_the_student_learns_and_every_value_is_finite(name: str) -> None:
 @every_method
 def test_the_teacher_stays_as_it_is_and_outside(name: str) -> None:
     run = run_of(name)
-    frozen = run.method._teacher[0]
+    frozen = next(iter(run.method._teachers), None)
     if "teacher" not in run.method.needs:
         assert frozen is None
         assert run.forwards["teacher"] == 0

@@ -40,7 +40,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A data set as methods and networks see it: image shape (C, H, W), number of classes, sizes of the splits."""
+    """A data set as methods and networks see it: image shape (C, H, W), number of classes, sizes of the splits.
+
+    Attributes:
+        streams: names of what stands beside a batch.
+        experiences: where data arrive in several, the number of classes seen after each; empty where they come whole.
+        memory: how many samples of past experiences may be kept.
+    """
 
     name: str
     shape: tuple[int, int, int]
@@ -49,3 +55,6 @@ class DataSpec:
     n_test: int
     n_val: int = 0
     task: str = "classification"
+    streams: tuple[str, ...] = ()
+    experiences: tuple[int, ...] = ()
+    memory: int = 0

@@ -197,9 +197,8 @@ class Cohort(pl.LightningModule):
                 member.cuda_rng = torch.cuda.get_rng_state_all()
 
     def on_train_epoch_start(self) -> None:
-        for member in self.members:
-            member.method.on_train_epoch_start()
         self._began, self._played = time.perf_counter(), 0.0
+        self._played_by_all(lambda method: method.on_train_epoch_start())
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         if self.channels_last and batch.x.dim() == 4:
@@ -207,7 +206,8 @@ class Cohort(pl.LightningModule):
         teacher, shared = self._teacher[0], batch.x
         version = shared._version
         if teacher:
-            whole = any(not CACHED.issuperset(member.method._teacher_taps) for member in self.members)
+            taps = {name for member in self.members for names in member.method._teacher_taps for name in names}
+            whole = not taps <= CACHED
             teacher.serve(batch, whole=whole)
         for member in self.members[:]:
             before = member.seconds
@@ -223,6 +223,21 @@ class Cohort(pl.LightningModule):
                 raise Spoiled(member, spoiled)
         if teacher:
             teacher.serve(None)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:
+            self._played_by_all(lambda method: method.close_epoch())
+
+    def _played_by_all(self, turn: Callable[[Method], None]) -> None:
+        """What every member does for itself, with its own random numbers and on its own clock."""
+        for member in self.members[:]:
+            before = member.seconds
+            with member.playing():
+                try:
+                    turn(member.method)
+                except Exception as error:
+                    self._leave(member, error=error)
+            self._played += member.seconds - before
 
     def _leave(self, member: Member, *, error: Exception | None = None, reason: str | None = None) -> None:
         member.error, member.reason = error, reason

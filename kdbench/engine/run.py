@@ -533,7 +533,7 @@ class Bench:
                 net,
                 frozen,
                 spec,
-                names=(student, teacher_name),
+                names=(student, teacher_name) if teacher_name else (student,),
                 spawn=spawn,
                 seed=key(seed, "method", name),
             )
