@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kdbench import shipped
-from kdbench.engine.cell import BENCH_KEYS, method_class, method_identity
+from kdbench.construct import BENCH_KEYS, method_class, method_identity
 from kdbench.errors import UserError
 from kdbench.method import Method
 from kdbench.paths import conf_dir

@@ -20,8 +20,8 @@ from kdbench.bench.measure import Way, engine_ways, matmul_peak, ratios, step_fl
 from kdbench.bench.reference import WARM, Images, Reference
 from kdbench.bench.setting import Setting, make_setting
 from kdbench.bench.worker import Worker
+from kdbench.compute.route import Route
 from kdbench.data.views import apply_views
-from kdbench.engine.route import Route
 from kdbench.errors import UserError
 from kdbench.report.benchmarks import benchmarks, spread
 from kdbench.results import figures

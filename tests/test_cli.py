@@ -15,7 +15,8 @@ import pytest
 from conftest import ROOT, SMALL, Kdbench, Result
 from hydra import compose, initialize_config_dir
 
-from kdbench.engine.cell import Job, cells_of
+from kdbench.engine.cell import cells_of
+from kdbench.engine.job import Job
 from kdbench.paths import conf_dir
 from kdbench.results.record import parse
 from kdbench.taxonomy import load_taxonomy

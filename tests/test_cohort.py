@@ -15,9 +15,9 @@ from test_cli import one_sentence
 from test_grid import all_numbers, numbers, other, wait_for
 
 from kdbench.data.views import view_of
-from kdbench.engine.frozen import FrozenTeacher
 from kdbench.registry import methods
 from kdbench.results.record import Record, parse
+from kdbench.teaching.frozen import FrozenTeacher
 
 EVERY = ",".join(entry.name for entry in methods())
 ALONE = "cohort.max_students=1"

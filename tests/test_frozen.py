@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import models
+from kdbench.compute.fast import why
+from kdbench.compute.route import Route
 from kdbench.data.batch import Batch
-from kdbench.engine.fast import why
-from kdbench.engine.frozen import FrozenTeacher, folded
-from kdbench.engine.route import Route
 from kdbench.taps import probe
+from kdbench.teaching.frozen import FrozenTeacher, folded
 
 PLAIN = Route(fast=False, compiled=False, teacher_dtype=torch.float32, cached=False)
 FP32 = Route(fast=True, compiled=False, teacher_dtype=torch.float32, cached=True)

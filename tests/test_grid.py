@@ -337,7 +337,7 @@ def test_a_small_teacher_is_kept_beside_its_records(alone: Kdbench, monkeypatch:
     one, two = kd.records()
     assert one.teacher == two.teacher
 
-    monkeypatch.setattr("kdbench.engine.teachers.KEPT_BYTES", 1000)
+    monkeypatch.setattr("kdbench.teaching.teachers.KEPT_BYTES", 1000)
     kd.run("method=[kd]", "teacher.seed=1")
     assert sorted(path.suffix for path in (kd.results / "teachers").iterdir()) == kept
     assert len(list(kd.cache.rglob("*.safetensors"))) == 1

@@ -9,8 +9,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from kdbench.construct import method_class, method_identity
 from kdbench.data.datasets import DatasetConfig
-from kdbench.engine.cell import Job, cells_of, method_class, method_identity
+from kdbench.engine.cell import cells_of
+from kdbench.engine.job import Job
 from kdbench.paths import conf_dir
 from kdbench.protocol import Protocol
 from kdbench.results.record import cell_id, dump, parse

@@ -223,7 +223,7 @@ def test_locks_are_not_for_git_nor_the_report(kd: Kdbench) -> None:
 
 
 def test_a_teacher_that_cannot_be_kept_fails_no_cell(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdbench.engine.teachers import Teachers
+    from kdbench.teaching.teachers import Teachers
 
     def refuse(self: Teachers, teacher: object) -> None:
         raise UserError("Cannot write to results/teachers (No space left on device): free some space there.")

@@ -187,7 +187,7 @@ def test_room_is_found_out_by_writing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_numbers_that_optimisers_keep() -> None:
-    from kdbench.engine.cell import slots
+    from kdbench.construct import slots
     from kdbench.protocol import Protocol
 
     def of(**optimizer: object) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdbench.engine.cell import construct, method_identity
+from kdbench.construct import construct, method_identity
 from kdbench.errors import UserError
 from kdbench.method import Method, Ramp
 from kdbench.protocol import Protocol

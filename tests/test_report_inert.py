@@ -16,12 +16,12 @@ from factories import make_record
 from rich.console import Console
 
 from kdbench.cli.console import plain
-from kdbench.engine.teachers import Card
 from kdbench.errors import UserError
 from kdbench.report import build_tables, compare, render, render_terminal
 from kdbench.results.claims import load_claims
 from kdbench.results.record import Record, digest, dump, parse
 from kdbench.results.store import Store
+from kdbench.teaching.teachers import Card
 
 MARKER = "imported.txt"
 TRAP = f"import pathlib\npathlib.Path(__file__).with_name('{MARKER}').write_text('')\nclass X:\n    survey = {{}}\n"

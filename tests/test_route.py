@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import kdbench
 from kdbench import models
-from kdbench.engine import fast, route
-from kdbench.engine.fast import CompiledTap, fused, keep_freed_memory, stride_outside
-from kdbench.engine.route import COMPILE_STEPS, EngineConfig, Route
+from kdbench.compute import fast, route
+from kdbench.compute.fast import CompiledTap, fused, keep_freed_memory, stride_outside
+from kdbench.compute.route import COMPILE_STEPS, EngineConfig, Route
 
 CPU = torch.device("cpu")
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
@@ -60,7 +60,7 @@ def test_defaults_and_choices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_cell_takes_the_same_route_in_every_process() -> None:
     """A resumed cell must go on as it began."""
     code = (
-        "import torch; from kdbench.engine.route import *; "
+        "import torch; from kdbench.compute.route import *; "
         "print(Route.choose(EngineConfig(), torch.device('cpu'), 6000))"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(kdbench.__file__).parent.parent)}
@@ -280,8 +280,8 @@ def test_without_a_compiler_training_goes_on() -> None:
     code = """
 import torch
 from kdbench import models
-from kdbench.engine.fast import CompiledTap
-from kdbench.engine.route import toolchain
+from kdbench.compute.fast import CompiledTap
+from kdbench.compute.route import toolchain
 net = models.create("resnet8x0.25", (3, 8, 8), 10)
 tap = CompiledTap(4)
 tap(net, torch.randn(4, 3, 8, 8), ())["logits"].sum().backward()

@@ -10,7 +10,8 @@ import torch
 from conftest import Kdbench
 from test_cli import one_sentence
 
-from kdbench.engine.cell import INSTEAD, TrainerConfig, check_optimizer
+from kdbench.construct import check_optimizer
+from kdbench.engine.job import INSTEAD, TrainerConfig
 from kdbench.errors import UserError
 from kdbench.protocol import Protocol
 

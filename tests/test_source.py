@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from factories import make_record
 
-from kdbench.engine.source import source_hash
 from kdbench.method import Method
 from kdbench.report.trust import header
+from kdbench.source import source_hash
 from methods.logits.dkd import DKD
 from methods.logits.kd import KD
 

@@ -26,21 +26,21 @@ from test_grid import all_numbers
 from torch import Tensor, nn
 
 from kdbench import models
+from kdbench.compute.route import Route
 from kdbench.data.arrays import digits
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig, Split
 from kdbench.data.module import ArrayData
-from kdbench.engine import view_cache
-from kdbench.engine.adapter import Adapted, Adapter
-from kdbench.engine.frozen import FrozenTeacher
-from kdbench.engine.route import Route
-from kdbench.engine.taught import measure, tolerance
-from kdbench.engine.teachers import Card, Teacher, Teachers, stem
-from kdbench.engine.view_cache import ViewCache
 from kdbench.errors import UserError
 from kdbench.paths import cache_dir, data_root
 from kdbench.report import build_tables
 from kdbench.results.stats import above_chance
+from kdbench.teaching import view_cache
+from kdbench.teaching.adapter import Adapted, Adapter
+from kdbench.teaching.frozen import FrozenTeacher
+from kdbench.teaching.taught import measure, tolerance
+from kdbench.teaching.teachers import Card, Teacher, Teachers, stem
+from kdbench.teaching.view_cache import ViewCache
 
 COMMITTED = sorted((Path(__file__).parents[1] / "results" / "teachers").glob("*.json"))
 PLAIN = Route(fast=False, compiled=False, teacher_dtype=torch.float32, cached=False)

@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.engine.view_cache import ViewCache
 from kdbench.errors import UserError
+from kdbench.teaching.view_cache import ViewCache
 
 SAMPLES, SIDES, FLIPS = 5, 3, 2
 WIDTHS = {"logits": 7, "embed": 4}

@@ -17,15 +17,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from kdbench.bench.reference import WARM, synchronise
 from kdbench.bench.setting import SEED, Setting
+from kdbench.compute.route import EngineConfig, Route
 from kdbench.data.batch import Batch
 from kdbench.data.module import ArrayData
 from kdbench.engine.cohort import Member
 from kdbench.engine.fit import fit
-from kdbench.engine.frozen import FrozenTeacher
-from kdbench.engine.route import EngineConfig, Route
-from kdbench.engine.taught import open_cache
 from kdbench.method import Method
 from kdbench.results.figures import Share
+from kdbench.teaching.frozen import FrozenTeacher
+from kdbench.teaching.taught import open_cache
 
 EPOCHS = 240
 """Of the cells whose route is measured: long ones, so that they are compiled where that is possible."""
@@ -116,7 +116,7 @@ class Engine:
             data,
             self.route,
             trainer=self.setting.trainer,
-            teacher=self.teacher,
+            teachers=[self.teacher] if self.teacher else [],
             checkpoint_seconds=math.inf,
             callbacks=[callback],
             limit_train_batches=batches,

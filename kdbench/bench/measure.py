@@ -19,11 +19,11 @@ from kdbench.bench.contender import Engine, forward_flops, frozen_teacher, loop_
 from kdbench.bench.reference import WARM, synchronise
 from kdbench.bench.setting import Setting
 from kdbench.bench.worker import Worker
-from kdbench.engine.frozen import CACHED, FrozenTeacher
+from kdbench.compute.route import Route, native_bf16
 from kdbench.engine.making import commit, device_name
-from kdbench.engine.route import Route, native_bf16
 from kdbench.errors import UserError
 from kdbench.results.figures import Figures, Loop, Machine, Measured, Memory, Share, Spread
+from kdbench.teaching.frozen import CACHED, FrozenTeacher
 
 BACKWARD = 3
 """A training step costs three forward passes: the gradients of weights and of inputs cost one each."""

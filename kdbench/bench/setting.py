@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from kdbench import models
+from kdbench.construct import construct
 from kdbench.data.arrays import folder_of
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig, Split
-from kdbench.engine.cell import construct
 from kdbench.engine.seeding import seeded
 from kdbench.errors import UserError, nearest
 from kdbench.method import Method

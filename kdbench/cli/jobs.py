@@ -16,10 +16,10 @@ from kdbench.paths import conf_dir
 
 if TYPE_CHECKING:
     from kdbench.cli.outcomes import Told
-    from kdbench.engine.cell import Job
+    from kdbench.engine.job import Job
 
 
-LISTS = ("method", "seed", "dataset.classes", "dataset.mean", "dataset.std", "protocol.schedule.milestones")
+LISTS = ("method", "seed", "teachers", "dataset.classes", "dataset.mean", "dataset.std", "protocol.schedule.milestones")
 """What takes a list of values."""
 EXTRAS = {f"hydra/launcher={name}": "cluster" for name in ("joblib", "submitit_local", "submitit_slurm", "ray")}
 EXTRAS["hydra/sweeper=optuna"] = "search"

@@ -25,9 +25,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.cli.terminable import terminable
+from kdbench.construct import first_line
 from kdbench.data.datasets import Dataset
-from kdbench.engine.cell import Job, first_line
 from kdbench.engine.grid import Outcome
+from kdbench.engine.job import Job
 from kdbench.engine.signals import interrupting
 from kdbench.errors import UserError
 from kdbench.results.store import write_atomic, writing_to

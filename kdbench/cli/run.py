@@ -14,7 +14,7 @@ from kdbench.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from kdbench.cli.outcomes import Told
-    from kdbench.engine.cell import Job
+    from kdbench.engine.job import Job
     from kdbench.engine.run import Bench
     from kdbench.results.record import Record
 
@@ -47,9 +47,10 @@ def command(args: Sequence[str]) -> int:
 def run(job: Job, told: Told) -> None:
     """Train the cells of a job, and tell what becomes of them."""
     from kdbench.cli.outcomes import check_searchable, searching
-    from kdbench.engine.cell import cells_of, dataset_identity
+    from kdbench.engine.cell import cells_of
     from kdbench.engine.grid import run_grid
     from kdbench.tasks import TASKS
+    from kdbench.teaching.recipe import dataset_identity
 
     if job.debug:
         trial(job, told)

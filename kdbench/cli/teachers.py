@@ -18,9 +18,9 @@ from kdbench.text import fixed
 
 if TYPE_CHECKING:
     from kdbench.cli.outcomes import Told
-    from kdbench.engine.cell import Job
+    from kdbench.engine.job import Job
     from kdbench.engine.run import Bench
-    from kdbench.engine.teachers import Teacher
+    from kdbench.teaching.teachers import Teacher
 
 
 def add_to(commands: Any) -> None:
@@ -39,7 +39,7 @@ def add_to(commands: Any) -> None:
 
 
 def list_teachers(options: argparse.Namespace) -> int:
-    from kdbench.engine.teachers import Teachers
+    from kdbench.teaching.teachers import Teachers
 
     columns = ("teacher", "data set", "protocol", "epochs", "seed", "top-1 %", "sha256")
     table = Table(
@@ -89,11 +89,12 @@ def _done(jobs: Jobs) -> int:
 def cache_one(job: Job, told: Told, *, every: bool) -> None:
     from rich.progress import Progress
 
-    from kdbench.engine.cell import dataset_identity, teacher_recipe
-    from kdbench.engine.filling import all_views, fill, views_of
+    from kdbench.engine.cell import recipes_of
     from kdbench.engine.grid import watched
     from kdbench.paths import CHOOSE_CACHE, cache_dir
     from kdbench.protocol import Protocol
+    from kdbench.teaching.filling import all_views, fill, views_of
+    from kdbench.teaching.recipe import dataset_identity
 
     bench, protocol = make_bench(job), Protocol.of(job.protocol)
     bench.check()
@@ -103,7 +104,7 @@ def cache_one(job: Job, told: Told, *, every: bool) -> None:
     if not route.cached:
         raise UserError(f"there is no view cache on this route ({route.describe(1)}): set engine.view_cache=true.")
     with watched(bench, out, 0):
-        teacher = bench.teacher(teacher_recipe(job), job.teacher.sha256)
+        teacher = bench.teacher(recipes_of(job)[0], job.teacher.sha256)
     taught = bench.taught(teacher, dataset_config, protocol)
     frozen, cache = taught.frozen, taught.cache
     if cache is None or cache.only_read:
@@ -123,13 +124,13 @@ def cache_one(job: Job, told: Told, *, every: bool) -> None:
 
 
 def train_one(job: Job, told: Told) -> None:
-    from kdbench.engine.cell import teacher_recipe
+    from kdbench.engine.cell import recipes_of
     from kdbench.engine.grid import watched
 
     bench = make_bench(job)
     bench.check()
     with watched(bench, out, 0):
-        teacher = bench.teacher(teacher_recipe(job), job.teacher.sha256)
+        teacher = bench.teacher(recipes_of(job)[0], job.teacher.sha256)
     card, weak = teacher.card, weakness_of(teacher, job, bench)
     what = f"{fixed(card.accuracy, 2)} %, {weak}" if weak else f"{fixed(card.accuracy, 2)} %"
     told.said.append(f"{card.name}: {what}, sha256 {card.sha256}\n{teacher.weights}")
@@ -137,9 +138,9 @@ def train_one(job: Job, told: Told) -> None:
 
 def weakness_of(teacher: Teacher, job: Job, bench: Bench) -> str | None:
     """Why the teacher has nothing to teach the job's student, by its card and by the store's runs from scratch."""
-    from kdbench.engine.cell import dataset_identity
     from kdbench.protocol import Protocol
     from kdbench.report.trust import from_scratch, weakness
+    from kdbench.teaching.recipe import dataset_identity
 
     own = teacher.card.recipe["dataset"]
     spec = bench.dataset(own).spec

@@ -21,15 +21,15 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from kdbench.construct import first_line
 from kdbench.data.batch import Batch
-from kdbench.engine.cell import first_line
 from kdbench.engine.checkpoint import Unusable, pack, unpack
-from kdbench.engine.frozen import CACHED, FrozenTeacher
 from kdbench.engine.logs import Log
 from kdbench.errors import Diverged
 from kdbench.files import sync_folder, write_beside, writing_to
 from kdbench.method import Method
 from kdbench.paths import CHOOSE_WORK
+from kdbench.teaching.frozen import CACHED, FrozenTeacher
 
 CHECKPOINT = "last.ckpt"
 
@@ -150,7 +150,7 @@ class Cohort(pl.LightningModule):
     """The members as Lightning trains them; all of them stand at the same epoch.
 
     Args:
-        teacher: the one that the members' methods were bound to; None if none of them needs one.
+        teachers: those that the members' methods were bound to.
         channels_last: hand images over in that memory format.
         checkpoint_seconds: how much work a kill may cost, at most one epoch more.
         on_epoch: told how many members have finished an epoch.
@@ -159,7 +159,7 @@ class Cohort(pl.LightningModule):
     def __init__(
         self,
         members: Sequence[Member],
-        teacher: FrozenTeacher | None,
+        teachers: Sequence[FrozenTeacher],
         *,
         channels_last: bool,
         checkpoint_seconds: float,
@@ -168,7 +168,7 @@ class Cohort(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.members = list(members)
-        self._teacher = (teacher,)  # a tuple hides it: frozen, and each method moves it to the device
+        self._teachers = tuple(teachers)  # a tuple hides them: frozen, and each method moves them to the device
         self.channels_last, self.checkpoint_seconds, self.on_epoch = channels_last, checkpoint_seconds, on_epoch
         self.epochs = members[0].method.protocol.epochs
         self.epoch = members[0].method.epoch
@@ -203,12 +203,9 @@ class Cohort(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         if self.channels_last and batch.x.dim() == 4:
             batch.x = batch.x.contiguous(memory_format=torch.channels_last)
-        teacher, shared = self._teacher[0], batch.x
-        version = shared._version
-        if teacher:
-            taps = {name for member in self.members for names in member.method._teacher_taps for name in names}
-            whole = not taps <= CACHED
-            teacher.serve(batch, whole=whole)
+        shared, version = batch.x, batch.x._version
+        for teacher in self._teachers:
+            teacher.serve(batch, whole=not self._asked_of(teacher) <= CACHED)
         for member in self.members[:]:
             before = member.seconds
             with member.playing():
@@ -218,11 +215,16 @@ class Cohort(pl.LightningModule):
                     self._leave(member, error=error)
             self._played += member.seconds - before
             spoiled = "the batch's 'x' was changed in place" if shared._version != version else None
-            spoiled = spoiled or (teacher.spoiled() if teacher else None)
+            spoiled = spoiled or next(filter(None, (teacher.spoiled() for teacher in self._teachers)), None)
             if spoiled and len(self.members) > 1:
                 raise Spoiled(member, spoiled)
-        if teacher:
+        for teacher in self._teachers:
             teacher.serve(None)
+
+    def _asked_of(self, teacher: FrozenTeacher) -> set[str]:
+        """The taps that some member reads of a teacher."""
+        pairs = [pair for m in self.members for pair in zip(m.method._teachers, m.method._teacher_taps, strict=True)]
+        return {name for each, names in pairs if each is teacher for name in names}
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.trainer.is_last_batch:

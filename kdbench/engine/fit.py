@@ -20,15 +20,15 @@ import torch
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from torch import Tensor
 
+from kdbench.compute.fast import CompiledTap, fused, keep_freed_memory, stride_outside
+from kdbench.compute.route import Route, avx512
 from kdbench.engine.cohort import Cohort, Member
-from kdbench.engine.fast import CompiledTap, fused, keep_freed_memory, stride_outside
-from kdbench.engine.frozen import FrozenTeacher
-from kdbench.engine.route import Route, avx512
 from kdbench.engine.signals import interrupting
 from kdbench.errors import Interrupted, UserError
 from kdbench.files import writing_to
 from kdbench.method import Method
 from kdbench.paths import CHOOSE_WORK
+from kdbench.teaching.frozen import FrozenTeacher
 
 
 @dataclass
@@ -56,7 +56,7 @@ def fit(
     route: Route,
     *,
     trainer: Mapping[str, Any],
-    teacher: FrozenTeacher | None = None,
+    teachers: Sequence[FrozenTeacher] = (),
     checkpoint_seconds: float = 30.0,
     on_epoch: Callable[[int], None] = lambda finished: None,
     **more: Any,
@@ -78,13 +78,14 @@ def fit(
     for member in members:
         prepare(member.method, route)
     cohort = Cohort(
-        members, teacher, channels_last=route.fast, checkpoint_seconds=checkpoint_seconds, on_epoch=on_epoch
+        members, teachers, channels_last=route.fast, checkpoint_seconds=checkpoint_seconds, on_epoch=on_epoch
     )
     pl_trainer = make_trainer(
         trainer,
         max_epochs=protocol.epochs,
         precision=protocol.precision,
         check_val_every_n_epoch=protocol.eval_every,
+        inference_mode=False,  # else a meter that takes gradients (PGD) works in `fit` alone
         logger=False,  # each member has its own
         enable_checkpointing=False,
         enable_progress_bar=False,

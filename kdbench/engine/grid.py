@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from kdbench.engine.cell import Cell, first_line
+from kdbench.construct import first_line
+from kdbench.engine.cell import Cell
 from kdbench.engine.cohort import Spoiled
 from kdbench.engine.locks import BusyError
 from kdbench.engine.run import Bench

@@ -21,7 +21,7 @@ import hydra
 from hydra.errors import HydraException
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from kdbench.engine.cell import first_line
+from kdbench.construct import first_line
 from kdbench.errors import UserError
 
 Curves = Mapping[str, Sequence[float | None]]

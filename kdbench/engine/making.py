@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import kdbench
+from kdbench.compute.device import device_name
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset
 from kdbench.engine.cell import Cell
@@ -36,7 +37,7 @@ def make_record(
     """The record of a cell that was trained.
 
     Args:
-        path: how it was computed, see `kdbench.engine.route`.
+        path: how it was computed, see `kdbench.compute.route`.
     """
     spec = dataset.spec
     deployed = method.deployed()
@@ -116,20 +117,6 @@ def environment(method: Method, path: str) -> rec.Environment:
         path=path,
         commit=commit(),
     )
-
-
-@lru_cache
-def device_name(device: torch.device) -> str:
-    """Model name of the GPU, or of the processor where the system tells it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 @lru_cache

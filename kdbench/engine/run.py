@@ -1,4 +1,4 @@
-"""Run cells: find or train the teacher, build, fit, judge, and store the records."""
+"""Run cells: who stands already, who teaches, bind, fit, record, keep. A teacher is a cell whose student is kept."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ from torch import nn
 
 import kdbench
 from kdbench import models
+from kdbench.compute.route import EngineConfig, Route
+from kdbench.construct import method_class, slots
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.data.module import EVAL_BATCH, ArrayData
-from kdbench.engine.adapter import Adapter
-from kdbench.engine.cell import Cell, construct, method_class, slots, title_of
+from kdbench.engine.binding import Lecturer, bind, untrained
+from kdbench.engine.cell import Cell, cell_of, title_of
 from kdbench.engine.checkpoint import Unusable
 from kdbench.engine.cohort import Member, Spoiled
 from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled, profiled
-from kdbench.engine.frozen import FrozenTeacher
 from kdbench.engine.locks import BusyError, forget_dead, locked
 from kdbench.engine.logs import Logs
-from kdbench.engine.making import device_name, make_record
+from kdbench.engine.making import make_record
 from kdbench.engine.memory import activation_bytes, attempt, free_memory, student_bytes, vanished
-from kdbench.engine.route import EngineConfig, Route
-from kdbench.engine.seeding import key, seeded
-from kdbench.engine.source import source_hash
-from kdbench.engine.taught import Taught, share
-from kdbench.engine.teachers import Teacher, Teachers, check_pin, full_stem
+from kdbench.engine.seeding import seeded
+from kdbench.engine.standing import check_standing
 from kdbench.errors import UserError
 from kdbench.files import check_room, remove_leftovers, writing_to
 from kdbench.method import Method
@@ -43,7 +41,15 @@ from kdbench.protocol import Protocol
 from kdbench.results import record as rec
 from kdbench.results.labels import keep_labels
 from kdbench.results.store import RecordExistsError, Store
-from kdbench.tasks import TASKS
+from kdbench.source import source_hash
+from kdbench.teaching.adapter import Adapter
+from kdbench.teaching.frozen import FrozenTeacher
+from kdbench.teaching.recipe import name_of
+from kdbench.teaching.taught import Taught, share
+from kdbench.teaching.teachers import Teacher, Teachers, check_pin, full_stem
+
+Pool = dict[str, tuple[Teacher, Taught]]
+"""The teachers of a cohort, by what `name_of` calls their recipes."""
 
 
 @dataclass
@@ -70,6 +76,7 @@ class Bench:
         self._datasets: dict[str, Dataset] = {}
         self._taught: dict[tuple[str, str, Route, int, str], Taught] = {}
         self._failed: dict[str, UserError] = {}
+        self._school = Store(self.teachers.cache)  # the records of teachers' own training
         self._told: set[str] = set()
         self.written: set[str] = set()  # ids of cells whose records this process wrote
         self._labelled: set[str] = set()
@@ -181,7 +188,7 @@ class Bench:
                 )
             with self._locked(self.teachers.lock(recipe, data), f"the teacher {recipe['name']}", wait) as work:
                 try:
-                    found = self.teachers.find(recipe, data) or self._train_teacher(recipe, data, work)
+                    found = self.teachers.find(recipe, data) or self._train_teacher(recipe, data, work, wait)
                 except UserError as error:
                     self._failed[name] = error
                     raise
@@ -195,37 +202,26 @@ class Bench:
             )
         return found
 
-    def _train_teacher(self, recipe: Mapping[str, Any], dataset: Dataset, work: Path) -> Teacher:
-        protocol = Protocol.of(recipe["protocol"])
-        self.teachers.check_room(models.create(recipe["name"], dataset.spec.shape, dataset.spec.num_classes))
-        title = f"teacher {recipe['name']}"
-        self.on_start(title, protocol.epochs)
+    def _train_teacher(self, recipe: Mapping[str, Any], dataset: Dataset, work: Path, wait: bool) -> Teacher:
+        cell, done = cell_of(recipe), dict[str, rec.Record | Exception]()
+        self.teachers.check_room(self._untrained(cell))
+        kept: list[Teacher] = []
 
-        def make() -> Method:
-            method = construct("teacher", method_class("teacher", recipe["method"]), recipe["method"], protocol)
-            return self._bind(method, recipe["name"], None, dataset.spec, recipe["seed"], "teacher")
+        def keep(cell: Cell, method: Method, record: rec.Record) -> rec.Record:
+            if record.metrics is None:
+                shutil.rmtree(work, ignore_errors=True)
+                raise UserError(f"the teacher {cell.student} diverged: {record.reason}.")
+            kept.append(self.teachers.save(recipe, dataset, method.deployed().state_dict(), record))
+            self._school.write(record, overwrite=True)
+            return record
 
-        identity = {"recipe": rec.digest(dict(recipe)), **self._identity(dataset, None, protocol)}
         with ExitStack() as stack:
-            member = self._member(title, make, work, recipe["seed"], identity, recipe, stack)
-            (fitted,) = self._fit([member], dataset, recipe["seed"], None, self.route(protocol, dataset))
-        if isinstance(fitted, Exception):
-            raise fitted
-        if fitted.reason:
-            shutil.rmtree(work, ignore_errors=True)
-            raise UserError(f"the {title} diverged: {fitted.reason}.")
-        teacher = self.teachers.save(
-            recipe,
-            dataset,
-            member.method.deployed().state_dict(),
-            accuracy=100 * fitted.correct.double().mean().item(),
-            curve=fitted.curves[f"test/{TASKS[dataset.spec.task]}"],
-            device=device_name(member.method.device),
-            torch=torch.__version__,
-            code=source_hash(type(member.method)),
-        )
-        shutil.rmtree(work, ignore_errors=True)
-        return teacher
+            pool = self._pool([cell], dataset, done, wait)
+            if not done:
+                self._train([cell], dataset, pool, {cell.id: work}, done, keep, stack)
+        if isinstance(result := done[cell.id], Exception):
+            raise result
+        return kept[0]
 
     # ---- cells --------------------------------------------------------------------------------------------------
 
@@ -236,54 +232,9 @@ class Bench:
             UserError: the record stands on other data, on another teacher or on other code.
         """
         record = self.store.get(cell.id)
-        if record is None:
-            return None
-        dataset = self.dataset(cell.config["dataset"])
-        if record.dataset.sha256 != dataset.content_hash:
-            raise UserError(
-                f"{cell} has a record made from other data ({record.dataset.sha256[:12]}, now "
-                f"{dataset.content_hash[:12]}): restore the data, "
-                "use another store (paths.results=DIR), or run again with force=true."
-            )
-        if record.dataset.classes not in (None, dataset.classes_hash):
-            raise UserError(
-                f"{cell} has a record made when the classes of its data had other names, or stood in another order: "
-                "restore the data, use another store (paths.results=DIR), or run again with force=true."
-            )
-        if record.teacher and cell.teacher:
-            self._check_teacher_of(cell, record.teacher)
-        code = source_hash(cell.method)
-        if record.method.source and code and record.method.source != code:
-            raise UserError(
-                f"{cell} has a record made by other code of {cell.method.__name__} ({record.method.source[:12]}, now "
-                f"{code[:12]}): run again with force=true, or give the changed method a name of its own."
-            )
+        if record:
+            check_standing(cell, record, self.teachers, self.dataset)
         return record
-
-    def _check_teacher_of(self, cell: Cell, stated: rec.TeacherInfo) -> None:
-        """Whether a record's teacher is the one at hand, where one is.
-
-        Raises:
-            UserError: another teacher is, or the data behind the record's have changed.
-        """
-        assert cell.teacher is not None
-        data = self.dataset(cell.teacher["dataset"])
-        teacher = self.teachers.find(cell.teacher, data)
-        if teacher is None:
-            older = self.teachers.known(cell.teacher, stated.sha256)
-            if older:
-                raise UserError(
-                    f"{cell} has a record made with a teacher of other data ({older.card.dataset_sha256[:12]}, now "
-                    f"{data.content_hash[:12]}): restore the data, use another store (paths.results=DIR), or run again "
-                    "with force=true."
-                )
-            return
-        check_pin(teacher, cell.pinned_teacher)
-        if teacher.card.sha256 != stated.sha256:
-            raise UserError(
-                f"{cell} has a record made with the teacher {stated.sha256[:12]}, but the one at {teacher.weights} is "
-                f"{teacher.card.sha256[:12]}: restore it, use another store, or run again with force=true."
-            )
 
     def run(
         self, cells: Sequence[Cell], *, force: bool = False, wait: bool = True
@@ -306,11 +257,8 @@ class Bench:
         """
         done: dict[str, rec.Record | Exception] = {}
         with ExitStack() as stack:
-            dataset, taught = self.dataset(cells[0].config["dataset"]), None
-            try:
-                taught = self._teacher_of(cells, dataset, done, wait)
-            except Exception as error:
-                done |= {cell.id: error for cell in cells if cell.teacher and cell.id not in done}
+            dataset = self.dataset(cells[0].config["dataset"])
+            pool = self._pool(cells, dataset, done, wait)
             work: dict[str, Path] = {}
             for cell in sorted(cells, key=lambda cell: cell.id):  # in one order everywhere, or two could wait for ever
                 if cell.id in done:
@@ -326,63 +274,75 @@ class Bench:
                             stack.enter_context(own.pop_all())
                 except Exception as error:
                     done[cell.id] = error
+
+            def keep(cell: Cell, method: Method, record: rec.Record) -> rec.Record:
+                record = self._publish(cell, record, force)
+                self._keep_labels(cell)
+                for teacher, _ in _of(pool, cell):
+                    self._keep(teacher)
+                return record
+
             left = [cell for cell in cells if cell.id not in done]
             if left:
-                self._train(left, dataset, taught, work, done, force, stack)
+                self._train(left, dataset, pool, work, done, keep, stack, force=force)
         return done
 
-    def _teacher_of(
+    def _pool(
         self, cells: Sequence[Cell], dataset: Dataset, done: dict[str, rec.Record | Exception], wait: bool
-    ) -> tuple[Teacher, Taught] | None:
-        """The teacher of those cells that have one and can use it; who cannot is done."""
-        taught = [cell for cell in cells if cell.teacher]
-        if not taught:
-            return None
-        first = taught[0]
-        recipe = first.config["teacher"]
-        learned = self.dataset(recipe["dataset"])
-        adapter = Adapter.between(recipe["name"], learned, dataset)
-        if self.teachers.find(recipe, learned) is None:
-            for cell in taught:
-                try:
-                    self._rehearse(cell, learned.spec, adapter, dataset.spec)
-                except Exception as error:
-                    done[cell.id] = error
-            taught = [cell for cell in taught if cell.id not in done]
-        if not taught:
-            return None
-        teacher = self.teacher(recipe, first.pinned_teacher, wait=wait)
-        return teacher, self.taught(teacher, first.config["dataset"], first.protocol)
+    ) -> Pool:
+        """The teachers of these cells, trained first where they are absent; who cannot have or use one is done."""
+        for cell in cells:
+            try:
+                self._rehearse(cell, dataset)
+            except Exception as error:
+                done[cell.id] = error
+        pool: Pool = {}
+        wanted = {name_of(recipe): (recipe, pin) for cell in cells for recipe, pin in cell.teachers}
+        for name, (recipe, pin) in wanted.items():
+            users = [c for c in cells if c.id not in done and any(name_of(r) == name for r, _ in c.teachers)]
+            if not users:
+                continue
+            try:
+                teacher = self.teacher(recipe, pin, wait=wait)
+                partial = any("teachers" in cell.method.needs for cell in users)
+                config, protocol = users[0].config["dataset"], users[0].protocol
+                pool[name] = teacher, self.taught(teacher, config, protocol, partial=partial)
+            except Exception as error:
+                done |= {cell.id: error for cell in users}
+        return pool
 
     def _train(
         self,
         cells: Sequence[Cell],
         dataset: Dataset,
-        taught: tuple[Teacher, Taught] | None,
+        pool: Pool,
         work: Mapping[str, Path],
         done: dict[str, rec.Record | Exception],
-        force: bool,
+        keep: Callable[[Cell, Method, rec.Record], rec.Record],
         stack: ExitStack,
+        *,
+        force: bool = False,
     ) -> None:
+        """Train cells in lockstep; what became of them is entered into `done`.
+
+        Args:
+            work: where each one's unfinished training lies.
+            keep: stores a cell's record, and whatever else is kept of it.
+        """
         route = self.route(cells[0].protocol, dataset)
-        teacher, shared = taught or (None, None)
         members: list[tuple[Cell, Member]] = []
         for cell in cells:
             try:
-
-                def make(cell: Cell = cell) -> Method:
-                    named = (shared.info.name, shared.frozen) if shared and cell.teacher else None
-                    return self._bind(cell.make_method(), cell.student, named, dataset.spec, cell.seed, cell.name)
-
+                own = _of(pool, cell)
                 identity = {
                     "cell": cell.id,
                     "code": source_hash(cell.method),
                     # a run with force=true goes on only from what such a run began, for the record that is still there
                     "force": (self.store.fingerprint(cell.id) or "true") if force else None,
-                    **self._identity(dataset, teacher if cell.teacher else None, cell.protocol),
+                    **self._identity(dataset, [teacher for teacher, _ in own], cell.protocol),
                 }
-                member = self._member(str(cell), make, work[cell.id], cell.seed, identity, cell.config, stack)
-                members.append((cell, member))
+                lecturers = [Lecturer(taught.info.name, taught.frozen, taught.known) for _, taught in own]
+                members.append((cell, self._member(cell, lecturers, dataset.spec, work[cell.id], identity, stack)))
             except Exception as error:
                 done[cell.id] = error
         # after a kill the members may stand at different epochs: those of one epoch are one cohort
@@ -390,9 +350,9 @@ class Bench:
         for cell, member in members:
             groups[member.method.epoch].append((cell, member))
         for _, together in sorted(groups.items()):
-            self.on_start(title_of([cell for cell, _ in together]), 0)
+            self.on_start(title_of([cell for cell, _ in together]), self._unplanned(together))
             try:
-                frozen = shared.frozen if shared else None
+                frozen = list(dict.fromkeys(taught.frozen for cell, _ in together for _, taught in _of(pool, cell)))
                 results = self._fit([m for _, m in together], dataset, cells[0].seed, frozen, route)
             except Spoiled as error:
                 done |= {cell.id: error for cell, member in together if member is error.member}
@@ -404,24 +364,25 @@ class Bench:
                 try:
                     if isinstance(fitted, Exception):
                         raise fitted
-                    own = shared if cell.teacher else None
+                    taught = [taught for _, taught in _of(pool, cell)]
                     record = make_record(
                         cell,
                         member.method,
                         dataset,
-                        own.info if own else None,
+                        taught[0].info if taught else None,
                         fitted,
-                        path=_path(route, len(together), member.method, own, self.trainer),
+                        path=_path(route, len(together), member.method, taught, self.trainer),
                     )
-                    done[cell.id] = self._publish(cell, record, force)
-                    self._keep_labels(cell)
-                    if own and teacher:
-                        self._keep(teacher)
+                    done[cell.id] = keep(cell, member.method, record)
                     self._clear(work[cell.id])
                 except Exception as error:
                     done[cell.id] = error
 
-    def _identity(self, dataset: Dataset, teacher: Teacher | None, protocol: Protocol) -> dict[str, Any]:
+    def _unplanned(self, together: Sequence[tuple[Cell, Member]]) -> int:
+        """Epochs that no grid has counted: those of a teacher."""
+        return sum(cell.protocol.epochs for cell, member in together if member.folder.name != cell.id)
+
+    def _identity(self, dataset: Dataset, teachers: Sequence[Teacher], protocol: Protocol) -> dict[str, Any]:
         """What a checkpoint must share with a training that goes on from it, besides what is trained."""
         route = self.route(protocol, dataset)
         if not route.compiled:  # whether views are cached changes no bit then
@@ -429,11 +390,11 @@ class Bench:
         return {
             "data": dataset.content_hash,
             "naming of classes": dataset.classes_hash,
-            "teacher": teacher.card.sha256 if teacher else None,
+            "teachers": [teacher.card.sha256 for teacher in teachers],
             "kdbench": kdbench.__version__,
             "torch": torch.__version__,
             "device": self.device.type,
-            "route": route.describe(1, teacher=teacher is not None),
+            "route": route.describe(1, teacher=bool(teachers)),
         }
 
     def _publish(self, cell: Cell, record: rec.Record, force: bool) -> rec.Record:
@@ -459,9 +420,10 @@ class Bench:
 
     def settle(self, cell: Cell, record: rec.Record) -> None:
         """Make good what a kill behind a cell's record left undone; that nothing can be written is no failure."""
-        if cell.teacher and record.teacher:
-            teacher = self.teachers.find(cell.teacher, self.dataset(cell.teacher["dataset"]))
-            if teacher and teacher.card.sha256 == record.teacher.sha256:
+        stated = [record.teacher] if record.teacher else []
+        for (recipe, _), info in zip(cell.teachers, stated, strict=False):
+            teacher = self.teachers.find(recipe, self.dataset(recipe["dataset"]))
+            if teacher and teacher.card.sha256 == info.sha256:
                 self._keep(teacher)
         self._keep_labels(cell)
         self._clear_if_left(cell.id)
@@ -490,15 +452,20 @@ class Bench:
         steps = protocol.epochs * protocol.batches(dataset.spec.n_train)
         return Route.choose(self.engine, self.device, steps)
 
-    def _rehearse(self, cell: Cell, learned: DataSpec, adapter: Adapter, spec: DataSpec) -> None:
-        """Bind the method to an untrained teacher: what does not fit is known before hours go into a trained one."""
-        assert cell.teacher is not None
-        name = str(cell.teacher["name"])
-        with seeded("rehearsal"):
-            untrained = adapter.wrap(models.create(name, learned.shape, learned.num_classes))
-        self._bind(cell.make_method(), cell.student, (name, untrained), spec, cell.seed, cell.name)
+    def _rehearse(self, cell: Cell, dataset: Dataset) -> None:
+        """If a teacher is absent, bind the method to untrained ones: what does not fit is known before hours go by."""
+        absent, stand_ins = False, []
+        for recipe, _ in cell.teachers:
+            learned = self.dataset(recipe["dataset"])
+            adapter = Adapter.between(recipe["name"], learned, dataset, partial="teachers" in cell.method.needs)
+            stand_ins.append((recipe["name"], learned.spec, adapter))
+            absent = absent or self.teachers.find(recipe, learned) is None
+        if absent:
+            bind(cell, [untrained(*each) for each in stand_ins], dataset.spec)
 
-    def taught(self, teacher: Teacher, dataset_config: Mapping[str, Any], protocol: Protocol) -> Taught:
+    def taught(
+        self, teacher: Teacher, dataset_config: Mapping[str, Any], protocol: Protocol, *, partial: bool = False
+    ) -> Taught:
         """A teacher as the cells of one data set and protocol share it; one object, however many seeds they have."""
         dataset = self.dataset(dataset_config)
         route = self.route(protocol, dataset)
@@ -507,50 +474,22 @@ class Bench:
         if name not in self._taught:
             learned = self.dataset(teacher.card.recipe["dataset"])
             self._taught[name] = share(
-                teacher, learned, dataset, dataset_config, protocol, route, self.device, self.say
+                teacher, learned, dataset, dataset_config, protocol, route, self.device, self.say, partial=partial
             )
         return self._taught[name]
 
-    def _bind(
-        self,
-        method: Method,
-        student: str,
-        teacher: tuple[str, nn.Module] | None,
-        spec: DataSpec,
-        seed: int,
-        name: str,
-    ) -> Method:
-        teacher_name, frozen = teacher or (None, None)
-
-        def spawn(k: int) -> nn.Module:
-            # the k-th network of a seed is the same for every method: common random numbers
-            with seeded(seed, "student", student, k):
-                return models.create(student, spec.shape, spec.num_classes)
-
-        net = spawn(0)
-        with seeded(seed, "adapters", name):
-            return method.bind(
-                net,
-                frozen,
-                spec,
-                names=(student, teacher_name) if teacher_name else (student,),
-                spawn=spawn,
-                seed=key(seed, "method", name),
-            )
-
     def _member(
         self,
-        title: str,
-        make: Callable[[], Method],
+        cell: Cell,
+        lecturers: Sequence[Lecturer],
+        spec: DataSpec,
         work: Path,
-        seed: int,
         identity: Mapping[str, Any],
-        config: Mapping[str, Any],
         stack: ExitStack,
     ) -> Member:
         """A member at the epoch of its checkpoint; at the beginning, which is told, if it cannot be gone on with."""
-        method = make()
-        with seeded(seed, "training"):
+        title, method = str(cell), bind(cell, lecturers, spec)
+        with seeded(cell.seed, "training"):
             member = Member(title, method, work, torch.get_rng_state(), identity)
         try:
             member.resume()
@@ -558,12 +497,17 @@ class Bench:
             self.say(f"{title} is begun anew: {error}.")
             with writing_to(work, CHOOSE_WORK):
                 member.checkpoint.unlink(missing_ok=True)
-            member.method = make()
-        member.log = stack.enter_context(self._logs.of(title, work.name, config, member.curves))
+            member.method = bind(cell, lecturers, spec)
+        member.log = stack.enter_context(self._logs.of(title, work.name, cell.config, member.curves))
         return member
 
     def _fit(
-        self, members: Sequence[Member], dataset: Dataset, seed: int, teacher: FrozenTeacher | None, route: Route
+        self,
+        members: Sequence[Member],
+        dataset: Dataset,
+        seed: int,
+        teachers: Sequence[FrozenTeacher],
+        route: Route,
     ) -> list[Fitted | Exception]:
         blind = all("no_data" in member.method.needs for member in members)
         protocol = members[0].method.protocol
@@ -574,7 +518,7 @@ class Bench:
                 data,
                 route,
                 trainer=profiled(self.trainer, self.work / "profiles", members[0].title),
-                teacher=teacher,
+                teachers=teachers,
                 checkpoint_seconds=self.checkpoint_seconds,
                 on_epoch=self.on_epoch,
             )
@@ -617,13 +561,18 @@ def _lock(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def _path(route: Route, cohort: int, method: Method, taught: Taught | None, trainer: Mapping[str, Any]) -> str:
+def _of(pool: Pool, cell: Cell) -> list[tuple[Teacher, Taught]]:
+    """The teachers of a cell, in its order."""
+    return [pool[name_of(recipe)] for recipe, _ in cell.teachers]
+
+
+def _path(route: Route, cohort: int, method: Method, taught: Sequence[Taught], trainer: Mapping[str, Any]) -> str:
     """How a cell was computed: its route, what of that could not be had, and what was asked of the device."""
     failed = {
         "student not compiled": not_compiled(method, route),
-        "teacher not as said": taught.frozen.failed if taught else None,
+        "teacher not as said": next((each.frozen.failed for each in taught if each.frozen.failed), None),
     }
     notes = [f"{what} ({why})" for what, why in failed.items() if why]
     asked = {key: trainer.get(key) for key in ("deterministic", "benchmark")}
     notes += [f"{key}={str(value).lower()}" for key, value in asked.items() if value is not None]
-    return "; ".join([route.describe(cohort, teacher=taught is not None), *notes])
+    return "; ".join([route.describe(cohort, teacher=bool(taught)), *notes])

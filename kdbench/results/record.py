@@ -117,7 +117,7 @@ class Cell(_Strict):
 class MethodInfo(_Strict):
     """What the method's class (dotted path `cls`) said about itself; `paper` is a bibliography key.
 
-    `source` is the hash of its code (see `kdbench.engine.source`), null where it is not known; `survey` are its entries
+    `source` is the hash of its code (see `kdbench.source`), null where it is not known; `survey` are its entries
     for the columns of the survey's table, null in records from before they were kept.
     """
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from kdbench.compute.fast import Tapped, compiled_tap, stride_outside, why
+from kdbench.compute.route import Route, avx512
 from kdbench.data.batch import Batch
-from kdbench.engine.adapter import Rescale
-from kdbench.engine.fast import Tapped, compiled_tap, stride_outside, why
-from kdbench.engine.route import Route, avx512
 from kdbench.models.base import Shape
+from kdbench.teaching.adapter import Rescale
 
 CACHED = frozenset({"logits", "embed"})
 """The taps that a view cache holds: feature maps are too large for it."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.datasets import Dataset
-from kdbench.engine.teachers import same_numbers
 from kdbench.errors import UserError
+from kdbench.teaching.teachers import same_numbers
 
 
 @dataclass(frozen=True)
@@ -19,19 +19,25 @@ class Adapter:
 
     Attributes:
         scale, shift: per channel; the teacher sees ``x * scale + shift``. None where pixels are normalised alike.
-        classes: for each class of the student the teacher's logit. None where they are the same in the same order.
+        classes: for each class of the student the teacher's logit. None where they are the same in the same order, or
+            where the teacher knows but a part of them.
+        known: for each of the teacher's logits the student's class, where it knows but a part of them; else None.
     """
 
     scale: tuple[float, ...] | None = None
     shift: tuple[float, ...] | None = None
     classes: tuple[int, ...] | None = None
+    known: tuple[int, ...] | None = None
 
     @classmethod
-    def between(cls, name: str, teacher: Dataset, student: Dataset) -> Adapter:
+    def between(cls, name: str, teacher: Dataset, student: Dataset, *, partial: bool = False) -> Adapter:
         """For the teacher `name` that learns from one data set and teaches on another.
 
         With x_s = (p - m_s) / d_s of a pixel p, what the teacher learns from is x_t = (p - m_t) / d_t
         = x_s · d_s / d_t + (m_s - m_t) / d_t. Classes are the same where their names are.
+
+        Args:
+            partial: it may know but some of the classes, as one of several teachers.
 
         Raises:
             UserError: it cannot know what it is shown: images of another shape, or classes that it never saw.
@@ -43,7 +49,17 @@ class Adapter:
                 f"{_size(ours.shape)} ({ours.name}): prepare both data sets at one size, or drop teacher.dataset.name."
             )
         unknown = [known for known in student.classes if known not in teacher.classes]
-        if unknown:
+        known = None
+        if unknown and partial:
+            foreign = [name for name in teacher.classes if name not in student.classes]
+            if foreign:
+                raise UserError(
+                    f"the teacher {name} knows {_some(foreign)}, which the student does not learn, but not "
+                    f"{_some(unknown)}: choose its classes among the student's with teachers=[{{dataset: {{classes: "
+                    "[...]}}]."
+                )
+            known = tuple(student.classes.index(name) for name in teacher.classes)
+        elif unknown:
             raise UserError(
                 f"the teacher {name} does not learn the class{'es' if len(unknown) > 1 else ''} {_some(unknown)} of "
                 f"the student, only {_some(teacher.classes)}: have teacher.dataset.classes hold all of the student's, "
@@ -53,13 +69,13 @@ class Adapter:
         if not (same_numbers(teacher.mean, student.mean) and same_numbers(teacher.std, student.std)):
             scale = tuple(s / t for s, t in zip(student.std, teacher.std, strict=True))
             shift = tuple((s - t) / d for s, t, d in zip(student.mean, teacher.mean, teacher.std, strict=True))
-        if teacher.classes != student.classes:
+        if teacher.classes != student.classes and known is None:
             classes = tuple(teacher.classes.index(known) for known in student.classes)
-        return cls(scale, shift, classes)
+        return cls(scale, shift, classes, known)
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """The network as the student's data need it; itself where they agree."""
-        return net if self == Adapter() else Adapted(net, self)
+        return net if self == Adapter(known=self.known) else Adapted(net, self)
 
 
 class Rescale(nn.Module):

@@ -23,8 +23,9 @@ from kdbench.data.datasets import Dataset
 from kdbench.errors import UserError
 from kdbench.files import check_room, write_atomic, writing_to
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, cache_dir
-from kdbench.results.record import Percent, Sha256, cell_id, digest
+from kdbench.results.record import Percent, Record, Sha256, cell_id, digest
 from kdbench.sparse import Sparse
+from kdbench.tasks import TASKS
 
 KEPT_BYTES = 10_000_000
 """Weights smaller than this are kept beside the records that they stand behind."""
@@ -42,7 +43,7 @@ class Card(Sparse):
         curve: test accuracy per epoch.
         classes: names of what its logits mean, in their order.
         mean, std: per channel, of the pixels that it learned from.
-        code: hash of its method's source, see `kdbench.engine.source`.
+        code: hash of its method's source, see `kdbench.source`.
         seal: `digest` of all the others; a card without one is older, and its accuracy is known by measuring it.
     """
 
@@ -209,8 +210,13 @@ class Teachers:
         """The file that whoever trains this teacher holds a lock on: all who share the cache see it."""
         return self.cache / ".locks" / f"{full_stem(recipe, data.content_hash, data.classes)}.lock"
 
-    def save(self, recipe: Mapping[str, Any], data: Dataset, state: Mapping[str, Tensor], **card: Any) -> Teacher:
-        """Write weights and card into the cache, whole or not at all; another process may have been faster."""
+    def save(self, recipe: Mapping[str, Any], data: Dataset, state: Mapping[str, Tensor], record: Record) -> Teacher:
+        """Write weights and card into the cache, whole or not at all; another process may have been faster.
+
+        Args:
+            record: of its training.
+        """
+        assert record.metrics is not None
         raw = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in state.items()})
         full = Card(
             recipe=dict(recipe),
@@ -219,7 +225,11 @@ class Teachers:
             classes=data.classes,
             mean=data.mean,
             std=data.std,
-            **card,
+            accuracy=record.metrics.last,
+            curve=record.curves[f"test/{TASKS[data.spec.task]}"],
+            device=record.environment.device,
+            torch=record.environment.torch,
+            code=record.method.source,
         )
         with writing_to(self.cache, CHOOSE_CACHE):
             self.cache.mkdir(parents=True, exist_ok=True)

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdbench.compute.device import device_name
+from kdbench.compute.route import Route, instruction_set
 from kdbench.data.datasets import Dataset
 from kdbench.data.module import ArrayData
-from kdbench.engine.adapter import Adapter
-from kdbench.engine.frozen import CACHED, FrozenTeacher
-from kdbench.engine.making import device_name
-from kdbench.engine.route import Route, instruction_set
-from kdbench.engine.teachers import Teacher
-from kdbench.engine.view_cache import ViewCache
 from kdbench.errors import UserError
 from kdbench.paths import cache_dir
 from kdbench.protocol import Protocol
 from kdbench.results.record import Agreement, TeacherInfo
 from kdbench.taps import probe
+from kdbench.teaching.adapter import Adapter
+from kdbench.teaching.frozen import CACHED, FrozenTeacher
+from kdbench.teaching.teachers import Teacher
+from kdbench.teaching.view_cache import ViewCache
 
 COMPARED = 1000
 """The first test images, on which a record says how far a fast teacher agrees with its float32 self."""
@@ -40,6 +40,7 @@ class Taught:
     frozen: FrozenTeacher
     route: Route
     cache: ViewCache | None
+    known: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,23 @@ def tolerance(turned: int) -> float:
 
 
 @torch.no_grad()
-def measure(frozen: FrozenTeacher, dataset: Dataset, precision: str) -> Measured:
-    """Of the whole test set, by the very calls and under the autocast of the cells."""
+def measure(frozen: FrozenTeacher, dataset: Dataset, precision: str, known: tuple[int, ...] | None = None) -> Measured:
+    """Of the whole test set, by the very calls and under the autocast of the cells.
+
+    Args:
+        known: which classes its logits are, if it knows but some: then on the images of these alone.
+    """
     device = next(frozen.parameters()).device
     mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     parts: list[tuple[Tensor, ...]] = []
     for batch in ArrayData(dataset, batch_size=1, seed=0, eval_batch_size=100).test_dataloader():
         x, y = batch.x.to(device), batch.y.to(device)
+        if known is not None:
+            place = torch.full((dataset.spec.num_classes,), -1, device=device)
+            place[list(known)] = torch.arange(len(known), device=device)
+            x, y = x[place[y] >= 0], place[y][place[y] >= 0]
+            if not len(y):
+                continue
         with torch.autocast(device.type, enabled=False):
             want = frozen.plain(x)
         with torch.autocast(device.type, dtype=mixed, enabled=mixed is not None):
@@ -112,23 +123,26 @@ def share(
     route: Route,
     device: torch.device,
     say: Callable[[str], None],
+    *,
+    partial: bool = False,
 ) -> Taught:
     """The teacher of these cells on their route, after a look at whether it is what its card says.
 
     Args:
         learned: the data set that it was trained on.
         identity: of `dataset`: its config, as it stands in a cell's.
+        partial: it may know but some of the classes.
         say: told if a damaged view cache is begun anew, cannot be written, or cannot be had.
 
     Raises:
         UserError: it does not fit the data, or says something else of the test images than its card.
     """
     card, shape = teacher.card, dataset.spec.shape
-    adapter = Adapter.between(card.name, learned, dataset)
+    adapter = Adapter.between(card.name, learned, dataset, partial=partial)
     net = teacher.load(learned)
     # no batch is larger than the data, whatever the protocol says
     frozen = FrozenTeacher(adapter.wrap(net), shape, route, min(protocol.batch_size, dataset.spec.n_train)).to(device)
-    measured = measure(frozen, dataset, protocol.precision)
+    measured = measure(frozen, dataset, protocol.precision, adapter.known)
     if _same_test(learned, dataset):
         accuracy, own = card.accuracy, measured
     else:
@@ -153,8 +167,8 @@ def share(
         }
         if isinstance(classes := identity.get("classes"), list) and any(isinstance(name, str) for name in classes):
             key["classes"] = dataset.classes_hash  # which images these names choose
-        if adapter != Adapter():
-            key["adapter"] = asdict(adapter)
+        if adapter != Adapter(known=adapter.known):
+            key["adapter"] = {name: value for name, value in asdict(adapter).items() if name != "known"}
         cache = _cache_or_none(key, frozen, dataset, protocol.epochs, card.name, say)
         if cache is None:
             frozen.failed = frozen.failed or "its views are not cached"
@@ -167,7 +181,7 @@ def share(
         as_fed=_percent(measured.fed_right),
         agreement=measured.agreement() if route.fast else None,
     )
-    return Taught(info, frozen, route, cache)
+    return Taught(info, frozen, route, cache, adapter.known)
 
 
 def _cache_or_none(

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdbench.data.batch import Batch
 from kdbench.data.datasets import Dataset
 from kdbench.data.views import apply_views, view_of
-from kdbench.engine.frozen import FrozenTeacher
+from kdbench.teaching.frozen import FrozenTeacher
 
 
 def views_of(dataset: Dataset, seeds: Iterable[int], epochs: int) -> Tensor:

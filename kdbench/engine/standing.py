@@ -1,0 +1,62 @@
+"""Whether a stored record still stands: made of the data, the teachers and the code that are at hand now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kdbench.data.datasets import Dataset
+from kdbench.engine.cell import Cell
+from kdbench.errors import UserError
+from kdbench.results import record as rec
+from kdbench.source import source_hash
+from kdbench.teaching.teachers import Teachers, check_pin
+
+DataOf = Callable[[Mapping[str, Any]], Dataset]
+
+
+def check_standing(cell: Cell, record: rec.Record, teachers: Teachers, data: DataOf) -> None:
+    """Raises `UserError` if the cell's record stands on other data, on another teacher or on other code."""
+    dataset = data(cell.config["dataset"])
+    if record.dataset.sha256 != dataset.content_hash:
+        raise UserError(
+            f"{cell} has a record made from other data ({record.dataset.sha256[:12]}, now "
+            f"{dataset.content_hash[:12]}): restore the data, "
+            "use another store (paths.results=DIR), or run again with force=true."
+        )
+    if record.dataset.classes not in (None, dataset.classes_hash):
+        raise UserError(
+            f"{cell} has a record made when the classes of its data had other names, or stood in another order: "
+            "restore the data, use another store (paths.results=DIR), or run again with force=true."
+        )
+    stated = [record.teacher] if record.teacher else []
+    for (recipe, pin), info in zip(cell.teachers, stated, strict=False):
+        _check_teacher(cell, recipe, pin, info, teachers, data)
+    code = source_hash(cell.method)
+    if record.method.source and code and record.method.source != code:
+        raise UserError(
+            f"{cell} has a record made by other code of {cell.method.__name__} ({record.method.source[:12]}, now "
+            f"{code[:12]}): run again with force=true, or give the changed method a name of its own."
+        )
+
+
+def _check_teacher(
+    cell: Cell, recipe: Mapping[str, Any], pin: str | None, stated: rec.TeacherInfo, teachers: Teachers, data: DataOf
+) -> None:
+    """Raises `UserError` if a record's teacher is not the one at hand, where one is, or its data have changed."""
+    learned = data(recipe["dataset"])
+    teacher = teachers.find(recipe, learned)
+    if teacher is None:
+        if older := teachers.known(recipe, stated.sha256):
+            raise UserError(
+                f"{cell} has a record made with a teacher of other data ({older.card.dataset_sha256[:12]}, now "
+                f"{learned.content_hash[:12]}): restore the data, use another store (paths.results=DIR), or run again "
+                "with force=true."
+            )
+        return
+    check_pin(teacher, pin)
+    if teacher.card.sha256 != stated.sha256:
+        raise UserError(
+            f"{cell} has a record made with the teacher {stated.sha256[:12]}, but the one at {teacher.weights} is "
+            f"{teacher.card.sha256[:12]}: restore it, use another store, or run again with force=true."
+        )
