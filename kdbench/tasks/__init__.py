@@ -1,12 +1,13 @@
-"""Tasks: what is measured on held-out data, and which measure is ranked."""
+"""Tasks: what is asked of a network, and how it is measured on held-out data; see `kdbench.tasks.base`."""
 
 from __future__ import annotations
 
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-TASKS = {"classification": "top1"}
-"""Task name -> its primary metric."""
+from kdbench.tasks.base import Meter, Task
+from kdbench.tasks.classification import Accuracy, Classification
+from kdbench.tasks.lookup import TASKS, task_of
 
 
 def metrics(task: str, num_classes: int) -> MetricCollection:
@@ -16,3 +17,6 @@ def metrics(task: str, num_classes: int) -> MetricCollection:
     return MetricCollection(
         {name: MulticlassAccuracy(num_classes, top_k=k, average="micro") for name, k in names.items()}
     )
+
+
+__all__ = ["TASKS", "Accuracy", "Classification", "Meter", "Task", "metrics", "task_of"]
