@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from kdbench.losses import cross_entropy
@@ -31,11 +32,10 @@ class Accuracy(Meter):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.accuracies = nn.ModuleDict(
-            {
-                f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
-                for k in ((1, 5) if num_classes > 5 else (1,))
-            }
+        names = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
+        self.accuracies = MetricCollection(
+            {name: MulticlassAccuracy(num_classes, k, "micro", validate_args=False) for name, k in names.items()},
+            compute_groups=False,  # it would look at the first batch to see whether their states agree
         )
         self.calibration = MulticlassCalibrationError(num_classes, n_bins=BINS, norm="l1", validate_args=False)
         self.right, self.surprise = Scores(), Scores()
@@ -45,8 +45,7 @@ class Accuracy(Meter):
 
     def judge(self, logits: Tensor, y: Tensor) -> None:
         """The next logits (B, K) and their classes (B,)."""
-        for accuracy in self.accuracies.values():
-            accuracy.update(logits, y)
+        self.accuracies.update(logits, y)
         self.right.update(logits.argmax(1) == y)
         log_p = F.log_softmax(logits.float(), dim=1)
         self.surprise.update(F.nll_loss(log_p, y, reduction="none"))
@@ -55,7 +54,7 @@ class Accuracy(Meter):
         self.calibration.update(log_p.exp().clamp(max=below_one), y)
 
     def compute(self) -> dict[str, Tensor]:
-        found = {name: 100 * accuracy.compute() for name, accuracy in self.accuracies.items()}
+        found = {name: 100 * share for name, share in self.accuracies.compute().items()}
         return {**found, "nll": self.surprise.compute().mean(), "ece": 100 * self.calibration.compute()}
 
     def examples(self) -> Tensor:
