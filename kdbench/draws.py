@@ -1,7 +1,7 @@
 """Random numbers that are pure functions of what they are for.
 
-splitmix64 (Steele, Lea and Flood, OOPSLA 2014) as a counter-based generator, in 64-bit integers that wrap alike on every
-device.
+splitmix64 (Steele, Lea and Flood, OOPSLA 2014) as a counter-based generator, in 64-bit integers that wrap alike on
+every device.
 """
 
 from __future__ import annotations

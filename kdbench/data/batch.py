@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,9 @@ class DataSpec:
     n_test: int
     n_val: int = 0
     task: str = "classification"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     streams: tuple[str, ...] = ()
     experiences: tuple[int, ...] = ()
     memory: int = 0

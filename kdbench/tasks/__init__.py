@@ -6,8 +6,14 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from kdbench.tasks.base import Meter, Task
-from kdbench.tasks.classification import Accuracy, Classification
+from kdbench.tasks.classification import Classification
+from kdbench.tasks.depth import Depth
+from kdbench.tasks.episodes import Episodes
+from kdbench.tasks.incremental import ClassIncremental
 from kdbench.tasks.lookup import TASKS, task_of
+from kdbench.tasks.policy import Policy
+from kdbench.tasks.robust import PGD, Robust
+from kdbench.tasks.segmentation import Segmentation
 
 
 def metrics(task: str, num_classes: int) -> MetricCollection:
@@ -19,4 +25,18 @@ def metrics(task: str, num_classes: int) -> MetricCollection:
     )
 
 
-__all__ = ["TASKS", "Accuracy", "Classification", "Meter", "Task", "metrics", "task_of"]
+__all__ = [
+    "PGD",
+    "TASKS",
+    "ClassIncremental",
+    "Classification",
+    "Depth",
+    "Episodes",
+    "Meter",
+    "Policy",
+    "Robust",
+    "Segmentation",
+    "Task",
+    "metrics",
+    "task_of",
+]

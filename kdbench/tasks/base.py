@@ -118,5 +118,8 @@ class Scores(Metric):
     def update(self, values: Tensor) -> None:
         self.values.append(values.detach())
 
-    def compute(self) -> Tensor:
+    def rows(self) -> Tensor:
+        """(N, ...); where `compute` would drop the axis of a single number."""
         return torch.cat(self.values)
+
+    compute = rows

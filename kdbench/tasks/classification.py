@@ -55,10 +55,10 @@ class Accuracy(Meter):
 
     def compute(self) -> dict[str, Tensor]:
         found = {name: 100 * share for name, share in self.accuracies.compute().items()}
-        return {**found, "nll": self.surprise.compute().mean(), "ece": 100 * self.calibration.compute()}
+        return {**found, "nll": self.surprise.rows().mean(), "ece": 100 * self.calibration.compute()}
 
     def examples(self) -> Tensor:
-        return self.right.compute()
+        return self.right.rows()
 
 
 @dataclass(frozen=True)

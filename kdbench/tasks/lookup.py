@@ -9,11 +9,25 @@ from typing import Any
 from kdbench.errors import UserError, nearest
 from kdbench.tasks.base import Task
 from kdbench.tasks.classification import Classification
+from kdbench.tasks.depth import Depth
+from kdbench.tasks.episodes import Episodes
+from kdbench.tasks.incremental import ClassIncremental
+from kdbench.tasks.policy import Policy
+from kdbench.tasks.robust import Robust
+from kdbench.tasks.segmentation import Segmentation
 
-OURS: Mapping[str, type[Task]] = {"classification": Classification}
+OURS: Mapping[str, type[Task]] = {
+    "classification": Classification,
+    "class-incremental": ClassIncremental,
+    "few-shot": Episodes,
+    "robust": Robust,
+    "segmentation": Segmentation,
+    "depth": Depth,
+    "policy": Policy,
+}
 """Short names of the package's own tasks; all others are named by their path."""
-TASKS = {name: task.primary.name for name, task in OURS.items()}
-"""Short name of a task -> its primary measure."""
+TASKS = {task.name: task.primary.name for name, task in OURS.items() if name == task.name}
+"""What methods may say in their `tasks` -> the primary measure."""
 
 
 def task_of(name: str, settings: Mapping[str, Any] | None = None, where: str = "the data set") -> Task:
