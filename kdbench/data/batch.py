@@ -44,6 +44,8 @@ class DataSpec:
     """A data set as methods and networks see it: image shape (C, H, W), number of classes, sizes of the splits.
 
     Attributes:
+        task, settings: what is asked of a network, by name, and the settings of that.
+        mean, std: per channel, of pixels scaled to 0..1; empty where they are not known.
         streams: names of what stands beside a batch.
         experiences: where data arrive in several, the number of classes seen after each; empty where they come whole.
         memory: how many samples of past experiences may be kept.

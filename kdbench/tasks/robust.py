@@ -107,7 +107,5 @@ class Robust(Classification):
             UserError: the data do not say how their pixels were normalised.
         """
         if not data.mean or not data.std:
-            raise UserError(
-                f"{data.name} does not say its mean and std, so no attack can be measured in pixels: add them."
-            )
+            raise UserError(f"{data.name} has no mean and std, so an attack has no size in pixels: add them.")
         return Attacked(PGD(self.eps, self.step, self.steps, data.mean, data.std), data.num_classes)
