@@ -497,9 +497,7 @@ def test_episodes_of_noise_and_of_what_is_plain() -> None:
 
 def test_too_few_samples_for_an_episode() -> None:
     x, y = torch.randn(50, 3), torch.arange(10).repeat_interleave(5)
-    with pytest.raises(
-        UserError, match="takes 5 classes of 16 samples each, but the split has 10 classes of at least 5"
-    ):
+    with pytest.raises(UserError, match=r"takes 5 classes of 16 samples each, but .* 10 classes of at least 5"):
         evaluate(Episodes().meter(spec()), x, y)
     with pytest.raises(UserError, match="takes 11 classes of 3 samples each"):
         evaluate(Episodes(way=11, query=2).meter(spec()), x, y)
@@ -509,7 +507,7 @@ def test_too_few_samples_for_an_episode() -> None:
 
 
 def linear(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """A linear network for two classes of 2x3x3 images in the middle of the range of pixels, where nothing is clipped."""
+    """A linear network for two classes, and images of which no pixel is near the end of its range."""
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(100, 156, (200, 2, 3, 3), generator=draw, dtype=torch.uint8)
     x = normalise(pixels, *map(torch.tensor, (MEAN, STD)))
