@@ -189,7 +189,7 @@ class ActorCritic(nn.Module):
 
 
 def returns_to_go(found: Rollout, value: Tensor, gamma: float) -> Tensor:
-    """What each step and those after it bring, discounted, with the value of the state in which the rollout breaks off."""
+    """What each step and those after it bring, discounted, with the value of the state where the rollout breaks off."""
     after = value[-1]
     steps = []
     for t in reversed(range(len(found.reward))):
