@@ -20,13 +20,13 @@ from scipy import stats
 from torch import nn
 from torchvision.transforms import functional as TF
 
-from kdbench import paths
-from kdbench.data import views as views_module
+from kdbench import draws, paths
 from kdbench.data.arrays import FILES, canonical_order, holdout, load
 from kdbench.data.batch import Batch
 from kdbench.data.datasets import Dataset, DatasetConfig, channel_statistics
 from kdbench.data.module import ArrayData
-from kdbench.data.views import GOLDEN, Views, apply_views, order_of, random_bits, view_of
+from kdbench.data.views import Views, apply_views, order_of, view_of
+from kdbench.draws import GOLDEN, random_bits
 from kdbench.errors import UserError
 
 
@@ -422,7 +422,7 @@ def test_generator_is_splitmix64() -> None:
         16408922859458223821,
     ]
     counters = torch.arange(1, 6) * GOLDEN + 1234567
-    assert [x % 2**64 for x in views_module._mix(counters).tolist()] == expected
+    assert [x % 2**64 for x in draws._mix(counters).tolist()] == expected
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class DataSpec:
     """A data set as methods and networks see it: image shape (C, H, W), number of classes, sizes of the splits.
 
     Attributes:
+        task, settings: what is asked of a network, by name, and the settings of that.
+        mean, std: per channel, of pixels scaled to 0..1; empty where they are not known.
         streams: names of what stands beside a batch.
         experiences: where data arrive in several, the number of classes seen after each; empty where they come whole.
         memory: how many samples of past experiences may be kept.
@@ -55,6 +58,9 @@ class DataSpec:
     n_test: int
     n_val: int = 0
     task: str = "classification"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     streams: tuple[str, ...] = ()
     experiences: tuple[int, ...] = ()
     memory: int = 0

@@ -22,7 +22,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdbench.data.views import random_bits
+from kdbench.draws import random_bits
 from kdbench.errors import UserError
 from kdbench.files import write_atomic, writing_to
 from kdbench.paths import CHOOSE_CACHE

@@ -1,0 +1,78 @@
+"""Environments of gymnasium (an extra) as data sets: what is learnt there is played, not read."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from kdbench.data.batch import DataSpec
+from kdbench.data.datasets import Dataset, Split
+from kdbench.errors import UserError
+from kdbench.tasks.play import Play, Rollout, environment
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The source of data whose task is `kdbench.tasks.Policy`.
+
+    A batch of training is so many steps, which the method plays itself (see `Play`); an epoch is `steps` of them. The
+    test split is a list of episodes: their seeds, 0 to `episodes` - 1, stand where other data have their targets. So an
+    example is an episode, and its score the return. Where other data have images there are none.
+
+    Args:
+        name: as gymnasium registers it, with a vector to observe and a finite number of actions: ``CartPole-v1``.
+        steps: environment steps of an epoch.
+        episodes: how many are played for an evaluation; 100 is what gymnasium's (then OpenAI Gym's) rule for a solved
+            ``CartPole-v1`` averages over.
+    """
+
+    name: str
+    steps: int
+    episodes: int = 100
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other data, as plain values."""
+        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **asdict(self)}
+
+    def build(self) -> Dataset:
+        """
+        Raises:
+            UserError: gymnasium is not installed, there is no such environment, or a number is not positive.
+        """
+        for key in ("steps", "episodes"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"dataset.{key} is {value!r}: it must be a whole number of at least 1.")
+        env = environment(self.name)
+        actions = int(env.action_space.n)  # type: ignore[attr-defined]
+        spec = DataSpec(
+            self.name,
+            env.observation_space.shape,  # type: ignore[arg-type]  # of any length
+            actions,
+            n_train=self.steps,
+            n_test=self.episodes,
+            task="policy",
+            settings={"environment": self.name},
+        )
+        return Dataset(
+            train=_split(torch.zeros(self.steps, dtype=torch.int64)),
+            val=None,
+            test=_split(torch.arange(self.episodes)),
+            classes=tuple(str(action) for action in range(actions)),
+            mean=(),
+            std=(),
+            pad=0,
+            flip=False,
+            content_hash=hashlib.sha256(f"{self.name} {self.episodes}".encode()).hexdigest(),
+            spec=spec,
+        )
+
+
+def _split(targets: torch.Tensor) -> Split:
+    return Split(torch.zeros(len(targets), 1, 1, 0, dtype=torch.uint8), targets)
+
+
+__all__ = ["Environment", "Play", "Rollout"]

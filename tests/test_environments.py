@@ -1,0 +1,250 @@
+"""Environments as data sets, play as a function of seed and epoch, and what can be learnt by it."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+
+import gymnasium
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdbench.data.batch import Batch
+from kdbench.data.environments import Environment, Play, Rollout
+from kdbench.data.module import ArrayData
+from kdbench.errors import DoesNotFit, UserError
+from kdbench.losses import cross_entropy, kl
+from kdbench.tasks import Policy, task_of
+
+CARTPOLE = "CartPole-v1"
+
+
+class Leaning(nn.Module):
+    """Pushes to where the pole falls: a policy that needs no training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lean = x[:, 2] + x[:, 3]
+        return torch.stack([-lean, lean], 1)
+
+
+def lean(x: Tensor) -> Tensor:
+    return Leaning()(x).argmax(1)
+
+
+def alone(seeds: Sequence[int], net: nn.Module, name: str = CARTPOLE) -> list[float]:
+    """Returns of episodes that are played one after the other, as gymnasium's documentation does."""
+    found = []
+    for seed in seeds:
+        env = gymnasium.make(name)
+        x, _ = env.reset(seed=seed)
+        total, over = 0.0, False
+        while not over:
+            with torch.no_grad():
+                action = int(net(torch.tensor(x)[None]).argmax())
+            x, reward, terminated, truncated, _ = env.step(action)
+            total, over = total + float(reward), terminated or truncated
+        found.append(total)
+    return found
+
+
+# ---- the data set and its meter --------------------------------------------------------------------------------------
+
+
+def test_an_environment_is_a_data_set() -> None:
+    source = Environment(CARTPOLE, steps=70, episodes=12)
+    data = source.build()
+    assert (data.spec.shape, data.spec.num_classes, data.spec.n_train, data.spec.n_test) == ((4,), 2, 70, 12)
+    assert task_of(data.spec.task, data.spec.settings) == Policy(CARTPOLE)
+    assert source.identity() == {
+        "_target_": "kdbench.data.environments.Environment",
+        "name": CARTPOLE,
+        "steps": 70,
+        "episodes": 12,
+    }
+    assert data.content_hash == Environment(CARTPOLE, 99, 12).build().content_hash
+    assert data.content_hash != Environment(CARTPOLE, 70, 13).build().content_hash
+    loaders = ArrayData(data, batch_size=32, seed=0, eval_batch_size=5)
+    assert [len(batch) for batch in loaders.train_dataloader()] == [32, 32, 6]
+    assert torch.cat([batch.y for batch in loaders.test_dataloader()]).tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("name", [CARTPOLE, "Acrobot-v1"])
+def test_returns_are_those_of_episodes_played_alone(name: str) -> None:
+    torch.manual_seed(0)
+    data = Environment(name, steps=1, episodes=6).build()
+    net = Leaning() if name == CARTPOLE else nn.Linear(6, 3)
+    meter = Policy(name).meter(data.spec)
+    expected = alone(range(6), net, name)
+    for size in (6, 4):
+        with torch.inference_mode():
+            meter.begin()
+            for batch in ArrayData(data, 1, 0, eval_batch_size=size).test_dataloader():
+                meter.update(net, batch)
+        assert meter.examples().tolist() == expected
+        assert meter.compute()["return"].item() == pytest.approx(sum(expected) / 6)
+    assert meter.examples().dtype == torch.float32
+    assert len(set(expected)) > 1 or name != CARTPOLE
+
+
+def test_there_are_no_labels() -> None:
+    with pytest.raises(DoesNotFit, match="no labels to learn from"):
+        Policy(CARTPOLE).loss(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("CartPole", "gymnasium has no environment 'CartPole': did you mean CartPole-v1"),
+        ("Pendulum-v1", "takes Box.*, not one of n"),
+        ("FrozenLake-v1", "shows Discrete.*, not a vector"),
+        ("no_such_module:Thing-v0", "cannot be made .*no_such_module"),
+    ],
+)
+def test_environments_that_do_not_serve(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        Environment(name, steps=1).build()
+
+
+def test_numbers_that_do_not_serve() -> None:
+    with pytest.raises(UserError, match=r"dataset.steps is 0: it must be a whole number of at least 1"):
+        Environment(CARTPOLE, steps=0).build()
+    with pytest.raises(UserError, match=r"dataset.episodes is 1.5"):
+        Environment(CARTPOLE, steps=1, episodes=1.5).build()  # type: ignore[arg-type]
+
+
+def test_without_gymnasium_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(UserError, match=r"not installed: install it with pip install 'kdbench\[rl\]'"):
+        Environment(CARTPOLE, steps=1).build()
+
+
+# ---- play ------------------------------------------------------------------------------------------------------------
+
+
+def equal(a: Rollout, b: Rollout) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_play_is_a_function_of_seed_and_epoch() -> None:
+    play = Play(CARTPOLE, 3, seed=5)
+    first = play.at(0).rollout(60, lean)
+    second = play.at(0).rollout(30, lean)
+    third = play.at(1).rollout(60, lean)
+    assert equal(Play(CARTPOLE, 3, seed=5).at(1).rollout(60, lean), third)  # as after an interruption
+    whole = Play(CARTPOLE, 3, seed=5).at(0).rollout(90, lean)
+    assert equal(Rollout(*(torch.cat(pair) for pair in zip(first, second, strict=True))), whole)
+    assert equal(copy.deepcopy(play).at(1).rollout(60, lean), third)  # a copy begins the epoch anew
+    assert equal(play.at(0).rollout(60, lean), first)
+    for other in (third, Play(CARTPOLE, 3, seed=6).at(0).rollout(60, lean)):
+        assert not torch.equal(other.x[0], first.x[0])
+    assert len(first.x[0].unique(dim=0)) == 3
+
+
+def test_a_rollout_says_what_happened() -> None:
+    play = Play(CARTPOLE, 4, seed=0)
+    found = play.at(0).rollout(801, lambda x: torch.zeros(len(x), dtype=torch.int64))
+    assert found.x.shape == found.following.shape == (201, 4, 4)  # rounded up
+    assert (found.action == 0).all()
+    assert (found.reward == 1).all()
+    assert found.x.dtype == found.reward.dtype == torch.float32
+    assert torch.equal(found.ended, found.terminated)  # who always pushes to one side falls long before time is up
+    assert found.ended.sum() > 4 * 10
+    x, following, ended = found.x[1:], found.following[:-1], found.ended[:-1]
+    assert torch.equal(x[~ended], following[~ended])
+    assert (x[ended].abs() <= 0.05).all()  # CartPole starts within 0.05 of upright
+    assert (following[ended][:, 2].abs() > 12 * torch.pi / 180).all()  # and ends at 12 degrees
+    assert not following.requires_grad
+
+
+def test_time_running_out_is_no_terminal_state() -> None:
+    found = Play("MountainCar-v0", 2, seed=0).at(0).rollout(2 * 401, lambda x: torch.ones(len(x), dtype=torch.int64))
+    assert not found.terminated.any()
+    assert found.ended.nonzero()[:, 0].tolist() == [199, 199, 399, 399]  # 200 steps are all it has
+
+
+def test_actions_are_drawn_from_the_softmax() -> None:
+    play = Play(CARTPOLE, 2, seed=0).at(0)
+    logits = torch.tensor([0.0, 1.0, -torch.inf, 2.0])
+    drawn = play.sampled(logits.expand(20000, 4))
+    shares = torch.bincount(drawn, minlength=4) / 20000
+    p = logits.softmax(0)
+    assert ((shares - p).abs() <= 4 * (p * (1 - p) / 20000).sqrt()).all()
+    assert torch.equal(play.sampled(logits.expand(20000, 4)), drawn)  # within a step it is the same draw
+    play.rollout(2, lean)
+    assert not torch.equal(play.sampled(logits.expand(20000, 4)), drawn)
+
+
+# ---- what methods do with it -----------------------------------------------------------------------------------------
+
+
+class ActorCritic(nn.Module):
+    """The policy, and the value of a state beside it."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.policy = nn.Sequential(nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 2))
+        self.value = nn.Sequential(nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+
+
+def returns_to_go(found: Rollout, value: Tensor, gamma: float) -> Tensor:
+    """What each step and those after it bring, discounted, with the value of the state where the rollout breaks off."""
+    after = value[-1]
+    steps = []
+    for t in reversed(range(len(found.reward))):
+        future = torch.where(found.ended[t], value[t], after) * ~found.terminated[t]
+        after = found.reward[t] + gamma * future
+        steps.append(after)
+    return torch.stack(steps[::-1])
+
+
+def played(net: nn.Module, episodes: int = 20) -> float:
+    meter = Policy(CARTPOLE).meter(Environment(CARTPOLE, 1, episodes).build().spec)
+    seeds = torch.arange(episodes)
+    with torch.no_grad():
+        meter.begin()
+        meter.update(net, Batch(torch.zeros(episodes, 0), seeds, seeds, torch.zeros(episodes, 3, dtype=torch.int64)))
+    return meter.compute()["return"].item()
+
+
+def test_an_actor_critic_learns_by_play() -> None:
+    """Advantage actor-critic (Mnih et al., ICML 2016, arXiv:1602.01783) in one process."""
+    torch.manual_seed(0)
+    net = ActorCritic(32)
+    before = played(net.policy)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    play = Play(CARTPOLE, 8, seed=0)
+    for epoch in range(2):
+        play.at(epoch)
+        for _ in range(60):
+            found = play.rollout(128, lambda x: play.sampled(net.policy(x)))
+            with torch.no_grad():
+                target = returns_to_go(found, net.value(found.following).squeeze(2), 0.99)
+            value = net.value(found.x).squeeze(2)
+            log_p = net.policy(found.x).log_softmax(2)
+            advantage = target - value.detach()
+            actor = cross_entropy(net.policy(found.x).flatten(0, 1), found.action.flatten(), reduction="none")
+            entropy = -(log_p.exp() * log_p).sum(2).mean()
+            loss = (actor * advantage.flatten()).mean() + 0.5 * (target - value).square().mean() - 0.01 * entropy
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+            optimizer.step()
+    assert played(net.policy) > before + 100
+
+
+def test_a_policy_is_distilled_by_play() -> None:
+    """Policy distillation (Rusu et al., ICLR 2016, arXiv:1511.06295): KL to a sharpened teacher, on what it plays."""
+    torch.manual_seed(0)
+    teacher, student = Leaning(), nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+    play = Play(CARTPOLE, 8, seed=0)
+    before = played(student)
+    for _ in range(60):
+        x = play.at(0).rollout(64, lambda x: play.sampled(teacher(x))).x.flatten(0, 1)
+        loss = kl(student(x), teacher(x) / 0.01)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert played(student) > before + 100
