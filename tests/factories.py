@@ -13,6 +13,13 @@ N_TEST = 10_000
 """Test examples of a made record, so that an accuracy may have two decimals."""
 
 
+HEADS = (
+    "n", "top-1 last", "Δ scratch", "Δ KD", "gap recovered %", "train min", "student fwd/img", "teacher fwd/img",
+    "extra params", "diverged",
+)  # fmt: skip
+"""Of a table of top-1 with classes of one size, behind the method."""
+
+
 def make_record(method: str = "kd", seed: int = 0, top1: float = 70.0, **overrides: Any) -> Record:
     """A finished record of `method` with `top1` percent (two decimals) on 10000 test examples.
 

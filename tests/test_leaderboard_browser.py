@@ -136,9 +136,9 @@ def test_rows_stand_with_those_they_compare_with(visit: Open, small: Path) -> No
     assert page.locator("tr.group").count() == 2
     assert methods(page)[:6] == ["dkd", "mine", "kd", "at", "scratch", "lost"]
     kd = page.locator(".row", has=page.get_by_text("kd", exact=True)).first
-    assert kd.locator(".top1 .value").inner_text() == "71.00"
-    assert "one seed" in page.locator(".row").nth(1).locator(".top1").inner_text()
-    assert page.locator(".row").nth(5).locator(".top1").inner_text().strip() == "–"
+    assert kd.locator(".reached .value").inner_text() == "71.00"
+    assert "one seed" in page.locator(".row").nth(1).locator(".reached").inner_text()
+    assert page.locator(".row").nth(5).locator(".reached").inner_text().strip() == "–"
     assert page.locator(".row").nth(5).locator(".diverged").inner_text() == "1"
     assert page.locator("tr.foot").first.inner_text().startswith("protocol crd240")
 
@@ -165,7 +165,7 @@ def test_every_column_sorts_both_ways_and_gaps_come_last(visit: Open, small: Pat
                     key === 'method' ? 'th b' : 'td.' + key).innerText.replace('−', '-').split('±')[0].trim())""",
                 key,
             )
-            if key in ("top1", "ds", "dk", "gap", "n", "minutes"):
+            if key in ("reached", "ds", "dk", "gap", "n", "minutes"):
                 there = [float(text.split()[0]) for text in shown if text not in ("–", "reference")]
                 assert set(shown[len(there) :]) <= {"–", "reference"}, key
                 assert there == sorted(there, reverse=order == "descending"), (key, order)
@@ -383,7 +383,7 @@ def test_phone_never_scrolls_sideways(visit: Open, small: Path, view: str) -> No
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate("innerWidth") == 360
     if view == "results":
-        page.select_option("#order", "top1")
+        page.select_option("#order", "reached")
         assert methods(page)[0] == "scratch"
 
 
@@ -559,7 +559,7 @@ def test_every_cell_is_that_of_the_markdown(visit: Open) -> None:
         page.locator("#grow").click()
     rows = page.evaluate(CELLS)
     assert len(rows) == 45
-    columns = ["n", "top1", "ds", "dk", "gap", "minutes", "sf", "tf", "extra", "diverged"]
+    columns = ["n", "reached", "ds", "dk", "gap", "minutes", "sf", "tf", "extra", "diverged"]
     for row in rows:
         text = (results / "tables" / f"{row['dataset']}-{row['pair']}-{row['protocol']}.md").read_text("utf-8")
         name, setting = row["method"]
