@@ -346,7 +346,7 @@ class Record(_Strict):
     @model_validator(mode="after")
     def _numbers_are_of_the_measure(self) -> Record:
         if self.teacher is None and self.others:
-            raise ValueError("further teachers without a first")
+            raise ValueError("there are further teachers, but no first")
         if self.metrics and self.metrics.primary != self.measure.name:
             raise ValueError(f"the metrics are of {self.metrics.primary}, but {self.measure.name} is measured")
         teachers = [self.teacher] if self.teacher else []
