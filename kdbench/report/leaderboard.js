@@ -76,7 +76,7 @@
       leafChapter.set(leaf.id, chapter.title);
     }
   }
-  const head = (table) => [table.measure === "top-1" ? "Top-1" : table.measure, table.unit, table.higher ? "" : "↓"].filter(Boolean).join(" ");
+  const head = (table) => [table.measure === "top-1" ? "Top-1" : table.measure, table.unit, table.higher ? "" : "(lower is better)"].filter(Boolean).join(" ");
   const united = (value, table) => (table.unit ? `${value} ${table.unit}` : value);
   // what all tables say, or a word that does for any
   const common = (values, word) => (new Set(values).size === 1 ? values[0] : word);
@@ -179,7 +179,7 @@
     ["pair", "Pair", "Teacher and student of the table. Runs without a teacher stand in the table of every teacher of their student.", (row) => [name(row.pair)], "flat"],
     ["protocol", "Protocol", "Epochs, optimiser, schedule, precision: whatever makes numbers comparable.", (row) => [name(row.protocol)], "flat"],
     ["teacher", "Teacher", "Its name and the first digits of the sha256 of its weights.", (row) => [name(row.teacher)], "flat"],
-    ...(MEASURE === "Measured" ? [["measure", "Measure", "What is measured, its unit, and ↓ where lower is better.", (row) => [name(row.measure)], "flat"]] : []),
+    ...(MEASURE === "Measured" ? [["measure", "Measure", "What is measured, its unit, and where lower is better.", (row) => [name(row.measure)], "flat"]] : []),
     ["reached", MEASURE, "Mean over seeds of what is measured on the test set after the last epoch, ± its 95 % t-interval. The strip draws both on the scale of the table; its tick is the teacher.", accuracy],
     ...(payload.balanced ? [["bal", "Balanced %", "Mean over classes of the share of their test images that is right, ± its 95 % t-interval over seeds; shown where the largest class has more than 1.5 times the images of the smallest.", (row) => estimate(row.shown.bal)]] : []),
     ["n", "n", "Finished seeds.", (row) => [String(row.n)]],
