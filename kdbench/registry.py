@@ -36,6 +36,10 @@ class Entry:
     def survey(self) -> Mapping[str, str]:
         return self.cls.survey
 
+    @property
+    def tasks(self) -> frozenset[str]:
+        return self.cls.tasks
+
     def defaults(self, teacher: str | None, student: str) -> Mapping[str, Any]:
         """The settings that its YAML gives on a pair, flattened, as a record's config holds them."""
         config = _resolved(self.file, shipped.pair(teacher, student))

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 
-from kdbench.results.record import Record, cell_id, pack_correct
+from kdbench.measures import Measure
+from kdbench.results.record import Record, cell_id, pack_correct, pack_scores
 
 N_TEST = 10_000
 """Test examples of a made record, so that an accuracy may have two decimals."""
+
+
+HEADS = (
+    "n", "top-1 last", "Δ scratch", "Δ KD", "gap recovered %", "train min", "student fwd/img", "teacher fwd/img",
+    "extra params", "diverged",
+)  # fmt: skip
+"""Of a table of top-1 with classes of one size, behind the method."""
 
 
 def make_record(method: str = "kd", seed: int = 0, top1: float = 70.0, **overrides: Any) -> Record:
@@ -85,6 +95,23 @@ def make_record(method: str = "kd", seed: int = 0, top1: float = 70.0, **overrid
     _update(parts, overrides)
     parts["cell"].setdefault("id", cell_id(parts["config"]))
     return Record.model_validate(parts)
+
+
+def make_measured(
+    method: str, seed: int, value: float, measure: Measure, scores: Sequence[float] | None = None, **overrides: Any
+) -> Record:
+    """As `make_record`, of another measure, whose examples have `scores`, or nothing."""
+    parts = {
+        "measure": asdict(measure),
+        "metrics": {"primary": measure.name, "last": value, "oracle": value},
+        "correct": None,
+        "scores": None if scores is None else pack_scores(scores).model_dump(),
+        "curves": {f"test/{measure.name}": [value]},
+    }
+    if overrides.get("status") == "diverged":
+        parts |= {"metrics": None, "scores": None}
+    _update(parts, overrides)
+    return make_record(method, seed, **parts)
 
 
 def _update(parts: dict[str, Any], overrides: dict[str, Any]) -> None:

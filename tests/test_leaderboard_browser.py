@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_record
+from factories import make_measured, make_record
 
+from kdbench.measures import Measure
 from kdbench.report.leaderboard import render
 from kdbench.report.model import build_tables
 from kdbench.results.record import Record, cell_id
@@ -136,11 +137,51 @@ def test_rows_stand_with_those_they_compare_with(visit: Open, small: Path) -> No
     assert page.locator("tr.group").count() == 2
     assert methods(page)[:6] == ["dkd", "mine", "kd", "at", "scratch", "lost"]
     kd = page.locator(".row", has=page.get_by_text("kd", exact=True)).first
-    assert kd.locator(".top1 .value").inner_text() == "71.00"
-    assert "one seed" in page.locator(".row").nth(1).locator(".top1").inner_text()
-    assert page.locator(".row").nth(5).locator(".top1").inner_text().strip() == "–"
+    assert kd.locator(".reached .value").inner_text() == "71.00"
+    assert "one seed" in page.locator(".row").nth(1).locator(".reached").inner_text()
+    assert page.locator(".row").nth(5).locator(".reached").inner_text().strip() == "–"
     assert page.locator(".row").nth(5).locator(".diverged").inner_text() == "1"
     assert page.locator("tr.foot").first.inner_text().startswith("protocol crd240")
+
+
+def test_the_lowest_error_is_the_best(visit: Open, tmp_path: Path) -> None:
+    """A cheap method, a better and dearer one, and a worse one that is dearer still."""
+    error, records = Measure("AbsRel", higher=False, unit=""), []
+    for method, value, forwards in (("kd", 0.17, 1), ("at", 0.15, 2), ("sp", 0.19, 3)):
+        info = {"control": method if method == "kd" else None}
+        for seed in range(3):
+            reached, cost = (
+                value + 0.001 * seed + 1e-4 * (method == "at") * seed**2,
+                {"student_forwards": forwards * 10**5},
+            )
+            more = {"metrics": {"others": {"RMSE": 10 * reached}}, "teacher": {"accuracy": 0.1}}
+            records.append(make_measured(method, seed, reached, error, info=info, cost=cost, **more))
+    page = visit(written(tmp_path, records))
+    assert methods(page) == ["at", "kd", "sp"]
+    assert page.locator("th.reached").inner_text().startswith("AbsRel (lower is better)")
+    assert page.locator("th.reached").get_attribute("aria-sort") == "ascending"
+    assert page.locator("th.other").inner_text() == "RMSE"
+    assert page.locator(".row td.reached .value").first.inner_text() == "0.1512"
+    assert page.locator(".row").first.locator(".dk b").get_attribute("class") == "sure up"
+    page.click("th.reached button")
+    assert methods(page) == ["sp", "kd", "at"]
+    page.click("#tab-plots")
+    plot = page.locator("#plot-cost .plot")
+    assert "AbsRel against training cost" in page.locator("#plot-cost h2").inner_text()
+    front = plot.locator("desc").first.text_content()
+    assert front == "Pareto front, from cheap to dear: kd 0.1710 at 2.00; at 0.1512 at 3.00."
+
+
+def test_tables_of_several_measures_say_which(visit: Open, tmp_path: Path) -> None:
+    error = Measure("AbsRel", higher=False, unit="m")
+    records = [make_measured("kd", seed, 0.1 + seed, error, cell={"dataset": "room"}) for seed in range(2)]
+    page = visit(written(tmp_path, [*records, *store()]))
+    heads = page.locator("tr.group").all_inner_texts()
+    assert [text.count("AbsRel m (lower is better)") for text in heads] == [0, 0, 1]
+    assert page.locator("th.reached").inner_text().startswith("Measured")
+    assert page.locator("th.reached").get_attribute("aria-sort") == "other"
+    page.check("#flat")
+    assert set(values(page, "measure")) == {"Top-1 %", "AbsRel m (lower is better)"}
 
 
 def test_bold_only_where_the_test_says_so(visit: Open, small: Path) -> None:
@@ -165,7 +206,7 @@ def test_every_column_sorts_both_ways_and_gaps_come_last(visit: Open, small: Pat
                     key === 'method' ? 'th b' : 'td.' + key).innerText.replace('−', '-').split('±')[0].trim())""",
                 key,
             )
-            if key in ("top1", "ds", "dk", "gap", "n", "minutes"):
+            if key in ("reached", "ds", "dk", "gap", "n", "minutes"):
                 there = [float(text.split()[0]) for text in shown if text not in ("–", "reference")]
                 assert set(shown[len(there) :]) <= {"–", "reference"}, key
                 assert there == sorted(there, reverse=order == "descending"), (key, order)
@@ -383,7 +424,7 @@ def test_phone_never_scrolls_sideways(visit: Open, small: Path, view: str) -> No
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate("innerWidth") == 360
     if view == "results":
-        page.select_option("#order", "top1")
+        page.select_option("#order", "reached")
         assert methods(page)[0] == "scratch"
 
 
@@ -559,7 +600,7 @@ def test_every_cell_is_that_of_the_markdown(visit: Open) -> None:
         page.locator("#grow").click()
     rows = page.evaluate(CELLS)
     assert len(rows) == 45
-    columns = ["n", "top1", "ds", "dk", "gap", "minutes", "sf", "tf", "extra", "diverged"]
+    columns = ["n", "reached", "ds", "dk", "gap", "minutes", "sf", "tf", "extra", "diverged"]
     for row in rows:
         text = (results / "tables" / f"{row['dataset']}-{row['pair']}-{row['protocol']}.md").read_text("utf-8")
         name, setting = row["method"]

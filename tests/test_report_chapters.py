@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_record
+from factories import HEADS, make_record
 
 from kdbench.registry import methods
 from kdbench.report import build_tables, render, render_terminal
 from kdbench.report.latex import escape
-from kdbench.report.sheet import MEASURED
 from kdbench.results.record import Record
 from kdbench.results.stats import average_ranks, improvement_probability, iqm
 from kdbench.taxonomy import load_taxonomy
@@ -75,7 +74,7 @@ def test_a_chapter_shows_what_methods_declare_beside_what_is_measured() -> None:
     text = chapter(sample())
     table = load_taxonomy().table_of("intermediate/features")
     assert table is not None
-    assert f"| Method | {' | '.join((*table.columns.values(), *MEASURED))} |" in text
+    assert f"| Method | {' | '.join((*table.columns.values(), *HEADS))} |" in text
     (line,) = lines_of(text, "at")
     assert line[1:7] == list(AT.survey.values())
     assert line[7:9] == ["3", "70.71 ± 1.34"]

@@ -21,6 +21,7 @@ from kdbench.results.stats import (
     mean_interval,
     paired_difference,
     sign_flip,
+    sign_flip_scores,
 )
 
 # Extra hours of sleep of ten patients under two drugs: Student, "The probable error of a mean", Biometrika 1908; R
@@ -234,3 +235,62 @@ def test_average_ranks_are_demsars() -> None:
     assert list(ranks) == list(table)
     assert [round(rank, 3) for rank in ranks.values()] == [3.143, 2.0, 2.893, 1.964]
     assert average_ranks({}) == {}
+
+
+# ---- scores, and measures of which lower is better ------------------------------------------------------------------
+
+
+def all_signs(differences: np.ndarray) -> float:
+    """The share of all signs by which the sum is as large as it is, one by one."""
+    signs = np.array(list(product((1, -1), repeat=len(differences))))
+    return float((np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9).mean())
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_few_scores_are_flipped_in_every_way(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    pairs = [(rng.normal(0.5, 1, 11), rng.normal(0, 1, 11)) for _ in range(seeds)]
+    assert sign_flip_scores(pairs) == pytest.approx(all_signs(sum(a - b for a, b in pairs)), abs=1e-12)
+
+
+def test_more_scores_are_flipped_by_chance_but_always_in_the_same_ways() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(0.5, 1, 17), rng.normal(0, 1, 17)
+    exact = all_signs(a - b)
+    p = sign_flip_scores([(a, b)])
+    assert 0.01 < exact < 0.5
+    assert abs(p - exact) < 4 * math.sqrt(exact * (1 - exact) / 2**14) + 2**-14
+    assert p == sign_flip_scores([(a, b)])
+
+
+def test_many_scores_have_the_normal_tail_of_their_own_variance() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(0.02, 1, 400), rng.normal(0, 1, 400)) for _ in range(3)]
+    total = sum(a - b for a, b in pairs)
+    z = abs(total.sum()) / math.sqrt((total**2).sum())
+    assert sign_flip_scores(pairs) == pytest.approx(2 * norm.sf(z), rel=1e-12)
+    right = [(rng.random(4000) < 0.72, rng.random(4000) < 0.70)]
+    scores = [(a.astype(np.float32), b.astype(np.float32)) for a, b in right]
+    assert sign_flip_scores(scores) == pytest.approx(sign_flip(right), abs=0.01)
+
+
+def test_examples_without_a_score_or_a_difference_do_not_count() -> None:
+    a, b = np.array([1.0, 2.0, math.nan, 4.0, math.inf, 7.0]), np.array([0.0, 1.0, 3.0, math.nan, math.inf, 7.0])
+    assert sign_flip_scores([(a, b)]) == pytest.approx(all_signs(np.array([1.0, 1.0])))
+    assert sign_flip_scores([(b[:1], b[:1])]) == 1.0
+    with pytest.raises(ValueError, match="at least one pair"):
+        sign_flip_scores([])
+    with pytest.raises(ValueError, match="not of the same examples"):
+        sign_flip_scores([(a, b[:3])])
+
+
+def test_of_errors_the_lower_is_the_better() -> None:
+    assert gap_recovered(0.2, 0.3, 0.1, higher=False) == pytest.approx(0.5)
+    assert gap_recovered(0.4, 0.3, 0.1, higher=False) == pytest.approx(-0.5)
+    assert gap_recovered(0.2, 0.1, 0.3, higher=False) is None
+    assert average_ranks({"a": [0.1, 0.3], "b": [0.2, 0.2]}, higher=False) == {"a": 1.5, "b": 1.5}
+    assert average_ranks({"a": [0.1], "b": [0.2], "c": [0.1]}, higher=False) == {"a": 1.5, "b": 3.0, "c": 1.5}
+    pairs = [((0.1, 0.2), (0.2, 0.3, 0.05))]
+    up, down = improvement_probability(pairs), improvement_probability(pairs, higher=False)
+    assert down.value == pytest.approx((1 + 1 + 0 + 0.5 + 1 + 0) / 6)
+    assert up.value == pytest.approx(1 - down.value)

@@ -27,7 +27,7 @@ def add_to(commands: Any) -> None:
     teacher = commands.add_parser("teacher", help="teachers: list, train, or cache what one says").add_subparsers(
         required=True, metavar="list|train|cache"
     )
-    teachers = teacher.add_parser("list", help="teachers known, with accuracy and sha256")
+    teachers = teacher.add_parser("list", help="teachers known, with what they reach and sha256")
     teachers.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     teachers.set_defaults(command=list_teachers)
     teacher.add_parser("train", help="train one: kdbench teacher train pair=... dataset=... protocol=...")
@@ -39,19 +39,26 @@ def add_to(commands: Any) -> None:
 
 
 def list_teachers(options: argparse.Namespace) -> int:
+    from kdbench.measures import TOP1
     from kdbench.teaching.teachers import Teachers
 
-    columns = ("teacher", "data set", "protocol", "epochs", "seed", "top-1 %", "sha256")
+    listed = Teachers(options.results).all()
+    cards = [teacher.card for teacher in listed if teacher.card]
+    several = len({card.measure for card in cards}) > 1
+    measure = cards[0].measure if cards else TOP1
+    digits = measure.digits(card.accuracy for card in cards)
+    head = "reached" if several else measure.quantity
+    columns = ("teacher", "data set", "protocol", "epochs", "seed", head, "sha256")
     table = Table(
         *(Column(name, no_wrap=True) for name in columns), Column("file", overflow="fold"), Column("", no_wrap=True)
     )
-    listed = Teachers(options.results).all()
     for teacher in listed:
         card, facts = teacher.card, ["?"] * len(columns)
         if card:
             recipe, protocol = card.recipe, card.recipe["protocol"]
             names = (card.name, recipe["dataset"]["name"], protocol["name"], protocol.get("epochs"), recipe["seed"])
-            facts = [*map(str, names), fixed(card.accuracy, 2), card.sha256[:12]]
+            own = f"{card.measure.label} {card.measure.text(card.accuracy)}{'' if card.measure.higher else ' ↓'}"
+            facts = [*map(str, names), own if several else fixed(card.accuracy, digits), card.sha256[:12]]
         table.add_row(*map(plain, (*facts, str(teacher.path), "wrong" if teacher.wrong else "")))
     if not listed:
         say("no teachers yet: kdbench teacher train pair=... dataset=... protocol=... makes one.")
@@ -132,7 +139,8 @@ def train_one(job: Job, told: Told) -> None:
     with watched(bench, out, 0):
         teacher = bench.teacher(recipes_of(job)[0], job.teacher.sha256)
     card, weak = teacher.card, weakness_of(teacher, job, bench)
-    what = f"{fixed(card.accuracy, 2)} %, {weak}" if weak else f"{fixed(card.accuracy, 2)} %"
+    reached = card.measure.sentence(card.accuracy)
+    what = f"{reached}, {weak}" if weak else reached
     told.said.append(f"{card.name}: {what}, sha256 {card.sha256}\n{teacher.weights}")
 
 
@@ -151,6 +159,7 @@ def weakness_of(teacher: Teacher, job: Job, bench: Bench) -> str | None:
         "protocol": Protocol.of(job.protocol).model_dump(mode="json"),
     }
     scores: list[float] = []
+    card = teacher.card
     if all(own[key] == dataset[key] for key in ("name", "classes")):  # the same test images
-        scores = from_scratch(bench.store.load(), wanted)
-    return weakness(teacher.card.accuracy, spec.n_test, spec.num_classes, scores)
+        scores = from_scratch(bench.store.load(), wanted, card.measure)
+    return weakness(card.accuracy, spec.n_test, spec.num_classes, scores, card.measure)

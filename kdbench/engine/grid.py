@@ -21,7 +21,6 @@ from kdbench.engine.run import Bench
 from kdbench.errors import DoesNotFit, UserError, out_of_memory
 from kdbench.files import write_atomic
 from kdbench.results.record import Record, cell_id
-from kdbench.text import fixed
 
 
 @dataclass
@@ -197,8 +196,8 @@ def watched(bench: Bench, console: Console, epochs: int) -> Iterator[Progress]:
 def line(record: Record) -> str:
     """A finished cell in one line."""
     cell, metrics = record.cell, record.metrics
-    accuracy = f"{fixed(metrics.last, 2)} %" if metrics else "diverged"
-    return f"{cell.method} {cell.pair} {cell.dataset} seed {cell.seed}: {accuracy}, {record.cost.train_seconds:.0f} s"
+    reached = record.measure.sentence(metrics.last) if metrics else "diverged"
+    return f"{cell.method} {cell.pair} {cell.dataset} seed {cell.seed}: {reached}, {record.cost.train_seconds:.0f} s"
 
 
 def write_log(bench: Bench, cell: Cell, error: Exception) -> Path | None:

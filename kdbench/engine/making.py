@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import kdbench
@@ -20,9 +22,9 @@ from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset
 from kdbench.engine.cell import Cell
 from kdbench.engine.fit import Fitted
+from kdbench.measures import TOP1, Measure
 from kdbench.method import Method
 from kdbench.results import record as rec
-from kdbench.tasks import TASKS
 
 
 def make_record(
@@ -33,15 +35,34 @@ def make_record(
     fitted: Fitted,
     *,
     path: str,
+    measure: Measure = TOP1,
+    values: Mapping[str, float] | None = None,
+    examples: Tensor | None = None,
+    cumulative: bool = False,
+    others: Sequence[rec.TeacherInfo] = (),
 ) -> rec.Record:
-    """The record of a cell that was trained.
+    """The record of a cell that was trained; diverged also where what is measured is not finite in the end.
 
     Args:
         path: how it was computed, see `kdbench.compute.route`.
+        measure: by which cells are ranked.
+        values: all measures of the final model by name, in their units; top-1 follows from the examples.
+        examples: (N,), bool where each is right or wrong, floats where each has a score; none where only the whole is
+            measured. Without it those of `fitted`.
+        cumulative: an earlier epoch answers another question, so that none is selected.
+        others: teachers beside `teacher`.
     """
     spec = dataset.spec
     deployed = method.deployed()
-    finished = fitted.reason is None
+    examples = fitted.correct if examples is None else examples
+    reached = dict(values or {})
+    if measure == TOP1:
+        reached[measure.name] = 100 * examples.double().mean().item()
+    reason = fitted.reason
+    if reason is None and not math.isfinite(reached[measure.name]):
+        reason = f"{measure.label} was not finite after the last epoch"
+    finished = reason is None
+    bits = examples.dtype == torch.bool
     return rec.Record(
         cell=cell.named(),
         config=dict(cell.config),
@@ -56,10 +77,10 @@ def make_record(
         ),
         teacher=teacher,
         status="finished" if finished else "diverged",
-        reason=fitted.reason,
-        metrics=metrics_of(fitted, TASKS[spec.task]) if finished else None,
+        reason=reason,
+        metrics=metrics_of(fitted.curves, measure, reached, cumulative=cumulative) if finished else None,
         curves=fitted.curves,
-        correct=rec.pack_correct(fitted.correct.numpy()) if finished else None,
+        correct=rec.pack_correct(examples.numpy()) if finished and bits and len(examples) else None,
         cost=rec.Cost(
             images_seen=method.images_seen,
             student_forwards=method.forwards["student"],
@@ -73,20 +94,43 @@ def make_record(
         ),
         environment=environment(method, path),
         created=datetime.now(timezone.utc).replace(microsecond=0),
+        scores=rec.pack_scores(examples.numpy()) if finished and not bits and len(examples) else None,
+        measure=measure,
+        others=list(others),
     )
 
 
-def metrics_of(fitted: Fitted, primary: str) -> rec.Metrics:
-    """Last epoch (ranked), at the best epoch of the validation split, and best on the test set (never ranked)."""
-    curve = fitted.curves[f"test/{primary}"]
-    last = 100 * fitted.correct.double().mean().item()
-    val = fitted.curves.get(f"val/{primary}")
-    selected = None
-    if val:
-        best = max((value, epoch) for epoch, value in enumerate(val) if value is not None)[1]
-        selected = curve[best]
-    oracle = max(last, *(value for value in curve if value is not None))
-    return rec.Metrics(last=last, val_selected=selected, oracle=oracle)
+def metrics_of(
+    curves: Mapping[str, Sequence[float | None]],
+    measure: Measure,
+    values: Mapping[str, float],
+    *,
+    cumulative: bool = False,
+) -> rec.Metrics:
+    """Last epoch (ranked), at the best epoch of the validation split, and best on the test set (never ranked).
+
+    Args:
+        curves: ``test/NAME``, and ``val/NAME`` where there is a validation split, one value per evaluation.
+        values: of the last epoch by name.
+        cumulative: the best epoch is none to select.
+    """
+
+    last, test = values[measure.name], curves[f"test/{measure.name}"]
+    selected = oracle = None
+    if not cumulative:
+        oracle = max([last, *(value for _, value in _known(test))], key=measure.merit)
+        val = _known(curves.get(f"val/{measure.name}", ()))
+        if val:
+            selected = test[
+                max(val, key=lambda point: (measure.merit(point[1]), point[0]))[0]
+            ]  # the latest of the best
+    others = {name: value for name, value in values.items() if name != measure.name and math.isfinite(value)}
+    return rec.Metrics(primary=measure.name, last=last, val_selected=selected, oracle=oracle, others=others)
+
+
+def _known(curve: Sequence[float | None]) -> list[tuple[int, float]]:
+    """The epochs in which something finite was measured."""
+    return [(epoch, value) for epoch, value in enumerate(curve) if value is not None and math.isfinite(value)]
 
 
 def _count(module: nn.Module) -> int:

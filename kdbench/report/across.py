@@ -7,19 +7,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from kdbench.measures import TOP1, Measure
 from kdbench.report.model import Row, Table, safe_name
 from kdbench.report.sheet import Block, Cell, Grid, Sheet
 from kdbench.results.record import digest
 from kdbench.results.stats import REPLICATES, Interval, average_ranks, gap_recovered, improvement_probability, iqm
 from kdbench.text import fixed
 
-COLUMNS = ("Method", "pairs", "runs", "gap recovered % (IQM)", "P(better than KD)", "average rank")
-_NOTES = (
-    "Gap recovered = (run - mean from scratch) / (teacher - mean from scratch). IQM: the mean of the middle half of "
-    "all runs of all pairs. Pairs whose teacher is not better than the student have no gap.",
-    "P(better than KD): the chance that a run beats a run of KD on a pair drawn at random; ties count half.",
-    "Average rank: of the mean over seeds, among the methods of this table; 1 is the best.",
-)
+
+def columns(kd: str) -> tuple[str, ...]:
+    """`kd`: the name of the control that stands for plain distillation."""
+    return ("Method", "pairs", "runs", "gap recovered % (IQM)", f"P(better than {kd})", "average rank")
+
+
+def _notes(kd: str, measure: Measure) -> list[str]:
+    return [
+        *([f"Ranked by {measure.label}: {measure.direction}."] if measure != TOP1 else []),
+        "Gap recovered = (run - mean from scratch) / (teacher - mean from scratch). IQM: the mean of the middle half "
+        "of all runs of all pairs. Pairs whose teacher is not better than the student have no gap.",
+        f"P(better than {kd}): the chance that a run beats a run of {kd} on a pair drawn at random; ties count half.",
+        "Average rank: of the mean over seeds, among the methods of this table; 1 is the best.",
+    ]
 
 
 def across_pairs(tables: Sequence[Table]) -> list[Sheet]:
@@ -40,12 +48,14 @@ def _sheet(tables: Sequence[Table]) -> Sheet:
     first = tables[0]
     methods = _complete(tables)
     partial = sorted({row.method for table in tables for row in table.rows if row.scores} - methods.keys())
-    ranks = average_ranks({name: [_mean(row) for row in rows] for name, rows in methods.items()})
+    measure, heads = first.measure, {table.versus["kd"].removeprefix("Δ ") for table in tables}
+    kd = heads.pop() if len(heads) == 1 else "KD"
+    ranks = average_ranks({name: [_mean(row) for row in rows] for name, rows in methods.items()}, higher=measure.higher)
     controls = [[table.control(name) for table in tables] for name in ("scratch", "kd")]
     values = [_values(name, rows, tables, *controls, rank=ranks[name]) for name, rows in methods.items()]
     values.sort(key=lambda value: (value["average_rank"], value["method"]))
     pairs = ", ".join(table.name for table in tables)
-    notes = list(_NOTES)
+    notes = _notes(kd, measure)
     if partial:
         notes.append(f"Without a finished run on some pair, and so not compared here: {', '.join(partial)}.")
     trust = "; ".join(
@@ -62,7 +72,7 @@ def _sheet(tables: Sequence[Table]) -> Sheet:
         path=f"across-pairs/{safe_name(first.dataset, first.protocol)}",
         title=f"Across pairs: {first.dataset}, {first.protocol}",
         facts=[],
-        grids=[Grid("", COLUMNS, 1, [Block("", [_cells(value) for value in values])], notes)],
+        grids=[Grid("", columns(kd), 1, [Block("", [_cells(value) for value in values])], notes)],
         trust=trust,
         values=[{**value, "trust": trust} for value in values],
     )
@@ -97,8 +107,9 @@ def _values(
 ) -> dict[str, Any]:
     gaps: list[list[float]] = []
     for row, table, start in zip(rows, tables, scratch, strict=True):
-        if start is not None and table.teacher is not None and row.control != "scratch":
-            runs = [gap_recovered(score, _mean(start), table.teacher) for score in row.scores.values()]
+        if start is not None and table.goal is not None and row.control != "scratch":
+            higher = table.measure.higher
+            runs = [gap_recovered(run, _mean(start), table.goal, higher=higher) for run in row.scores.values()]
             gaps.append([gap for gap in runs if gap is not None])
     against = [
         (list(row.scores.values()), list(other.scores.values()))
@@ -108,7 +119,10 @@ def _values(
     values: dict[str, Any] = {"method": name, "pairs": len(rows), "runs": sum(len(row.scores) for row in rows)}
     values |= _interval("gap_iqm", iqm(gaps) if any(gaps) else None)
     values["gap_pairs"] = sum(1 for runs in gaps if runs)
-    values |= _interval("p_better_than_kd", improvement_probability(against) if len(against) == len(rows) else None)
+    better = None
+    if len(against) == len(rows):
+        better = improvement_probability(against, higher=tables[0].measure.higher)
+    values |= _interval("p_better_than_kd", better)
     return values | {"average_rank": rank}
 
 
@@ -136,5 +150,5 @@ def _interval(name: str, value: Interval | None) -> dict[str, float | None]:
 
 
 def _mean(row: Row) -> float:
-    assert row.top1 is not None
-    return row.top1.mean
+    assert row.reached is not None
+    return row.reached.mean

@@ -25,14 +25,14 @@ from kdbench.taxonomy import Chapter, Leaf, SurveyTable, load_taxonomy
 def overview(table: Table) -> Sheet:
     """All rows, without the survey's columns."""
     blocks = [Block(name, [row_cells(table, row) for row in rows]) for name, rows in blocks_of(table.rows)]
-    notes = [verdict(table.rows, table.control("kd")), paused(table.rows)]
+    notes = [verdict(table, table.rows), paused(table.rows)]
     return Sheet(
         path=table.name,
         title=table.title,
         facts=table.header,
-        grids=[Grid("", ("Method", *measured(table)), 1, blocks, [note for note in notes if note])],
+        grids=[Grid("", ("Method", *measured(table).values()), 1, blocks, [note for note in notes if note])],
         trust=table.trust,
-        values=[{**row_values(row), "trust": table.trust} for row in table.rows],
+        values=[{**row_values(table, row), "trust": table.trust} for row in table.rows],
     )
 
 
@@ -67,7 +67,7 @@ def _chapter(table: Table, chapter: Chapter, name: str) -> Sheet:
         for row in _rows(table, part):
             own = {key: text for key, text in (row.survey or {}).items() if key in part.columns}
             survey = {f"survey_{key}": own.get(key) for key in dict.fromkeys(columns)}
-            values.append({"table": part.id, **row_values(row), **survey, "trust": table.trust})
+            values.append({"table": part.id, **row_values(table, row), **survey, "trust": table.trust})
     number = f"{chapter.number}. " if chapter.number else ""
     return Sheet(
         path=f"{table.name}/{name}",
@@ -95,11 +95,11 @@ def _grid(table: Table, part: SurveyTable) -> Grid:
         # a control stands in tables of other leaves too, whose columns are not about it
         survey = (row.survey or {}) if row.leaf in ids else {}
         declared = [Cell(survey.get(key, "-")) for key in part.columns]
-        return [Cell(row.label), *declared, *measured_cells(table, row)]
+        return [Cell(row.label), *declared, *measured_cells(table, row).values()]
 
     return Grid(
         heading=part.title,
-        columns=("Method", *part.columns.values(), *measured(table)),
+        columns=("Method", *part.columns.values(), *measured(table).values()),
         text_columns=1 + len(part.columns),
         blocks=[Block(name, [cells(row) for row in group]) for name, group in blocks_of(rows)],
         notes=_notes(table, part, rows),
@@ -107,7 +107,7 @@ def _grid(table: Table, part: SurveyTable) -> Grid:
 
 
 def _notes(table: Table, part: SurveyTable, rows: Sequence[Row]) -> list[str]:
-    notes = [verdict(rows, table.control("kd")), paused(rows)]
+    notes = [verdict(table, rows), paused(rows)]
     leaves = {row.leaf for row in rows}
     for leaf in part.leaves:
         if leaf.open and leaf.id not in leaves:

@@ -19,7 +19,7 @@ def comma_separated(sheet: Sheet) -> str:
         return f"{CSV_MARKER},trust\n"
     file = io.StringIO()
     writer = csv.DictWriter(file, fieldnames=[CSV_MARKER, *sheet.values[0]], lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: inert(name) for name in writer.fieldnames})
     for values in sheet.values:
         writer.writerow({CSV_MARKER: sheet.path} | {key: csv_value(value) for key, value in values.items()})
     return file.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from kdbench.measures import TOP1
 from kdbench.report.markdown import MARKER, escape, line
 from kdbench.report.model import Table
 from kdbench.report.sheet import Sheet
@@ -21,11 +22,15 @@ def index(
         chapters[folder if name else ""].append(sheet)
     lines = [MARKER, "# Tables", "", "Numbers of different tables are not comparable.", ""]
     lines += [f"- [{text}]({path})" for path, text in (others or {}).items()] + [""] * bool(others)
-    lines += [line(["Table", "Rows", "Teacher", "By chapter"]), "|---|---:|---|---|"]
+    several = any(table.measure != TOP1 for table in tables)
+    lines += [line(["Table", *["Measure"] * several, "Rows", "Teacher", "By chapter"])]
+    lines += ["|---|" + "---|" * several + "---:|---|---|"]
     for table in tables:
         teacher = table.header[0].removeprefix("Teacher: ")
         parts = "; ".join(_links(sheet.path.rpartition("/")[2], sheet.path, formats) for sheet in chapters[table.name])
-        lines.append(line([_links(table.name, table.name, formats), str(len(table.rows)), escape(teacher), parts]))
+        measure = [escape(table.measure.quantity)] * several
+        link = _links(table.name, table.name, formats)
+        lines.append(line([link, *measure, str(len(table.rows)), escape(teacher), parts]))
     across = [sheet for folder in chapters for sheet in chapters[folder] if folder == "across-pairs"]
     if across:
         lines += ["", "## Across pairs", "", *(f"- {_links(sheet.title, sheet.path, formats)}" for sheet in across)]

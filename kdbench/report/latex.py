@@ -26,8 +26,8 @@ _SPECIAL = {
 }
 _SYMBOLS = {
     "±": r"\pm", "×": r"\times", "·": r"\cdot", "→": r"\to", "≥": r"\ge", "≤": r"\le", "‖": r"\Vert", "²": "^2",
-    "½": "1/2", "Δ": r"\Delta", "Σ": r"\Sigma", "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "ε": r"\varepsilon",
-    "λ": r"\lambda", "μ": r"\mu", "σ": r"\sigma", "τ": r"\tau",
+    "↓": r"\downarrow", "½": "1/2", "Δ": r"\Delta", "Σ": r"\Sigma", "α": r"\alpha", "β": r"\beta", "γ": r"\gamma",
+    "ε": r"\varepsilon", "λ": r"\lambda", "μ": r"\mu", "σ": r"\sigma", "τ": r"\tau",
 }  # fmt: skip
 _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u030a": "r", "\u030c": "v",

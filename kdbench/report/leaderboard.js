@@ -76,6 +76,11 @@
       leafChapter.set(leaf.id, chapter.title);
     }
   }
+  const head = (table) => [table.measure === "top-1" ? "Top-1" : table.measure, table.unit, table.higher ? "" : "(lower is better)"].filter(Boolean).join(" ");
+  const united = (value, table) => (table.unit ? `${value} ${table.unit}` : value);
+  // what all tables say, or a word that does for any
+  const common = (values, word) => (new Set(values).size === 1 ? values[0] : word);
+  const merit = (row, key) => (row[key] === null || tables[row.table].higher ? row[key] : -row[key]); // higher is better
   for (const row of rows) {
     const table = tables[row.table];
     row.dataset = table.dataset;
@@ -84,17 +89,19 @@
     row.teacher = table.teacher ? `${table.teacher[0]} ${table.teacher[1]}` : "none";
     row.label = row.setting ? `${row.method} (${row.setting})` : row.method;
     row.chapter = leafChapter.get(row.leaf);
+    row.measure = head(table);
+    table.others.forEach((other, index) => { row[`other ${other}`] = row.others[index]; });
     row.text = [
       row.method, row.setting, row.leaf, leafTitle.get(row.leaf), row.role, row.paper, row.cls, row.id,
-      row.dataset, row.pair, row.protocol, row.teacher, ...row.records.map((run) => runs.cell[run]),
+      row.dataset, row.pair, row.protocol, row.teacher, row.measure, ...row.records.map((run) => runs.cell[run]),
     ].join("\n").toLowerCase();
   }
   const range = tables.map(() => [Infinity, -Infinity]);
   for (const row of rows) {
-    if (row.top1 === null) continue;
+    if (row.reached === null) continue;
     const bounds = range[row.table];
-    bounds[0] = Math.min(bounds[0], row.top1 - (row.half || 0));
-    bounds[1] = Math.max(bounds[1], row.top1 + (row.half || 0));
+    bounds[0] = Math.min(bounds[0], row.reached - (row.half || 0));
+    bounds[1] = Math.max(bounds[1], row.reached + (row.half || 0));
   }
   tables.forEach((table, index) => {
     if (!table.teacher) return;
@@ -130,7 +137,7 @@
 
   function strip(row) {
     const [low, high] = range[row.table];
-    if (row.top1 === null || !(high > low)) return null;
+    if (row.reached === null || !(high > low)) return null;
     const x = (value) => (2 + (88 * (value - low)) / (high - low)).toFixed(1);
     const table = tables[row.table];
     const tick = (value) => h("line", { class: "ref", x1: x(value), x2: x(value), y1: 1, y2: 11 });
@@ -138,8 +145,8 @@
       h("line", { class: "axis", x1: 0, x2: 92, y1: 6, y2: 6 }),
       table.teacher && tick(table.teacher[2]),
       row.half !== null &&
-        h("line", { class: "ci", x1: x(row.top1 - row.half), x2: x(row.top1 + row.half), y1: 6, y2: 6 }),
-      h("circle", { class: "dot", cx: x(row.top1), cy: 6, r: 3 }));
+        h("line", { class: "ci", x1: x(row.reached - row.half), x2: x(row.reached + row.half), y1: 6, y2: 6 }),
+      h("circle", { class: "dot", cx: x(row.reached), cy: 6, r: 3 }));
   }
   // a mean and its spread
   function estimate(text) {
@@ -147,48 +154,60 @@
     return [h("span", { class: "value" }, neat(value)), ...(spread.length ? [" ", h("span", { class: "half" }, spread.join(" "))] : [])];
   }
   function accuracy(row) {
-    return row.top1 === null ? [NONE] : [...estimate(row.shown.top1), strip(row)];
+    return row.reached === null ? [NONE] : [...estimate(row.shown.reached), strip(row)];
   }
   function difference(row, key) {
     if (row[key] === null) return [neat(row.shown[key])];
     const [value, ...spread] = row.shown[key].split(" ");
     return [
-      row.shown.sure.includes(key) ? h("b", { class: `sure ${row[key] > 0 ? "up" : "down"}` }, neat(value)) : neat(value),
+      row.shown.sure.includes(key) ? h("b", { class: `sure ${merit(row, key) > 0 ? "up" : "down"}` }, neat(value)) : neat(value),
       " ",
       h("span", { class: "half" }, spread.join(" ")),
     ];
   }
   const text = (key) => (row) => [neat(row.shown[key])];
+  const MEASURE = common(tables.map(head), "Measured");
+  const SAMPLE = tables.every((table) => table.examples === "images") ? "image" : "sample";
+  const OTHERS = [...new Set(tables.flatMap((table) => table.others))].sort();
+  const further = (name) => (row) => {
+    const at = tables[row.table].others.indexOf(name);
+    return at < 0 ? [NONE] : estimate(row.shown.others[at]);
+  };
   const COLUMNS = [
     ["method", "Method", "Method, and the settings that tell it from others of its name in the table. ■ control, ● cited by the survey, ▲ extension, ◆ third-party: of a package that does not ship with kdbench, or a leaf that is not in the survey's tree."],
     ["dataset", "Data set", "Data set by name; tables also tell its content and settings apart.", (row) => [name(row.dataset)], "flat"],
     ["pair", "Pair", "Teacher and student of the table. Runs without a teacher stand in the table of every teacher of their student.", (row) => [name(row.pair)], "flat"],
     ["protocol", "Protocol", "Epochs, optimiser, schedule, precision: whatever makes numbers comparable.", (row) => [name(row.protocol)], "flat"],
     ["teacher", "Teacher", "Its name and the first digits of the sha256 of its weights.", (row) => [name(row.teacher)], "flat"],
-    ["top1", "Top-1 %", "Mean over seeds of the test accuracy after the last epoch, ± its 95 % t-interval. The strip draws both on the scale of the table; its tick is the teacher.", accuracy],
+    ...(MEASURE === "Measured" ? [["measure", "Measure", "What is measured, its unit, and where lower is better.", (row) => [name(row.measure)], "flat"]] : []),
+    ["reached", MEASURE, "Mean over seeds of what is measured on the test set after the last epoch, ± its 95 % t-interval. The strip draws both on the scale of the table; its tick is the teacher.", accuracy],
     ...(payload.balanced ? [["bal", "Balanced %", "Mean over classes of the share of their test images that is right, ± its 95 % t-interval over seeds; shown where the largest class has more than 1.5 times the images of the smallest.", (row) => estimate(row.shown.bal)]] : []),
     ["n", "n", "Finished seeds.", (row) => [String(row.n)]],
-    ["ds", "Δ scratch", "Mean difference to training from scratch between runs of the same seed, ± its 95 % interval. Bold: paired t-test, p < " + payload.alpha + " after Holm's correction inside the table; else the two are not distinguishable. The row that is compared with says reference.", (row) => difference(row, "ds")],
-    ["dk", "Δ KD", "The same, to plain distillation.", (row) => difference(row, "dk")],
+    ["ds", common(tables.map((table) => table.versus[0]), "Δ scratch"), "Mean difference to training from scratch between runs of the same seed, ± its 95 % interval. Bold: paired t-test, p < " + payload.alpha + " after Holm's correction inside the table; else the two are not distinguishable. The row that is compared with says reference.", (row) => difference(row, "ds")],
+    ["dk", common(tables.map((table) => table.versus[1]), "Δ KD"), "The same, to plain distillation.", (row) => difference(row, "dk")],
+    ...OTHERS.map((other) => [`other ${other}`, other, "A further measure, mean over seeds ± its 95 % t-interval.", further(other), "other"]),
     ["gap", "Gap %", "Share of the gap between the student from scratch (0) and its teacher (100) that is recovered.", text("gap")],
-    ["macs", "MACs", "Multiply-accumulates of the deployed network for one image.", text("macs")],
+    ["macs", "MACs", "Multiply-accumulates of the deployed network for one " + SAMPLE + ".", text("macs")],
     ["params", "Params", "Parameters of the deployed network.", text("params")],
     ["extra", "Extra", "Parameters that only training needs: adapters, heads, generators.", text("extra"), "rest"],
     ["minutes", "Train min", "Minutes of training, median over seeds; comparable on one device that does nothing else. None where seeds differ by more than 2x, as pauses do.", text("minutes")],
-    ["images", "Images", "Training images drawn, over all epochs and stages.", text("images"), "rest"],
-    ["sf", "S fwd", "Student forwards for each image drawn.", text("sf"), "rest"],
-    ["tf", "T fwd", "Teacher forwards for each image drawn.", text("tf"), "rest"],
+    ["images", SAMPLE === "image" ? "Images" : "Samples", "Training " + SAMPLE + "s drawn, over all epochs and stages.", text("images"), "rest"],
+    ["sf", "S fwd", "Student forwards for each " + SAMPLE + " drawn.", text("sf"), "rest"],
+    ["tf", "T fwd", "Teacher forwards for each " + SAMPLE + " drawn.", text("tf"), "rest"],
     ["diverged", "Div.", "Seeds that diverged; they count here alone.", (row) => [row.diverged ? h("span", { class: "bad" }, String(row.diverged)) : "0"]],
   ].map(([key, label, help, cell, kind]) => ({ key, label, help, cell, kind }));
-  const TEXT = new Set(["method", "dataset", "pair", "protocol", "teacher"]);
+  const TEXT = new Set(["method", "dataset", "pair", "protocol", "teacher", "measure"]);
+  const BY_MERIT = new Set(["reached", "ds", "dk"]);
+  // of numbers; where lower is better the best come first as they rise
+  const directions = (key) => (BY_MERIT.has(key) ? new Set(tables.map((table) => table.higher)) : new Set([true]));
   const UPWARD = new Set([...TEXT, "macs", "params", "extra", "minutes", "images", "sf", "tf"]);
   const VIEWS = ["results", "plots", "taxonomy"];
-  const COSTS = { fwd: "student and teacher forwards per image", images: "training images", sf: "student forwards per image", tf: "teacher forwards per image", minutes: "training minutes" };
+  const COSTS = { fwd: `student and teacher forwards per ${SAMPLE}`, images: `training ${SAMPLE}s`, sf: `student forwards per ${SAMPLE}`, tf: `teacher forwards per ${SAMPLE}`, minutes: "training minutes" };
 
   const wide = matchMedia("(min-width: 901px)");
 
   // ---- state, kept in the address ----
-  const DEFAULTS = { q: "", chapter: "", leaf: "", data: "", pair: "", protocol: "", seeds: 0, sort: "-top1", flat: false, view: "results", scope: "", cost: "fwd" };
+  const DEFAULTS = { q: "", chapter: "", leaf: "", data: "", pair: "", protocol: "", seeds: 0, sort: "-reached", flat: false, view: "results", scope: "", cost: "fwd" };
   const FILTERS = ["q", "chapter", "leaf", "data", "pair", "protocol", "seeds"];
   let state = { ...DEFAULTS };
   let open = new Set();
@@ -248,9 +267,10 @@
     fill("chapter", chapters.filter(({ title }) => counts.has(title)).map(({ title }) => [title, `${title} (${counts.get(title)})`]), "all");
     fillLeaves();
     for (const [id, key] of [["data", "dataset"], ["pair", "pair"], ["protocol", "protocol"]]) fill(id, counted(key), "all");
-    byId("order").replaceChildren(...COLUMNS.flatMap((column) => [
-      h("option", { value: `-${column.key}` }, `${column.label}, falling`), h("option", { value: column.key }, `${column.label}, rising`),
-    ]));
+    byId("order").replaceChildren(...COLUMNS.flatMap((column) => {
+      const [first, last] = directions(column.key).has(false) ? ["best first", "worst first"] : ["falling", "rising"];
+      return [h("option", { value: `-${column.key}` }, `${column.label}, ${first}`), h("option", { value: column.key }, `${column.label}, ${last}`)];
+    }));
   }
   function showFilters() {
     if (byId("q").value !== state.q) byId("q").value = state.q;
@@ -278,8 +298,7 @@
     const falling = state.sort.startsWith("-");
     const key = state.sort.replace(/^-/, "");
     return selection.slice().sort((a, b) => {
-      const x = key === "method" ? a.label : a[key];
-      const y = key === "method" ? b.label : b[key];
+      const [x, y] = [a, b].map((row) => (key === "method" ? row.label : BY_MERIT.has(key) ? merit(row, key) : row[key] ?? null));
       if (x === y) return a.index - b.index;
       if (x === null) return 1; // what is not there comes last, either way
       if (y === null) return -1;
@@ -293,7 +312,9 @@
   let drawn = 0;
   let selection = [];
   const body = () => byId("table").tBodies[byId("table").tBodies.length - 1];
-  const visible = () => COLUMNS.filter((column) => state.flat || column.kind !== "flat");
+  // further measures only where all that is shown has them
+  const visible = () => COLUMNS.filter((column) => (state.flat || column.kind !== "flat") &&
+    (column.kind !== "other" || (selection.length > 0 && selection.every((row) => tables[row.table].others.includes(column.label)))));
 
   function arrange() {
     const sorted = ordered(selection);
@@ -314,22 +335,24 @@
     const falling = state.sort.startsWith("-");
     const cells = visible().map((column) => {
       const active = column.key === key;
-      const kinds = [column.key === "method" ? "name text" : TEXT.has(column.key) ? "text" : "", column.key];
+      const kinds = [column.key === "method" ? "name text" : TEXT.has(column.key) ? "text" : "", column.key.split(" ")[0]];
+      const ways = directions(column.key);
+      const down = ways.has(true) ? falling : !falling;
       return h("th", {
         role: "columnheader", scope: "col", class: kinds.join(" ").trim(),
-        "aria-sort": active ? (falling ? "descending" : "ascending") : "none",
+        "aria-sort": active ? (ways.size > 1 ? "other" : down ? "descending" : "ascending") : "none",
       }, h("button", { type: "button", title: column.help, "data-key": column.key, onclick: () => sortBy(column.key) },
-        column.label, active && h("span", { class: "arrow", "aria-hidden": "true" }, falling ? "↓" : "↑")));
+        column.label, active && h("span", { class: "arrow", "aria-hidden": "true" }, down ? "↓" : "↑")));
     });
     return h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, cells));
   }
   function groupHead(unit, width) {
     const table = tables[unit.head];
-    const teacher = table.teacher ? `teacher ${table.teacher[0]} ${table.accuracy} % (${table.teacher[1]})` : "no teacher";
+    const teacher = table.teacher ? `teacher ${table.teacher[0]} ${united(table.accuracy, table)} (${table.teacher[1]})` : "no teacher";
     return h("tr", { role: "row", class: "group" },
       h("th", { role: "rowheader", scope: "rowgroup", colspan: width }, h("div", {},
         h("b", {}, name(table.dataset), ", ", name(table.pair), ", ", name(table.protocol)),
-        h("span", {}, "student ", name(table.student), " · ", name(teacher), ` · ${plural(unit.count, "row")}`))));
+        h("span", {}, MEASURE === "Measured" && [name(head(table)), " · "], "student ", name(table.student), " · ", name(teacher), ` · ${plural(unit.count, "row")}`))));
   }
   function groupFoot(unit, width) {
     return h("tr", { role: "row", class: "foot" },
@@ -344,7 +367,7 @@
       row.setting && h("span", { class: "setting", title: row.setting }, name(row.setting))));
     const cells = columns.slice(1).map((column) => h("td", {
       role: "cell", "data-label": column.label,
-      class: `${column.key} ${TEXT.has(column.key) ? "text" : ""} ${column.kind === "rest" ? "rest" : ""}`.trim(),
+      class: `${column.key.split(" ")[0]} ${TEXT.has(column.key) ? "text" : ""} ${column.kind === "rest" ? "rest" : ""}`.trim(),
       title: (column.key === "ds" || column.key === "dk") && row[column.key] !== null ? row.shown[`${column.key}Why`] : null,
     }, column.cell(row)));
     return h("tr", { role: "row", class: expanded ? "row open" : "row" },
@@ -373,7 +396,7 @@
     const focus = document.activeElement?.dataset;
     const held = focus && (focus.key ? `[data-key="${focus.key}"]` : focus.row ? `[data-row="${focus.row}"]` : null);
     byId("table").replaceChildren(
-      h("caption", { class: "sr" }, "Methods by table: accuracy, differences to the controls, and costs. A row's button opens its runs."),
+      h("caption", { class: "sr" }, "Methods by table: what is measured, differences to the controls, and costs. A row's button opens its runs."),
       heading());
     if (state.flat || !units.length) byId("table").append(h("tbody", { role: "rowgroup" }));
     if (!units.length) {
@@ -425,7 +448,7 @@
   function detail(row) {
     const table = tables[row.table];
     const optional = (column) => row.records.some((run) => runs[column][run] !== "-");
-    const heads = ["Seed", "Last %", ...(optional("val") ? ["Val-selected %"] : []), "Oracle % (unranked)", "Train min", "Images/s",
+    const heads = ["Seed", united("Last", table), ...(optional("val") ? [united("Val-selected", table)] : []), `${united("Oracle", table)} (unranked)`, "Train min", SAMPLE === "image" ? "Images/s" : "Samples/s",
       ...(optional("memory") ? ["Peak MB"] : []), "Cell", "Record sha256", "Trained (UTC)"];
     const lines = row.records.map((run) => [
       String(runs.seed[run]),
@@ -438,7 +461,7 @@
     ]);
     const reasons = row.records.filter((run) => runs.reason[run] !== null)
       .map((run) => h("p", { class: "bad" }, `Seed ${runs.seed[run]} diverged: `, name(runs.reason[run])));
-    const compared = [["ds", "Δ scratch"], ["dk", "Δ KD"]].filter(([key]) => row[key] !== null)
+    const compared = [["ds", table.versus[0]], ["dk", table.versus[1]]].filter(([key]) => row[key] !== null)
       .map(([key, label]) => [label, `${neat(row.shown[key])}: ${row.shown[`${key}Why`]}`]);
     const gap = row.gap === null ? [] : [["gap recovered", row.gapLow === null ? `${neat(row.shown.gap)} % (no interval)`
       : `${neat(row.shown.gap)} % (${neat(row.shown.gapLow)} to ${neat(row.shown.gapHigh)} %)`]];
@@ -446,10 +469,10 @@
     const about = [
       ["leaf", `${leafTitle.get(row.leaf) ?? row.leaf} (${row.leaf}), ${roleNames[row.role]}`],
       ...(row.paper ? [["paper", row.paper]] : []), ["class", row.cls], ["needs", row.needs || "nothing"],
-      ["top-1", row.top1 === null ? "no finished seed" : row.half === null ? row.shown.top1 : `${row.shown.top1} over ${row.n} seeds`],
-      ...compared, ...gap,
+      [table.measure, row.reached === null ? "no finished seed" : row.half === null ? row.shown.reached : `${row.shown.reached} over ${row.n} seeds`],
+      ...compared, ...table.others.map((other, index) => [other, neat(row.shown.others[index])]), ...gap,
       ["deployed", `${row.shown.macs} MACs, ${row.params.toLocaleString("en")} parameters`],
-      ["training", `${row.images.toLocaleString("en")} images, ${neat(row.shown.sf)} student and ${neat(row.shown.tf)} teacher forwards for each, ${neat(row.shown.extra)} extra parameters`],
+      ["training", `${row.images.toLocaleString("en")} ${SAMPLE}s, ${neat(row.shown.sf)} student and ${neat(row.shown.tf)} teacher forwards for each, ${neat(row.shown.extra)} extra parameters`],
     ];
     const config = flatten(Object.fromEntries(row.config.map((index) => configs[index])), "", []);
     const made = machines.map((machine) => ["machine", Object.entries(machine).filter(([, value]) => value !== null).map(([key, value]) => `${key} ${value}`).join(", ")]);
@@ -566,12 +589,12 @@
   // Cheaper or equal, and better: what no other point beats on both.
   function paretoFront(points, key) {
     const front = [];
-    for (const row of points.slice().sort((a, b) => a[key] - b[key] || b.top1 - a.top1)) {
-      if (!front.length || row.top1 > front[front.length - 1].top1) front.push(row);
+    for (const row of points.slice().sort((a, b) => a[key] - b[key] || merit(b, "reached") - merit(a, "reached"))) {
+      if (!front.length || merit(row, "reached") > merit(front[front.length - 1], "reached")) front.push(row);
     }
     return front;
   }
-  const mean = (row) => row.shown.top1.split(" ")[0];
+  const mean = (row) => row.shown.reached.split(" ")[0];
   const where = (row, several) => (several ? `${row.label}, ${row.pair}` : row.label);
   const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
@@ -579,16 +602,17 @@
     const width = Math.max(300, Math.round(room)), height = Math.round(Math.min(Math.max(width * 0.62, 270), 400));
     const left = 46, right = 16, top = 14, bottom = 40;
     const front = paretoFront(points, key);
+    const measured = tables[points[0].table]; // a plot is of one cohort, and so of one measure
     const teachers = new Set(points.map((row) => row.table));
     const [only] = teachers;
     const teacher = teachers.size === 1 && tables[only].teacher ? tables[only].teacher : null;
     const few = points.length <= 60;
-    const heights = points.flatMap((row) => (few && row.half !== null ? [row.top1 - row.half, row.top1 + row.half] : [row.top1]));
+    const heights = points.flatMap((row) => (few && row.half !== null ? [row.reached - row.half, row.reached + row.half] : [row.reached]));
     const x = scale(points.map((row) => row[key]), left + 14, width - right - 14);
     const y = scale(teacher ? [...heights, teacher[2]] : heights, height - bottom - 6, top + 6);
     const plot = h("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, role: "img" },
       h("title", {}, `${title}: ${plural(points.length, "point")}`),
-      h("desc", {}, `Pareto front, from cheap to dear: ${front.slice(0, 20).map((row) => `${where(row, several)} ${mean(row)} % at ${neat(row.shown[key])}`).join("; ")}.`));
+      h("desc", {}, `Pareto front, from cheap to dear: ${front.slice(0, 20).map((row) => `${where(row, several)} ${united(mean(row), measured)} at ${neat(row.shown[key])}`).join("; ")}.`));
     for (const tick of y.ticks) {
       plot.append(h("line", { class: "grid", x1: left, x2: width - right, y1: y.at(tick), y2: y.at(tick) }),
         h("text", { x: left - 7, y: y.at(tick) + 4, "text-anchor": "end" }, label(tick)));
@@ -602,20 +626,20 @@
     }
     plot.append(h("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }),
       h("text", { x: width - right, y: height - 6, "text-anchor": "end" }, `${axis}${x.log ? " (log scale)" : ""} →`),
-      h("text", { x: 4, y: 9 }, "top-1 %"));
+      h("text", { x: 4, y: 9 }, head(measured).replace("Top-1", "top-1")));
     if (teacher) {
       plot.append(h("line", { class: "ref", x1: left, x2: width - right, y1: y.at(teacher[2]), y2: y.at(teacher[2]) }),
         h("text", { class: "halo", x: width - right - 2, y: y.at(teacher[2]) + (y.at(teacher[2]) < top + 16 ? 14 : -5), "text-anchor": "end" }, `teacher ${short(teacher[0], 24)}`));
     }
-    const spots = points.map((row) => ({ row, x: x.at(row[key]), y: y.at(row.top1) }));
+    const spots = points.map((row) => ({ row, x: x.at(row[key]), y: y.at(row.reached) }));
     if (few) {
       for (const { row, x: cx } of spots) {
-        if (row.half !== null) plot.append(h("path", { class: `err m-${row.role}`, d: `M${cx.toFixed(1)} ${y.at(row.top1 - row.half).toFixed(1)}V${y.at(row.top1 + row.half).toFixed(1)}` }));
+        if (row.half !== null) plot.append(h("path", { class: `err m-${row.role}`, d: `M${cx.toFixed(1)} ${y.at(row.reached - row.half).toFixed(1)}V${y.at(row.reached + row.half).toFixed(1)}` }));
       }
     }
     let step = "";
     front.forEach((row, index) => {
-      step += index ? `H${x.at(row[key]).toFixed(1)}V${y.at(row.top1).toFixed(1)}` : `M${x.at(row[key]).toFixed(1)} ${y.at(row.top1).toFixed(1)}`;
+      step += index ? `H${x.at(row[key]).toFixed(1)}V${y.at(row.reached).toFixed(1)}` : `M${x.at(row[key]).toFixed(1)} ${y.at(row.reached).toFixed(1)}`;
     });
     if (front.length) plot.append(h("path", { class: "front", d: `${step}H${width - right}` }));
     // one path for each kind: ten thousand points are four elements
@@ -738,7 +762,7 @@
       plot.style.cursor = near ? "pointer" : "";
       if (!near) return;
       tip.replaceChildren(h("b", {}, name(where(near.row, several))),
-        `${near.row.shown.top1}, ${axis} ${neat(near.row.shown[key])}`);
+        `${near.row.shown.reached}, ${axis} ${neat(near.row.shown[key])}`);
       const frame = figure.getBoundingClientRect();
       const px = area.left - frame.left + near.x * factor;
       tip.style.top = `${area.top - frame.top + near.y * factor + 12}px`;
@@ -773,7 +797,7 @@
     const seen = new Set();
     const points = inside.filter((row) => {
       const key = row.records.join();
-      if (row.top1 === null || seen.has(key)) return false;
+      if (row.reached === null || seen.has(key)) return false;
       return seen.add(key);
     });
     const several = new Set(inside.map((row) => row.pair)).size > 1;
@@ -798,15 +822,17 @@
         return;
       }
       const plot = scatter(usable, key, heading, axis, several, figure.clientWidth);
-      figure.append(plot, equivalent(heading, ["Method", "Pair", "Top-1 %", "±", axis, "Pareto front"], () => {
+      figure.append(plot, equivalent(heading, ["Method", "Pair", head(measuredBy), "±", axis, "Pareto front"], () => {
         const front = new Set(paretoFront(usable, key));
-        return usable.slice().sort((a, b) => b.top1 - a.top1).map((row) => [opener(row), name(row.pair), mean(row), row.half === null ? NONE : row.shown.top1.split(" ").pop(), neat(row.shown[key]), front.has(row) ? "yes" : ""]);
+        return usable.slice().sort((a, b) => merit(b, "reached") - merit(a, "reached")).map((row) => [opener(row), name(row.pair), mean(row), row.half === null ? NONE : row.shown.reached.split(" ").pop(), neat(row.shown[key]), front.has(row) ? "yes" : ""]);
       }));
       hover(figure, plot, usable, key, several, axis);
     };
+    const measuredBy = tables.find((table) => table.cohort === cohort);
+    const what = measuredBy.measure === "top-1" ? "Accuracy" : measuredBy.measure;
     const networks = new Set(points.map((row) => row.macs));
-    measured("macs", "Accuracy against deployed MACs", "MACs for one image", networks.size > 1 ? "What the student costs once it is trained." : "What the student costs once it is trained: all of these deploy networks of one size.");
-    measured(state.cost, "Accuracy against training cost", COSTS[state.cost],
+    measured("macs", `${what} against deployed MACs`, `MACs for one ${SAMPLE}`, networks.size > 1 ? "What the student costs once it is trained." : "What the student costs once it is trained: all of these deploy networks of one size.");
+    measured(state.cost, `${what} against training cost`, COSTS[state.cost],
       state.cost === "minutes" ? (devices.size > 1 ? `Measured on ${devices.size} kinds of device: minutes are not comparable between them.` : "Wall time without set-up and evaluation, median over seeds: a measure of the method only where the machine did nothing else. Rows whose seeds differ by more than 2x have none.") : "Counted, so the same on every device.");
     const figure = h("figure", { class: "full", id: "plot-gap" }, h("h2", {}, "Gap recovered"),
       h("p", { class: "sub" }, "0 is the student from scratch, 100 its teacher. Lines: 95 % interval of the paired difference to scratch; none where one seed tells no spread.",

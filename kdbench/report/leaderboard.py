@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from kdbench.report.model import Row, Table
 from kdbench.report.settings import Comparison, Known, Setting, settings_of
-from kdbench.report.sheet import BALANCED, measured, measured_cells, number, p_value
+from kdbench.report.sheet import measured_cells, number, p_value
 from kdbench.results.record import Cost, Record, canonical_json, digest
 from kdbench.results.stats import ALPHA
 from kdbench.shipped import is_third_party
@@ -129,6 +129,7 @@ def _unique_records(tables: Sequence[Table]) -> list[Record]:
 
 def _payload(tables: Sequence[Table], records: Sequence[Record], entries: Sequence[Known]) -> dict[str, Any]:
     numbers = {record.cell.id: index for index, record in enumerate(records)}
+    digits = {cell: table.digits for table in tables for cell in table.cells}
     settings = [(table, settings_of(table.records)) for table in tables]
     configs, environments = _Pool(), _Pool()
     rows = [
@@ -152,7 +153,7 @@ def _payload(tables: Sequence[Table], records: Sequence[Record], entries: Sequen
         "rows": _columns(rows),
         "shown": _columns(shown),
         "balanced": any(table.unequal for table in tables),
-        "records": _columns([_record(record, environments) for record in records]),
+        "records": _columns([_record(record, digits[record.cell.id], environments) for record in records]),
         "configs": configs.values,
         "environments": environments.values,
         "alpha": ALPHA,
@@ -161,14 +162,21 @@ def _payload(tables: Sequence[Table], records: Sequence[Record], entries: Sequen
 
 def _table(table: Table) -> dict[str, Any]:
     teacher = next((record.teacher for record in table.records if record.teacher), None)
+    measure = table.measure
     return {
         "dataset": table.dataset,
+        "measure": measure.label,
+        "unit": measure.unit,
+        "higher": measure.higher,
+        "examples": measure.examples,
+        "others": list(table.others),
+        "versus": [table.versus["scratch"], table.versus["kd"]],
         "pair": table.pair,
         "student": table.records[0].cell.student,
         "protocol": table.protocol,
         "cohort": table.cohort[:8],
         "teacher": None if teacher is None else [teacher.name, teacher.sha256[:12], table.teacher],
-        "accuracy": number(table.teacher),
+        "accuracy": number(table.teacher, table.digits),
         "facts": table.header,
         "trust": table.trust,
     }
@@ -194,8 +202,9 @@ def _row(
         "needs": " ".join(info.needs),
         "n": len(row.scores),
         "diverged": row.diverged,
-        "top1": row.top1.mean if row.top1 else None,
-        "half": row.top1.half if row.top1 else None,
+        "reached": row.reached.mean if row.reached else None,
+        "half": row.reached.half if row.reached else None,
+        "others": [float(full(row.others[name].mean)) if name in row.others else None for name in table.others],
         "bal": row.recall.mean.mean if row.recall and table.unequal else None,
         "gap": row.gap,
         "gapLow": gap_low,
@@ -220,24 +229,26 @@ def _row(
 
 
 _KEYS = {
-    "top-1 last": "top1",
-    BALANCED: "bal",
-    "Δ scratch": "ds",
-    "Δ KD": "dk",
-    "gap recovered %": "gap",
-    "train min": "minutes",
-    "student fwd/img": "sf",
-    "teacher fwd/img": "tf",
-    "extra params": "extra",
+    "reached": "reached",
+    "balanced": "bal",
+    "scratch": "ds",
+    "kd": "dk",
+    "gap": "gap",
+    "minutes": "minutes",
+    "student": "sf",
+    "teacher": "tf",
+    "extra": "extra",
 }
+"""Columns of every format -> the page's names of them."""
 
 
 def _shown(row: Row, setting: Setting, table: Table) -> dict[str, Any]:
     """The row's numbers as texts: those of the other formats, and some that the page alone has."""
-    cells = dict(zip(measured(table), measured_cells(table, row), strict=True))
+    cells = measured_cells(table, row)
     costs = _costs(setting)
     low, high = _gap_interval(row, table)
     return {key: cells[name].text if name in cells else "-" for name, key in _KEYS.items()} | {
+        "others": [cells[f"other {name}"].text for name in table.others],
         "sure": "".join(key for name, key in _KEYS.items() if key in ("ds", "dk") and cells[name].bold),
         "dsWhy": _why(row.delta_scratch),
         "dkWhy": _why(row.delta_kd),
@@ -258,7 +269,7 @@ def _why(delta: Comparison | None) -> str:
         return "one seed: no interval and no test"
     if delta.holm is None:
         return p_value(None)
-    word = "not distinguishable" if not delta.significant else "better" if delta.mean > 0 else "worse"
+    word = "not distinguishable" if not delta.significant else "better" if delta.better else "worse"
     return f"{word}, {p_value(delta.holm)} after Holm"
 
 
@@ -292,19 +303,19 @@ def _gap_interval(row: Row, table: Table) -> tuple[float | None, float | None]:
     delta, scratch = row.delta_scratch, table.control("scratch")
     if row.gap is None or delta is None or delta.half is None or delta.n < len(row.scores):
         return None, None
-    if scratch is None or scratch.top1 is None or table.teacher is None:
+    if scratch is None or scratch.reached is None or table.goal is None:
         return None, None
-    half = delta.half / (table.teacher - scratch.top1.mean)
+    half = delta.half / abs(table.goal - scratch.reached.mean)
     return row.gap - half, row.gap + half
 
 
-def _record(record: Record, environments: _Pool) -> dict[str, Any]:
+def _record(record: Record, digits: int, environments: _Pool) -> dict[str, Any]:
     metrics, cost = record.metrics, record.cost
     return {
         "seed": record.cell.seed,
-        "last": number(metrics.last if metrics else None),
-        "val": number(metrics.val_selected if metrics else None),
-        "oracle": number(metrics.oracle if metrics else None),
+        "last": number(metrics.last if metrics else None, digits),
+        "val": number(metrics.val_selected if metrics else None, digits),
+        "oracle": number(metrics.oracle if metrics else None, digits),
         "reason": record.reason,
         "minutes": number(cost.train_seconds / 60),
         "ips": number(cost.images_per_second, 0),
@@ -317,8 +328,8 @@ def _record(record: Record, environments: _Pool) -> dict[str, Any]:
 
 
 def _curves(record: Record) -> list[list[Any]]:
-    """The loss terms and the accuracy on the test set: name, number of points, and `pack_curve`."""
-    primary = record.metrics.primary if record.metrics else "top1"
+    """The loss terms and what is measured on the test set: name, number of points, and `pack_curve`."""
+    primary = record.measure.name
     shown = [
         name
         for name, values in sorted(record.curves.items())

@@ -7,10 +7,11 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from kdbench.errors import UserError
+from kdbench.measures import TOP1, Measure, decimals
 from kdbench.report.settings import (
     Comparison,
     Known,
@@ -25,7 +26,7 @@ from kdbench.report.settings import (
     row_label,
     settings_of,
 )
-from kdbench.report.trust import header, trust_line, weakness_in
+from kdbench.report.trust import header, ignorance, scenario, trust_line, versus, weakness_in
 from kdbench.results.labels import ClassSizes, Labels, class_sizes
 from kdbench.results.record import MethodInfo, Record, digest, unpack_correct
 from kdbench.results.stats import Estimate, gap_recovered, holm, mean_interval
@@ -52,13 +53,16 @@ class Recall:
 
 @dataclass(frozen=True)
 class Row:
-    """One setting of one method over its seeds. Accuracies in percent, `gap` a fraction; None where there is none.
+    """One setting of one method over its seeds; None where there is none, `gap` a fraction.
 
     Attributes:
         reference: whether the other rows are compared with this one, as far as it is a control.
         default: whether it has the settings that ship with its method.
         setting: the config values that tell this row from others of the same method; empty where it has the name alone.
-        scores: last-epoch accuracy by seed, of the finished cells; only these enter the statistics and costs.
+        scores: what is measured after the last epoch by seed, of the finished cells; only these enter the statistics
+            and costs.
+        reached: their mean.
+        others: means of further measures by name, over the seeds that have them.
         recall: None where the labels of the test set are not in the store.
         survey: what the method says for the survey's columns; None where neither it nor its record is known to.
         train_minutes: median over seeds, None where they differ by more than `PAUSED`.
@@ -77,7 +81,8 @@ class Row:
     survey: Mapping[str, str] | None
     scores: Mapping[int, float]
     diverged: int
-    top1: Estimate | None
+    reached: Estimate | None
+    others: Mapping[str, Estimate]
     recall: Recall | None
     delta_scratch: Comparison | None
     delta_kd: Comparison | None
@@ -104,7 +109,12 @@ class Table:
         cells: ids of the records it stands on.
         header: the facts, one a line; trust: the same in one line.
         cohort: the same for tables that differ in the pair alone.
-        teacher: accuracy of the teacher, None where there is none.
+        measure: what all records measure.
+        digits: its decimals.
+        others: further measures of any row by name, with their decimals.
+        versus: the heads of the differences, by control.
+        teacher: what the teacher reaches, None where there is none.
+        goal: the same, if it knows all classes of the student: the end of the gap to recover.
         weak: why it has nothing to teach, as a clause, or None.
         unequal: whether the classes of the test set differ in size, see `kdbench.results.labels.UNEQUAL`.
     """
@@ -119,7 +129,12 @@ class Table:
     dataset: str
     pair: str
     protocol: str
+    measure: Measure
+    digits: int
+    others: Mapping[str, int]
+    versus: Mapping[str, str]
     teacher: float | None
+    goal: float | None
     weak: str | None
     unequal: bool
     records: Sequence[Record] = field(repr=False, compare=False)
@@ -149,8 +164,9 @@ def build_tables(
 ) -> list[Table]:
     """Group records into tables and compute their rows; the order of `records` plays no part.
 
-    Records share a table where data set (content and settings), student, protocol (name and config) and teacher (hash
-    of the weights) are the same. Those that used no teacher stand in the table of every teacher.
+    Records share a table where data set (content and settings), student, protocol (name and config), teacher (hash of
+    the weights, of the first where there are several) and what is measured are the same. Those that used no teacher
+    stand in the table of every teacher.
 
     Args:
         known: methods of the registry, for what records do not say of them.
@@ -166,7 +182,10 @@ def build_tables(
     for record in sorted(records, key=lambda r: r.cell.id):
         cell = record.cell
         sizes, config = record.dataset.model_dump(), record.config
-        cohort = digest([cell.dataset, cell.protocol, sizes, config.get("dataset"), config["protocol"]])
+        same = [cell.dataset, cell.protocol, sizes, config.get("dataset"), config["protocol"]]
+        if record.measure != TOP1:
+            same.append(asdict(record.measure))
+        cohort = digest(same)
         groups[cohort, cell.student].append(record)
     tables: list[Table] = []
     keys: list[str] = []
@@ -224,26 +243,38 @@ def _table(
     settings = settings_of(records)
     scratch, kd = (reference(settings, control, known, named) for control in ("scratch", "kd"))
     accuracy = _mean([record.teacher.accuracy for record in records if record.teacher])
-    sizes = class_sizes(labels, records[0])
-    rows = _corrected([_row(setting, scratch, kd, accuracy, sizes, known) for setting in settings])
+    goal = None if ignorance(records) else accuracy
+    measure = records[0].measure
+    sizes = class_sizes(labels, records[0]) if measure == TOP1 else None
+    rows = _corrected([_row(setting, scratch, kd, goal, sizes, known) for setting in settings])
+    shown = [score for row in rows for score in row.scores.values()]
+    digits = measure.digits(shown if accuracy is None else [*shown, accuracy])
+    posed = scenario(records[0])
+    dataset = f"{cell.dataset} {posed[0]}" if posed else cell.dataset
     return Table(
         cells=frozenset(record.cell.id for record in records),
-        name=safe_name(cell.dataset, cell.pair, cell.protocol),
-        title=f"{cell.dataset}, {cell.pair}, {cell.protocol}",
-        header=header(records, accuracy, scratch, kd, sizes),
+        name=safe_name(dataset, cell.pair, cell.protocol),
+        title=f"{dataset}, {cell.pair}, {cell.protocol}",
+        header=header(records, accuracy, scratch, kd, sizes, digits=digits),
         trust=trust_line(
             records,
             accuracy,
             scratch,
             seeds=max(len(row.scores) for row in rows),
             deltas=[[row.delta_scratch for row in rows], [row.delta_kd for row in rows]],
+            digits=digits,
         ),
         rows=rows,
         cohort=cohort,
-        dataset=cell.dataset,
+        dataset=dataset,
         pair=cell.pair,
         protocol=cell.protocol,
+        measure=measure,
+        digits=digits,
+        others={name: decimals(_of(rows, name)) for name in sorted({name for row in rows for name in row.others})},
+        versus={"scratch": versus("scratch", scratch), "kd": versus("kd", kd)},
         teacher=accuracy,
+        goal=goal,
         weak=weakness_in(records, accuracy, scratch),
         unequal=sizes is not None and sizes.unequal,
         records=records,
@@ -254,7 +285,7 @@ def _row(
     setting: Setting,
     scratch: Reference | None,
     kd: Reference | None,
-    teacher: float | None,
+    goal: float | None,
     sizes: ClassSizes | None,
     known: Sequence[Known],
 ) -> Row:
@@ -267,8 +298,9 @@ def _row(
         return compare_settings(setting, control.setting)
 
     gap = None
-    if scores and scratch and scratch.setting is not setting and teacher is not None:
-        gap = gap_recovered(_mean_of(scores), _mean_of(scratch.setting.scores), teacher)
+    if scores and scratch and scratch.setting is not setting and goal is not None:
+        higher = setting.records[0].measure.higher
+        gap = gap_recovered(_mean_of(scores), _mean_of(scratch.setting.scores), goal, higher=higher)
     return Row(
         block=_block(info),
         leaf=info.leaf,
@@ -282,7 +314,8 @@ def _row(
         survey=_survey(info, known),
         scores=scores,
         diverged=len(setting.records) - len(setting.finished),
-        top1=mean_interval(list(scores.values())) if scores else None,
+        reached=mean_interval(list(scores.values())) if scores else None,
+        others=_others(setting),
         recall=_recall(setting, sizes),
         delta_scratch=delta(scratch),
         delta_kd=delta(kd),
@@ -297,6 +330,18 @@ def _row(
 def _survey(info: MethodInfo, known: Sequence[Known]) -> Mapping[str, str] | None:
     """A class that is known speaks for itself, so that what is mended there is mended in every table."""
     return next((entry.survey for entry in known if entry.path == info.cls), info.survey)
+
+
+def _others(setting: Setting) -> dict[str, Estimate]:
+    runs: dict[str, list[float]] = defaultdict(list)
+    for record in setting.finished:
+        for name, value in record.metrics.others.items() if record.metrics else ():
+            runs[name].append(value)
+    return {name: mean_interval(values) for name, values in sorted(runs.items())}
+
+
+def _of(rows: Sequence[Row], other: str) -> list[float]:
+    return [row.others[other].mean for row in rows if other in row.others]
 
 
 def _recall(setting: Setting, sizes: ClassSizes | None) -> Recall | None:

@@ -8,10 +8,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from kdbench.errors import UserError
+from kdbench.measures import TOP1
 from kdbench.report.model import Table, build_tables
-from kdbench.report.settings import Comparison, Known, Setting, compare_settings, parse_setting, settings_of
+from kdbench.report.settings import (
+    Comparison,
+    Known,
+    Setting,
+    compare_settings,
+    p_of_examples,
+    paired_examples,
+    parse_setting,
+    settings_of,
+)
 from kdbench.report.sheet import p_value
-from kdbench.results.record import Record, unpack_correct
+from kdbench.results.record import Record
 from kdbench.results.stats import Interval, holm, improvement_probability, mcnemar, mean_interval
 from kdbench.text import fixed
 
@@ -30,15 +40,15 @@ class _Match:
         """The better of the two, where they can be told apart."""
         if self.delta is None or not self.delta.significant:
             return None
-        return self.a if self.delta.mean > 0 else self.b
+        return self.a if self.delta.better else self.b
 
 
 def compare(records: Iterable[Record], a: str, b: str, known: Iterable[Known] = ()) -> str:
     """The paired comparison of two methods wherever both stand in one table, as plain text.
 
-    Differences are of runs with the same seed, last epoch, in points of accuracy. "Better" is said where the paired
-    t-test over seeds has p < 0.05 after Holm's correction over all comparisons of the text. The test over examples is
-    about the networks at hand, and decides nothing.
+    Differences are of runs with the same seed, last epoch, in the unit of what is measured. "Better" is said where the
+    paired t-test over seeds has p < 0.05 after Holm's correction over all comparisons of the text. The test over
+    examples is about the networks at hand, and decides nothing.
 
     Args:
         a, b: a method's name, with settings behind a colon where it has several: ``kd:temperature=4``,
@@ -111,18 +121,20 @@ def _paragraph(match: _Match) -> str:
     if delta is None:
         lines.append("  They share no finished seed, so nothing is paired: not distinguishable.")
         return "\n".join(lines)
-    x, y = a.scores, b.scores
+    measure, digits, x, y = match.table.measure, match.table.digits, a.scores, b.scores
     common = sorted(x.keys() & y.keys())
-    each = ", ".join(f"seed {seed} {fixed(x[seed] - y[seed], 2, signed=True)}" for seed in common)
-    wins, losses = (sum(sign * (x[seed] - y[seed]) > 0 for seed in common) for sign in (1, -1))
-    size = fixed(delta.mean, 2, signed=True) + ("" if delta.half is None else f" ± {fixed(delta.half, 2)}")
-    lines.append(f"  Difference: {size} points ({each}); {a.label} won {wins}, lost {losses}.")
+    each = ", ".join(f"seed {seed} {fixed(x[seed] - y[seed], digits, signed=True)}" for seed in common)
+    wins, losses = (sum(sign * measure.merit(x[seed] - y[seed]) > 0 for seed in common) for sign in (1, -1))
+    size = fixed(delta.mean, digits, signed=True) + ("" if delta.half is None else f" ± {fixed(delta.half, digits)}")
+    unit = "points" if measure.unit == "%" else measure.unit
+    of = "" if measure == TOP1 else f" of {measure.label} ({measure.direction})"
+    lines.append(f"  Difference{of}: {f'{size} {unit}'.rstrip()} ({each}); {a.label} won {wins}, lost {losses}.")
     if delta.half is not None:
         corrected = f", {p_value(delta.holm)} after Holm" if delta.p is not None else ""
         lines.append(f"  Seeds: {p_value(delta.p)} (paired t-test, n = {delta.n}{corrected}).")
     else:
         lines.append("  Seeds: one in common, so no interval and no test.")
-    lines.append(_examples(match, common))
+    lines.append(_examples(match))
     lines.append(f"  {_conclusion(match)}")
     return "\n".join(lines)
 
@@ -131,9 +143,9 @@ def _reached(setting: Setting, table: Table) -> str:
     scores = list(setting.scores.values())
     if not scores:
         return f"no finished run, {len(setting.records)} diverged"
-    reached = mean_interval(scores)
-    spread = "one seed" if reached.half is None else f"± {fixed(reached.half, 2)}, n = {reached.n}"
-    words = [f"{fixed(reached.mean, 2)} % {spread}"]
+    reached, digits = mean_interval(scores), table.digits
+    spread = "one seed" if reached.half is None else f"± {fixed(reached.half, digits)}, n = {reached.n}"
+    words = [f"{table.measure.text(reached.mean, digits)} {spread}"]
     rows = zip(table.rows, settings_of(table.records), strict=True)
     gap = next(row.gap for row, own in rows if own.records == setting.records)
     if gap is not None:
@@ -142,23 +154,31 @@ def _reached(setting: Setting, table: Table) -> str:
     return ", ".join([*words, f"{diverged} diverged"] if diverged else words)
 
 
-def _examples(match: _Match, common: Sequence[int]) -> str:
+def _examples(match: _Match) -> str:
     assert match.delta is not None
-    runs = [{r.cell.seed: r.correct for r in side.finished} for side in (match.a, match.b)]
+    pairs, measure = paired_examples(match.a, match.b), match.table.measure
+    if not pairs:
+        return "  Examples: the records say nothing of the same single ones, so no test."
+    scored = next(iter(pairs.values()))[0].dtype != bool
     first = second = 0
     tests = []
-    for seed in common:
-        one, other = runs[0][seed], runs[1][seed]
-        assert one is not None
-        assert other is not None
-        test = mcnemar(unpack_correct(one), unpack_correct(other))
-        first, second = first + test.first, second + test.second
-        tests.append(f"seed {seed} {p_value(test.p)}")
-    combined = f"{p_value(match.delta.p_examples)} (exact sign flips of the mean over seeds"
-    return (
-        f"  Examples: {first} right by {match.a.label} alone, {second} by {match.b.label} alone; {combined}; "
-        f"McNemar: {', '.join(tests)})."
-    )
+    for seed, (one, other) in pairs.items():
+        if scored:
+            better = measure.merit(1) * (one - other)
+            first, second, p = (
+                first + int((better > 0).sum()),
+                second + int((better < 0).sum()),
+                p_of_examples([(one, other)]),
+            )
+        else:
+            test = mcnemar(one, other)
+            first, second, p = first + test.first, second + test.second, test.p
+        tests.append(f"seed {seed} {p_value(p)}")
+    a, b = match.a.label, match.b.label
+    combined = f"{p_value(match.delta.p_examples)} ({'' if scored else 'exact '}sign flips of the mean over seeds"
+    if scored:
+        return f"  Examples: {first} better by {a}, {second} by {b}; {combined}; alone: {', '.join(tests)})."
+    return f"  Examples: {first} right by {a} alone, {second} by {b} alone; {combined}; McNemar: {', '.join(tests)})."
 
 
 def _conclusion(match: _Match) -> str:
@@ -174,7 +194,8 @@ def _summary(matches: Sequence[_Match]) -> str:
     a, b = first.a.method, first.b.method
     wins = sum(match.winner is match.a for match in matches)
     losses = sum(match.winner is match.b for match in matches)
-    chance = improvement_probability([(list(m.a.scores.values()), list(m.b.scores.values())) for m in matches])
+    runs = [(list(match.a.scores.values()), list(match.b.scores.values())) for match in matches]
+    chance = improvement_probability(runs, higher=first.table.measure.higher)
     return (
         f"Over {len(matches)} comparisons on {first.table.dataset}, {first.table.protocol}: {a} is better in {wins}, "
         f"{b} in {losses}, {len(matches) - wins - losses} not distinguishable; P({a} > {b}) = {_chance(chance)}."

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
-from kdbench.results.record import MethodInfo, Record, canonical_json, flatten, unpack_correct
-from kdbench.results.stats import ALPHA, Difference, paired_difference, sign_flip
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench.results.record import MethodInfo, Record, canonical_json, digest, flatten
+from kdbench.results.stats import ALPHA, Difference, paired_difference, sign_flip, sign_flip_scores
 from kdbench.shipped import is_third_party
 from kdbench.taxonomy import MethodLike, load_taxonomy
 from kdbench.text import one_line
@@ -32,6 +36,10 @@ class Known(MethodLike, Protocol):
     @property
     def survey(self) -> Mapping[str, str]:
         """See `kdbench.method.Method.survey`."""
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """See `kdbench.method.Method.tasks`."""
 
     def defaults(self, teacher: str | None, student: str) -> Mapping[str, Any]:
         """The settings of its YAML on a pair, flattened, as a record's config holds them."""
@@ -69,8 +77,12 @@ class Setting:
 
     @property
     def scores(self) -> dict[int, float]:
-        """Last-epoch accuracy by seed."""
+        """What is measured after the last epoch, by seed."""
         return {record.cell.seed: record.metrics.last for record in self.records if record.metrics}
+
+
+Examples = NDArray[np.bool_] | NDArray[np.float32]
+"""(n,), see `kdbench.results.record.Record.examples`."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +90,20 @@ class Comparison(Difference):
     """A paired difference to a control.
 
     Attributes:
+        higher: whether higher values are better.
         holm: `p` corrected for all rows of the table that are compared with this control.
-        p_examples: exact sign-flip test over the test examples (`kdbench.results.stats.sign_flip`).
+        p_examples: sign-flip test over the test examples (`kdbench.results.stats.sign_flip`), None where the records do
+            not say anything of single examples.
     """
 
-    p_examples: float
+    p_examples: float | None
+    higher: bool
     holm: float | None = None
+
+    @property
+    def better(self) -> bool:
+        """Whether it is in favour of what is compared; of a difference that is significant."""
+        return self.mean > 0 if self.higher else self.mean < 0
 
     @property
     def significant(self) -> bool:
@@ -99,13 +119,19 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
         methods[record.cell.method][same].append(record)
     settings = []
     for method, groups in methods.items():
-        flats = {same: {key: shown(value) for key, value in flatten(json.loads(same)).items()} for same in groups}
+        configs = {same: flatten(json.loads(same)) for same in groups}
+        flats = {same: {key: shown(value) for key, value in config.items()} for same, config in configs.items()}
         differing = sorted(
             key for key in set().union(*flats.values()) if len({flat.get(key) for flat in flats.values()}) > 1
         )
+        labels = {
+            same: ", ".join(_told(key, config.get(key), key in config) for key in differing)
+            for same, config in configs.items()
+        }
         for same, group in groups.items():
-            values = ((one_line(key.removeprefix("method.")), flats[same].get(key, "unset")) for key in differing)
-            label = ", ".join(f"{key}={value}" for key, value in values)
+            label = labels[same]
+            if list(labels.values()).count(label) > 1:  # lists of recipes of one length
+                label = f"{label}, {digest(json.loads(same))[:6]}"
             ordered = sorted(group, key=lambda record: record.cell.seed)
             settings.append(Setting(method, label, flats[same], ordered))
     return sorted(settings, key=_rank)
@@ -116,14 +142,27 @@ def compare_settings(a: Setting, b: Setting) -> Comparison | None:
     difference = paired_difference(a.scores, b.scores)
     if difference is None:
         return None
-    others = {record.cell.seed: record for record in b.finished}
-    pairs = [
-        (unpack_correct(record.correct), unpack_correct(other.correct))
-        for record in a.finished
-        if (other := others.get(record.cell.seed)) and record.correct and other.correct
-    ]
+    pairs = list(paired_examples(a, b).values())
     values = {each.name: getattr(difference, each.name) for each in fields(difference)}
-    return Comparison(**values, p_examples=sign_flip(pairs))
+    return Comparison(**values, p_examples=p_of_examples(pairs), higher=a.records[0].measure.higher)
+
+
+def paired_examples(a: Setting, b: Setting) -> dict[int, tuple[Examples, Examples]]:
+    """What the records of common seeds say of single examples, where they are of the same ones."""
+    others = {record.cell.seed: record.examples for record in b.finished}
+    pairs = {}
+    for record in a.finished:
+        one, other = record.examples, others.get(record.cell.seed)
+        if one is not None and other is not None and (one.shape, one.dtype) == (other.shape, other.dtype):
+            pairs[record.cell.seed] = (one, other)
+    return pairs if len({(len(one), one.dtype) for one, _ in pairs.values()}) == 1 else {}
+
+
+def p_of_examples(pairs: Sequence[tuple[Examples, Examples]]) -> float | None:
+    """The sign-flip test that fits: for right and wrong, or for scores."""
+    if not pairs:
+        return None
+    return sign_flip(pairs) if pairs[0][0].dtype == bool else sign_flip_scores(pairs)
 
 
 @dataclass(frozen=True)
@@ -147,23 +186,33 @@ def reference(
 ) -> Reference | None:
     """The setting of a control that others are compared with; never the one of best accuracy.
 
-    One of `named` (see `parse_setting`) where there is any, else the one with the values that ship with kdbench. Of
-    several, or where there is none of either, the one of most seeds.
+    One of `named` (see `parse_setting`) where there is any. Else of the method that serves the fewest tasks, as that is
+    the control made for the table's: replay rather than training from scratch where classes arrive in turn. Of its
+    settings the one with the values that ship with kdbench. Of several, or where there is none of either, the one of
+    most seeds.
     """
+    known = list(known)
     candidates = [setting for setting in settings if setting.info.control == control and setting.scores]
+    fewest = min((_tasks(setting, known) for setting in candidates), default=0)
+    own = [setting for setting in candidates if _tasks(setting, known) == fewest]
     choices: list[tuple[Literal["named", "default", "seeds"], list[Setting]]] = [
         (
             "named",
             [s for s in candidates if any(s.method == name and s.has(v) for name, v in map(parse_setting, named))],
         ),
-        ("default", [s for s in candidates if is_default(s, known)]),
-        ("seeds", candidates),
+        ("default", [s for s in own if is_default(s, known)]),
+        ("seeds", own),
     ]
     for why, found in choices:
         if found:
             best = max([s for s in found if is_default(s, known)] or found, key=lambda setting: len(setting.scores))
-            return Reference(best, why, len(candidates), is_default(best, known))
+            return Reference(best, why, len(own), is_default(best, known))
     return None
+
+
+def _tasks(setting: Setting, known: Iterable[Known]) -> float:
+    """How many tasks its method serves; no fewer than any other where it is not known."""
+    return next((len(entry.tasks) for entry in known if entry.path == setting.info.cls), math.inf)
 
 
 def is_default(setting: Setting, known: Iterable[Known]) -> bool | None:
@@ -200,6 +249,14 @@ def role_of(info: MethodInfo) -> Role:
 
 def row_label(method: str, setting: str) -> str:
     return f"{method} ({setting})" if setting else method
+
+
+def _told(key: str, value: Any, given: bool) -> str:
+    """A value that tells settings of one method apart; a list of recipes is told by its length."""
+    name = one_line(key.removeprefix("method."))
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+        return f"{len(value)} {name if len(value) > 1 else name.removesuffix('s')}"
+    return f"{name}={shown(value) if given else 'unset'}"
 
 
 def _rank(setting: Setting) -> tuple[int, tuple[int, str], str, str]:

@@ -6,25 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdbench.measures import TOP1
 from kdbench.report.model import PAUSED, Row, Table
 from kdbench.report.settings import Comparison
 from kdbench.results.stats import Estimate
 from kdbench.text import fixed
 
-MEASURED = (
-    "n",
-    "top-1 last",
-    "Δ scratch",
-    "Δ KD",
-    "gap recovered %",
-    "train min",
-    "student fwd/img",
-    "teacher fwd/img",
-    "extra params",
-    "diverged",
-)
-BALANCED = "balanced"
-"""Heading of the column that tables have beside top-1 where the classes of the test set differ in size."""
 REFERENCE = "reference"
 """Stands for the difference of a control to itself."""
 
@@ -78,38 +65,61 @@ class Sheet:
     values: Sequence[Mapping[str, Any]]
 
 
-def measured(table: Table) -> tuple[str, ...]:
-    """The headings of what `measured_cells` give."""
-    split = MEASURED.index("top-1 last") + 1
-    return (*MEASURED[:split], BALANCED, *MEASURED[split:]) if table.unequal else MEASURED
+def measured(table: Table) -> dict[str, str]:
+    """What `measured_cells` give: key -> the head of its column."""
+    measure = table.measure
+    head = measure.label if measure == TOP1 else measure.quantity.removesuffix(" ↓")
+    each = "img" if measure.examples == "images" else "sample"
+    return {
+        "n": "n",
+        "reached": f"{head} last" if measure.higher else f"{head} last ↓",
+        # beside top-1, where the classes of the test set differ in size
+        **({"balanced": "balanced"} if table.unequal else {}),
+        "scratch": table.versus["scratch"],
+        "kd": table.versus["kd"],
+        **{f"other {name}": name for name in table.others},
+        "gap": "gap recovered %",
+        "minutes": "train min",
+        "student": f"student fwd/{each}",
+        "teacher": f"teacher fwd/{each}",
+        "extra": "extra params",
+        "diverged": "diverged",
+    }
 
 
-def measured_cells(table: Table, row: Row) -> list[Cell]:
+def measured_cells(table: Table, row: Row) -> dict[str, Cell]:
     """A row as `measured` shows it; rounded, "-" for what there is not."""
-    n, reference = len(row.seeds), row.reference
+
+    def against(control: str, delta: Comparison | None) -> Cell:
+        if row.reference and row.control == control:
+            return Cell(REFERENCE)
+        return difference(delta, len(row.seeds), table.digits)
+
     cells = {
-        "n": Cell(str(n)),
-        "top-1 last": Cell(estimate(row.top1)),
-        BALANCED: Cell(estimate(row.recall.mean if row.recall else None)),
-        "Δ scratch": Cell(REFERENCE) if reference and row.control == "scratch" else difference(row.delta_scratch, n),
-        "Δ KD": Cell(REFERENCE) if reference and row.control == "kd" else difference(row.delta_kd, n),
-        "gap recovered %": Cell(number(row.gap, 1, scale=100)),
-        "train min": Cell(number(row.train_minutes)),
-        "student fwd/img": Cell(number(row.student_forwards)),
-        "teacher fwd/img": Cell(number(row.teacher_forwards)),
-        "extra params": Cell("-" if row.extra_params is None else f"{row.extra_params:,}"),
+        "n": Cell(str(len(row.seeds))),
+        "reached": Cell(estimate(row.reached, table.digits)),
+        "balanced": Cell(estimate(row.recall.mean if row.recall else None)),
+        "scratch": against("scratch", row.delta_scratch),
+        "kd": against("kd", row.delta_kd),
+        **{f"other {name}": Cell(estimate(row.others.get(name), digits)) for name, digits in table.others.items()},
+        "gap": Cell(number(row.gap, 1, scale=100)),
+        "minutes": Cell(number(row.train_minutes)),
+        "student": Cell(number(row.student_forwards)),
+        "teacher": Cell(number(row.teacher_forwards)),
+        "extra": Cell("-" if row.extra_params is None else f"{row.extra_params:,}"),
         "diverged": Cell(str(row.diverged)),
     }
-    return [cells[name] for name in measured(table)]
+    return {key: cells[key] for key in measured(table)}
 
 
 def row_cells(table: Table, row: Row) -> list[Cell]:
     """The method, and what is measured."""
-    return [Cell(row.label), *measured_cells(table, row)]
+    return [Cell(row.label), *measured_cells(table, row).values()]
 
 
-def row_values(row: Row) -> dict[str, Any]:
+def row_values(table: Table, row: Row) -> dict[str, Any]:
     """A row for CSV, unrounded; None where there is no value."""
+    measure = table.measure
     values: dict[str, Any] = {
         "block": row.block,
         "role": row.role,
@@ -121,20 +131,25 @@ def row_values(row: Row) -> dict[str, Any]:
         "seeds": " ".join(map(str, row.seeds)),
         "diverged": row.diverged,
     }
-    values |= _interval("top1", row.top1)
+    if measure != TOP1:
+        values |= {"measure": measure.name, "higher_is_better": measure.higher, "unit": measure.unit}
+    values |= _interval(measure.name, row.reached)
     values |= _interval("macro_recall", row.recall.mean if row.recall else None)
     values |= {
         "lowest_class_recall": row.recall.low if row.recall else None,
         "highest_class_recall": row.recall.high if row.recall else None,
     }
     for name, delta in (("delta_scratch", row.delta_scratch), ("delta_kd", row.delta_kd)):
+        examples = delta.p_examples if delta else None
         values |= _interval(name, delta)
         values |= {
             f"{name}_n": delta.n if delta else 0,
             f"{name}_p": delta and delta.p,
             f"{name}_p_holm": delta and delta.holm,
-            f"{name}_p_examples": delta and round(delta.p_examples, 6),  # further digits are those of the transform
+            f"{name}_p_examples": None if examples is None else round(examples, 6),  # the rest is the transform's noise
         }
+    for name in table.others:
+        values |= _interval(f"other_{name}", row.others.get(name))
     return values | {
         "gap_recovered": row.gap,
         "train_minutes": row.train_minutes,
@@ -144,26 +159,29 @@ def row_values(row: Row) -> dict[str, Any]:
     }
 
 
-def verdict(rows: Sequence[Row], kd: Row | None) -> str:
-    """The best of the rows that are no controls, and whether it can be told from KD; empty where there is none."""
-    ranked = [(row.top1.mean, row) for row in rows if row.top1 and not row.control]
+def verdict(table: Table, rows: Sequence[Row]) -> str:
+    """The best of those `rows` that are no controls, and whether it can be told from KD; empty where there is none."""
+    measure, digits, kd = table.measure, table.digits, table.control("kd")
+    ranked = [(measure.merit(row.reached.mean), row) for row in rows if row.reached and not row.control]
     if not ranked:
         return ""
-    mean, best = max(ranked, key=lambda pair: pair[0])
-    start = f"Best beside the controls: {best.label}, {fixed(mean, 2)} %"
+    _, best = max(ranked, key=lambda pair: pair[0])
+    assert best.reached is not None
+    start = f"Best beside the controls: {best.label}, {measure.text(best.reached.mean, digits)}"
+    name = table.versus["kd"].removeprefix("Δ ")
     if kd is None:
         return f"{start}; there is no KD run to compare it with."
     delta = best.delta_kd
     if delta is None:
-        return f"{start}; it shares no seed with {kd.label}, so it cannot be compared with KD."
+        return f"{start}; it shares no seed with {kd.label}, so it cannot be compared with {name}."
     if delta.half is None:
-        size = fixed(delta.mean, 2, signed=True)
-        return f"{start}; on one seed not distinguishable from KD (Δ {size}, no interval and no test)."
+        size = fixed(delta.mean, digits, signed=True)
+        return f"{start}; on one seed not distinguishable from {name} (Δ {size}, no interval and no test)."
     tested = f"{p_value(delta.holm)} after Holm" if delta.holm is not None else p_value(None)
-    size = f"Δ {estimate(delta, signed=True)}, {tested}, n = {delta.n}"
+    size = f"Δ {estimate(delta, digits, signed=True)}, {tested}, n = {delta.n}"
     if not delta.significant:
-        return f"{start}; not distinguishable from KD ({size})."
-    return f"{start}; {'better' if delta.mean > 0 else 'worse'} than KD ({size})."
+        return f"{start}; not distinguishable from {name} ({size})."
+    return f"{start}; {'better' if delta.better else 'worse'} than {name} ({size})."
 
 
 def paused(rows: Sequence[Row]) -> str:
@@ -174,18 +192,18 @@ def paused(rows: Sequence[Row]) -> str:
     return f"No minutes where seeds differ by more than {PAUSED:g}x, which is the machine's doing: {', '.join(found)}."
 
 
-def estimate(value: Estimate | None, *, signed: bool = False) -> str:
+def estimate(value: Estimate | None, digits: int = 2, *, signed: bool = False) -> str:
     """Mean ± half the width of the interval."""
     if value is None:
         return "-"
-    spread = "(one seed)" if value.half is None else f"± {fixed(value.half, 2)}"
-    return f"{fixed(value.mean, 2, signed=signed)} {spread}"
+    spread = "(one seed)" if value.half is None else f"± {fixed(value.half, digits)}"
+    return f"{fixed(value.mean, digits, signed=signed)} {spread}"
 
 
-def difference(value: Comparison | None, n: int) -> Cell:
+def difference(value: Comparison | None, n: int, digits: int = 2) -> Cell:
     """A difference; where fewer than the row's `n` seeds could be paired, it says how many."""
     partial = f" (n={value.n})" if value and 1 < value.n < n else ""
-    return Cell(estimate(value, signed=True) + partial, bold=value is not None and value.significant)
+    return Cell(estimate(value, digits, signed=True) + partial, bold=value is not None and value.significant)
 
 
 def number(value: float | None, digits: int = 2, *, scale: int = 1) -> str:

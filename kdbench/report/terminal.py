@@ -11,31 +11,25 @@ from rich.text import Text
 
 from kdbench.report.chapters import blocks_of
 from kdbench.report.model import Row, Table
-from kdbench.report.sheet import BALANCED, measured, measured_cells, verdict
+from kdbench.report.sheet import measured, measured_cells, verdict
 from kdbench.text import one_line
 
-_SHOWN = {
-    "n": "n",
-    "top-1 last": "top-1 last",
-    BALANCED: "balanced",
-    "Δ scratch": "Δ scratch",
-    "Δ KD": "Δ KD",
-    "gap recovered %": "gap %",
-    "diverged": "div.",
-}
-"""The columns, beside the method, that fit into 80 characters, with their short names."""
+_SHOWN = ("n", "reached", "balanced", "scratch", "kd", "gap", "diverged")
+"""The columns, beside the method, that fit into 80 characters."""
+_SHORT = {"gap": "gap %", "diverged": "div."}
 
 
 def render_terminal(tables: Sequence[Table]) -> Group:
-    """The tables for `rich.print`, without costs; one seed shows in the column n alone, bold is significant.
+    """The tables for `rich.print`, without costs and further measures.
 
-    Names are shown as they are, never read as markup.
+    One seed shows in the column n alone, bold is significant. Names are shown as they are, never read as markup.
     """
     parts: list[RichTable | Text] = []
     for table in tables:
-        columns = [column for column in measured(table) if column in _SHOWN]
+        heads = measured(table)
+        columns = [column for column in heads if column in _SHOWN]
         blocks = [(block, [_cells(table, row, columns) for row in rows]) for block, rows in blocks_of(table.rows)]
-        head = [Text("Method"), *(Text(_SHOWN[column]) for column in columns)]
+        head = [Text("Method"), *(_text(_SHORT.get(column, heads[column])) for column in columns)]
         widths = [
             max(map(len, column)) for column in zip(head, *(line for _, lines in blocks for line in lines), strict=True)
         ]
@@ -53,7 +47,7 @@ def render_terminal(tables: Sequence[Table]) -> Group:
         parts += [_text(table.title, "bold"), Text(""), grid([head], "italic")]
         for block, rows in blocks:
             parts += [_text(block, "bold"), grid(rows)]
-        best = verdict(table.rows, table.control("kd"))
+        best = verdict(table, table.rows)
         parts += [
             Text(""),
             *([_text(best)] if best else []),
@@ -64,7 +58,7 @@ def render_terminal(tables: Sequence[Table]) -> Group:
 
 
 def _cells(table: Table, row: Row, columns: Sequence[str]) -> list[Text]:
-    cells = dict(zip(measured(table), measured_cells(table, row), strict=True))
+    cells = measured_cells(table, row)
     shown = [cells[column] for column in columns]
     numbers = [_text(cell.text.removesuffix(" (one seed)"), "bold" if cell.bold else "") for cell in shown]
     return [_text(row.label), *numbers]

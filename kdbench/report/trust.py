@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kdbench.measures import TOP1, Measure
 from kdbench.report.settings import Comparison, Reference, shown
 from kdbench.results.labels import ClassSizes
 from kdbench.results.record import Record, digest, flatten
@@ -19,34 +20,35 @@ def header(
     scratch: Reference | None,
     kd: Reference | None,
     sizes: ClassSizes | None,
+    *,
+    digits: int = 2,
 ) -> list[str]:
-    """The facts, one a line."""
-    first = records[0]
-    data, environments = first.dataset, [record.environment for record in records]
+    """The facts, one a line; `digits` are the decimals of what is measured."""
+    first, measure = records[0], records[0].measure
+    environments = [record.environment for record in records]
     diverged = sum(record.status == "diverged" for record in records)
     student_line = f"Student: {first.cell.student}, no run from scratch."
     if scratch:
         start = mean_interval(list(scratch.setting.scores.values()))
-        reached = f"{fixed(start.mean, 2)} % (one seed)"
+        reached = f"{measure.text(start.mean, digits)} (one seed)"
         if start.half is not None:
-            reached = f"{fixed(start.mean, 2)} ± {fixed(start.half, 2)} %"
+            reached = f"{fixed(start.mean, digits)} ± {measure.text(start.half, digits)}"
         student_line = f"Student: {first.cell.student}, from scratch {reached}."
     references = [
         f"{name} is against {reference.setting.label}{_why(reference)}"
-        for name, reference in (("Δ scratch", scratch), ("Δ KD", kd))
+        for name, reference in ((versus("scratch", scratch), scratch), (versus("kd", kd), kd))
         if reference
     ]
-    counts = "" if sizes is None or not sizes.unequal else f" of {min(sizes.counts)} to {max(sizes.counts)} test images"
     protocol = first.config["protocol"]
     settings = flatten(protocol) if isinstance(protocol, dict) else {}
     listed = ", ".join(f"{key}={shown(value)}" for key, value in sorted(settings.items()))
     return [
-        f"Teacher: {_teacher(records, teacher)}{_weak(records, teacher, scratch)}.",
+        f"Teacher: {_teacher(records, teacher, digits)}{_weak(records, teacher, scratch)}.",
+        *_further(records, digits),
         student_line,
-        f"Data: {first.cell.dataset} (sha256 {data.sha256[:12]}), {data.n_train} training, {data.n_val} validation and "
-        f"{data.n_test} test images, {data.num_classes} classes{counts}.",
+        f"Data: {first.cell.dataset} {_data(first, sizes)}.",
         f"Protocol: {first.cell.protocol}{f' ({listed})' if listed else ''}.",
-        "Selection: the last epoch, in percent of the test set; the best test epoch is never ranked.",
+        f"Selection: the last epoch, {_measured(measure)}; the best test epoch is never ranked.",
         f"Seeds: {_seeds(records)}. ± is a 95 % t-interval over seeds, for Δ over the differences between "
         f"runs of the same seed.{f' {_sentence(references)}' if references else ''}",
         f"Records: {len(records)}, {diverged} of them diverged; those count in the last column alone.",
@@ -56,6 +58,57 @@ def header(
         f"engine path {_unique(e.path for e in environments)}.",
         *([f"Not of one kind: {mixed}."] if (mixed := mixed_code(records)) else []),
     ]
+
+
+def versus(control: str, reference: Reference | None) -> str:
+    """The head of the differences to a control: by the name of the method that stands for it, where that is another."""
+    usual = "KD" if control == "kd" else control
+    name = reference.setting.method if reference else control
+    return f"Δ {usual if name == control else name}"
+
+
+def _measured(measure: Measure) -> str:
+    if measure == TOP1:
+        return "in percent of the test set"
+    return f"{measure.label}{f' in {measure.unit}' if measure.unit else ''}, {measure.direction}"
+
+
+def _data(record: Record, sizes: ClassSizes | None) -> str:
+    """Content, sizes and scenario of a data set."""
+    data, examples = record.dataset, record.measure.examples
+    facts = [f"(sha256 {data.sha256[:12]}), {data.n_train} training, {data.n_val} validation"]
+    if examples == "images":
+        uneven = sizes is not None and sizes.unequal
+        counts = f" of {min(sizes.counts)} to {max(sizes.counts)} test images" if sizes and uneven else ""
+        # one output, as of depth, is none of several classes
+        classes = f", {data.num_classes} classes{counts}" if data.num_classes > 1 else ""
+        facts.append(f"and {data.n_test} test images{classes}")
+    else:
+        facts.append(f"samples and {data.n_test} test {examples}")
+    posed = scenario(record)
+    return " ".join(facts) + (f", posed as {posed[0]}{f' ({posed[1]})' if posed[1] else ''}" if posed else "")
+
+
+def scenario(record: Record) -> tuple[str, str] | None:
+    """How the data set is posed as a problem: the scenario's name and its settings; None where it is as it is."""
+    dataset = record.config.get("dataset")
+    posed = dataset.get("scenario") if isinstance(dataset, Mapping) else None
+    if not isinstance(posed, Mapping):
+        return None
+    settings = ", ".join(f"{key}={shown(value)}" for key, value in sorted(flatten(posed).items()) if key != "_target_")
+    return str(posed.get("_target_")).rpartition(".")[2], settings
+
+
+def _further(records: Sequence[Record], digits: int) -> list[str]:
+    """Which methods had several teachers."""
+    found: dict[str, None] = {}
+    for record in sorted(records, key=lambda record: record.cell.method):
+        if record.others:
+            measure, names = record.measure, []
+            for other in record.others:
+                names.append(f"{other.name} {measure.text(other.accuracy, digits)} (sha256 {other.sha256[:12]})")
+            found[f"{record.cell.method} had {len(names) + 1}, beside the first {', '.join(names)}"] = None
+    return [f"Several teachers: {'; '.join(found)}."] if found else []
 
 
 def mixed_code(records: Sequence[Record]) -> str | None:
@@ -69,34 +122,69 @@ def mixed_code(records: Sequence[Record]) -> str | None:
     return f"seeds of {', '.join(names)} are by different code" if names else None
 
 
-def weakness(teacher: float, n_test: int, num_classes: int, scratch: Iterable[float]) -> str | None:
-    """Why a teacher of so many percent has nothing to teach, as a clause, or None.
+def weakness(
+    teacher: float, n_test: int, num_classes: int, scratch: Iterable[float], measure: Measure = TOP1
+) -> str | None:
+    """Why a teacher that reaches so much has nothing to teach, as a clause, or None.
 
     Args:
         n_test, num_classes: of the test set.
-        scratch: percentages of students from scratch on it.
+        scratch: what students from scratch reach on it.
     """
-    if not above_chance(teacher, n_test, num_classes):
+    if measure == TOP1 and not above_chance(teacher, n_test, num_classes):
         return f"not above chance ({100 / num_classes:.2f} %)"
     scores = list(scratch)
-    if scores and teacher <= (mean := math.fsum(scores) / len(scores)):
-        return f"not above the student from scratch ({mean:.2f} %)"
+    if scores and measure.merit(teacher) <= measure.merit(mean := math.fsum(scores) / len(scores)):
+        digits = measure.digits([teacher, mean])
+        return f"not {'above' if measure.higher else 'below'} the student from scratch ({measure.text(mean, digits)})"
     return None
 
 
 def weakness_in(records: Sequence[Record], teacher: float | None, scratch: Reference | None) -> str | None:
-    """The same of the teacher of a table."""
+    """The same of the teacher of a table, if it knows all classes of the student."""
     data = records[0].dataset
     scores = scratch.setting.scores.values() if scratch else ()
-    return None if teacher is None else weakness(teacher, data.n_test, data.num_classes, scores)
+    if teacher is None or ignorance(records):
+        return None
+    return weakness(teacher, data.n_test, data.num_classes, scores, records[0].measure)
 
 
-def from_scratch(records: Iterable[Record], config: Mapping[str, Any]) -> list[float]:
-    """Last accuracies of the student from scratch, of those records whose config has these values."""
+def ignorance(records: Sequence[Record]) -> str | None:
+    """Which classes of the student the teacher of a table does not know, as a clause, or None.
+
+    What it reaches on the student's test set is no end of the way then, and there is no gap to recover.
+    """
+    record = next((record for record in records if record.teacher), None)
+    recipe = record.config.get("teacher") if record else None
+    own = recipe.get("dataset") if isinstance(recipe, Mapping) else None
+    data = record.config.get("dataset") if record else None
+    if record is None or not isinstance(own, Mapping) or not isinstance(data, Mapping):
+        return None
+    known, wanted = _classes(own.get("classes")), _classes(data.get("classes"))
+    if known is None or known == wanted:
+        return None
+    total = record.dataset.num_classes
+    alike = own.get("name") == data.get("name") and wanted is not None and {*map(type, known)} == {*map(type, wanted)}
+    common = len(known & wanted) if alike and wanted is not None else min(len(known), total)
+    return None if common == total else f"knows {common} of the {total} classes, so no gap is shown"
+
+
+def _classes(value: Any) -> set[Any] | None:
+    """The classes that a data set's setting chooses, by number or name; None for all."""
+    if isinstance(value, int):
+        return set(range(value))
+    return set(value) if isinstance(value, (list, tuple)) else None
+
+
+def from_scratch(records: Iterable[Record], config: Mapping[str, Any], measure: Measure = TOP1) -> list[float]:
+    """What the student reaches from scratch, of those records of `measure` whose config has these values."""
     return [
         record.metrics.last
         for record in records
-        if record.method.control == "scratch" and record.metrics and config.items() <= record.config.items()
+        if record.method.control == "scratch"
+        and record.metrics
+        and record.measure == measure
+        and config.items() <= record.config.items()
     ]
 
 
@@ -106,13 +194,17 @@ def trust_line(
     scratch: Reference | None,
     seeds: int,
     deltas: Sequence[Sequence[Comparison | None]],
+    *,
+    digits: int = 2,
 ) -> str:
     """Protocol, selection, seeds, interval and test, teacher, device, versions and number of records, in one line.
 
     Args:
         seeds: the most that any row has.
         deltas: the comparisons with each control; those with one are a family of Holm's correction.
+        digits: of what is measured.
     """
+    measure = records[0].measure
     first, environments = records[0], [record.environment for record in records]
     diverged = sum(record.status == "diverged" for record in records)
     versions = ("kdbench", "torch", "lightning")
@@ -124,10 +216,10 @@ def trust_line(
     return "; ".join(
         [
             f"protocol {first.cell.protocol} ({digest(first.config['protocol'])[:12]})",
-            "selection: last epoch",
+            "selection: last epoch" + ("" if measure == TOP1 else f", {_measured(measure)}"),
             f"seeds {_seeds(records)}",
             spread,
-            f"teacher {_teacher(records, teacher)}{_weak(records, teacher, scratch)}",
+            f"teacher {_teacher(records, teacher, digits)}{_weak(records, teacher, scratch)}",
             _unique(e.device for e in environments),
             ", ".join(f"{name} {_unique(getattr(e, name) for e in environments)}" for name in versions),
             f"{len(records)} records, {diverged} diverged",
@@ -136,12 +228,13 @@ def trust_line(
     )
 
 
-def _teacher(records: Sequence[Record], accuracy: float | None) -> str:
+def _teacher(records: Sequence[Record], reached: float | None, digits: int) -> str:
     teachers = [record.teacher for record in records if record.teacher]
     if not teachers:
         return "none"
-    assert accuracy is not None
-    return f"{_unique(t.name for t in teachers)}, {fixed(accuracy, 2)} % (sha256 {teachers[0].sha256[:12]})"
+    assert reached is not None
+    text = records[0].measure.text(reached, digits)
+    return f"{_unique(t.name for t in teachers)}, {text} (sha256 {teachers[0].sha256[:12]})"
 
 
 def _why(reference: Reference) -> str:
@@ -155,7 +248,7 @@ def _why(reference: Reference) -> str:
 
 
 def _weak(records: Sequence[Record], teacher: float | None, scratch: Reference | None) -> str:
-    clause = weakness_in(records, teacher, scratch)
+    clause = ignorance(records) or weakness_in(records, teacher, scratch)
     return f", {clause}" if clause else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,10 @@ def load(root: str | Path) -> pd.DataFrame:
 
     A column's name is its path in the record: ``cell.method``, ``cell.seed``, ``metrics.last``, ``teacher.accuracy``,
     ``cost.train_seconds``, ``environment.device``, ``status``; the config's values are ``config.method.temperature``
-    and so on. Missing values are null; ``method.needs`` is joined by spaces. Curves and per-example correctness are
-    not in the table: take them from `Store.load`.
+    and so on. Missing values are null; ``method.needs`` is joined by spaces. What is measured, in which direction and
+    unit, stands in ``measure.name``, ``measure.higher`` and ``measure.unit``; further measures are
+    ``metrics.others.NAME``. Curves, further teachers and what records say of single examples are not in the table: take
+    them from `Store.load`.
 
     Raises:
         UserError: see `Store.load`.
@@ -33,13 +36,17 @@ def load(root: str | Path) -> pd.DataFrame:
 
 
 def _row(record: Record) -> dict[str, Any]:
-    data = record.model_dump(mode="json", exclude={"curves": True, "correct": {"bits"}})
+    left_out: Any = {"curves": True, "correct": {"bits"}, "scores": True, "others": True}
+    data = record.model_dump(mode="json", exclude=left_out) | {"measure": asdict(record.measure)}
     for field, model in _NULLABLE.items():
         data[field] = {name: (data[field] or {}).get(name) for name in model.model_fields}
     data["teacher"]["agreement"] = data["teacher"]["agreement"] or dict.fromkeys(Agreement.model_fields)
+    data["metrics"]["others"] = data["metrics"]["others"] or {}
     data["method"]["needs"] = " ".join(data["method"]["needs"])
     data["correct"].pop("bits", None)
-    return flatten(data)
+    flat = flatten(data)
+    flat.pop("metrics.others", None)  # of a record that has none
+    return flat
 
 
 __all__ = ["Record", "Store", "load"]

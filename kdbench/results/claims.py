@@ -22,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from kdbench import models, shipped
 from kdbench.errors import UserError
+from kdbench.measures import TOP1
 from kdbench.protocol import Protocol
 from kdbench.results.record import Record, canonical_json, flatten
 from kdbench.results.stats import Estimate, mean_interval
@@ -268,7 +269,8 @@ Key = tuple[str, str, str, str]
 def compare_claims(claims: Iterable[Claim], records: Iterable[Record]) -> list[Comparison]:
     """Answer each claim, in order of data set, pair and method; the order of `claims` and `records` plays no part.
 
-    A claim joins the records of its `config`, teacher and student architecture and data set. Its status is
+    A claim, always of top-1, joins the records of top-1 of its `config`, teacher and student architecture and data set.
+    Its status is
 
     - ``reproduced`` where selection rule and protocol are the same and |ours - claim| <= max(2 SE, `TOLERANCE`), with
       SE = s / √n over our seeds; else ``below`` or ``above``;
@@ -283,7 +285,7 @@ def compare_claims(claims: Iterable[Claim], records: Iterable[Record]) -> list[C
     for record in records:
         cell = record.cell
         key = (cell.method, cell.teacher or "", cell.student, cell.dataset)
-        if key in wanted:
+        if key in wanted and record.measure == TOP1:
             same = {name: value for name, value in record.config.items() if name != "seed"}
             sha = record.teacher.sha256 if record.teacher else None
             cells[key][canonical_json([same, sha, record.dataset.sha256])].append(record)
@@ -368,7 +370,8 @@ def _answer(claim: Claim, also: tuple[Claim, ...], run: Sequence[Record]) -> Com
     if finished:
         values = [metrics.last for _, metrics in finished]
         ours = mean_interval(values)
-        oracle = math.fsum(metrics.oracle for _, metrics in finished) / len(finished)
+        best = [metrics.oracle for _, metrics in finished if metrics.oracle is not None]
+        oracle = math.fsum(best) / len(best) if best else None
         sd = statistics.stdev(values) if len(values) > 1 else None
         status = "protocol differs" if differences else _judge(ours.mean - claim.accuracy, sd, len(values))
         if sd is None:
@@ -419,6 +422,8 @@ def _cuts(record: Record) -> list[str]:
     found = []
     if data.get("classes") is not None:
         found.append(f"only {record.dataset.num_classes} classes")
+    if isinstance(scenario := data.get("scenario"), Mapping):
+        found.append(f"posed as {str(scenario.get('_target_')).rpartition('.')[2]}")
     if data.get("per_class") is not None:
         found.append(f"only {data['per_class']} images per class")
     if record.dataset.n_val:

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -26,8 +26,9 @@ from pydantic import (
     model_validator,
 )
 
+from kdbench.measures import TOP1, Measure
 from kdbench.sparse import Sparse
-from kdbench.text import has_control
+from kdbench.text import full, has_control
 
 SCHEMA_VERSION: Final = 1
 
@@ -97,6 +98,14 @@ def _null_if_not_finite(value: Any) -> Any:
     return None if isinstance(value, (float, np.floating)) and not math.isfinite(value) else value
 
 
+def _named(measure: Measure) -> Measure:
+    if not measure.name or any(map(has_control, (measure.name, measure.unit, measure.examples))):
+        raise ValueError("a measure has a name, without control characters")
+    return measure
+
+
+Measured = Annotated[Measure, AfterValidator(_named)]
+
 CurveValue = Annotated[float | None, BeforeValidator(_null_if_not_finite)]
 """A point of a curve; NaN and infinity, which JSON has no word for, become null."""
 
@@ -165,7 +174,7 @@ class Agreement(_Strict):
 
 
 class TeacherInfo(_Strict):
-    """The frozen teacher by the hash of its weights; accuracy on the cell's test set in percent.
+    """The frozen teacher by the hash of its weights; what it reaches on the cell's test set, by the cell's measure.
 
     Attributes:
         accuracy: of the float32 network: what the teacher's card says, unless the teacher knows more classes than the
@@ -178,25 +187,30 @@ class TeacherInfo(_Strict):
 
     name: Name
     sha256: Sha256
-    accuracy: Percent
-    as_fed: Percent | None = None
+    accuracy: float
+    as_fed: float | None = None
     agreement: Agreement | None = None
 
 
 class Metrics(_Strict):
-    """Test accuracy in percent.
+    """Of the test set, in the unit of the record's measure.
 
     Attributes:
-        primary: what is measured.
+        primary: the name of that measure.
         last: after the last epoch; the one that is ranked.
         val_selected: at the epoch that a validation split chose.
-        oracle: best over the epochs on the test set itself; never ranked.
+        oracle: best over the epochs on the test set itself; never ranked. Null where an earlier epoch answers another
+            question, as in a sequence of experiences.
+        others: further measures after the last epoch by name, each in its own unit.
     """
 
-    primary: Literal["top1"] = "top1"
-    last: Percent
-    val_selected: Percent | None = None
-    oracle: Percent
+    ADDED = frozenset({"others"})
+
+    primary: Name = TOP1.name
+    last: float
+    val_selected: float | None = None
+    oracle: float | None
+    others: dict[Name, float] = Field(default_factory=dict)
 
 
 class Correct(_Strict):
@@ -214,6 +228,26 @@ class Correct(_Strict):
         padding = -self.n % 8
         if len(raw) != (self.n + 7) // 8 or (padding and raw[-1] & ((1 << padding) - 1)):
             raise ValueError(f"the bits do not hold {self.n} examples")
+        return self
+
+
+class Scores(_Strict):
+    """One number for each of `n` test examples or episodes, in their order: base64 of little-endian float32.
+
+    They mean what the record's measure means, in its unit and direction. One that is not finite could not be judged.
+    """
+
+    values: str
+    n: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Scores:
+        try:
+            raw = base64.b64decode(self.values, validate=True)
+        except binascii.Error:
+            raise ValueError("the scores are not base64") from None
+        if len(raw) != 4 * self.n:
+            raise ValueError(f"the scores are not those of {self.n} examples")
         return self
 
 
@@ -257,10 +291,18 @@ class Environment(_Strict):
 
 
 class Record(_Strict):
-    """The result of one cell. `metrics` and `correct` are null exactly where the cell diverged; `reason` says why.
+    """The result of one cell. `metrics` is null exactly where the cell diverged; `reason` says why.
 
     `config` is the whole resolved config and holds at least ``seed`` and ``protocol``.
+
+    Attributes:
+        correct: where each example is right or wrong; always there for top-1, whose mean it is.
+        scores: instead of `correct`, where each example has a score. A measure of the test set as a whole has neither.
+        measure: what is measured, and ranked.
+        others: further teachers; `teacher` is the first.
     """
+
+    ADDED = frozenset({"scores", "measure", "others"})
 
     schema_version: Literal[1] = SCHEMA_VERSION
     cell: Cell
@@ -276,6 +318,16 @@ class Record(_Strict):
     cost: Cost
     environment: Environment
     created: AwareDatetime
+    scores: Scores | None = None
+    measure: Measured = TOP1
+    others: list[TeacherInfo] = Field(default_factory=list)
+
+    @property
+    def examples(self) -> NDArray[np.bool_] | NDArray[np.float32] | None:
+        """(n,), what `correct` or `scores` hold."""
+        if self.correct:
+            return unpack_correct(self.correct)
+        return unpack_scores(self.scores) if self.scores else None
 
     @model_validator(mode="after")
     def _config_is_the_cell(self) -> Record:
@@ -292,19 +344,48 @@ class Record(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _numbers_are_of_the_measure(self) -> Record:
+        if self.teacher is None and self.others:
+            raise ValueError("there are further teachers, but no first")
+        if self.metrics and self.metrics.primary != self.measure.name:
+            raise ValueError(f"the metrics are of {self.metrics.primary}, but {self.measure.name} is measured")
+        teachers = [self.teacher] if self.teacher else []
+        numbers = [number for each in (*teachers, *self.others) for number in (each.accuracy, each.as_fed)]
+        if self.metrics:
+            numbers += [self.metrics.last, self.metrics.val_selected, self.metrics.oracle]
+        check_range(self.measure, numbers)
+        return self
+
+    @model_validator(mode="after")
     def _status_and_metrics_agree(self) -> Record:
         if self.status == "diverged":
-            if self.metrics or self.correct or not self.reason:
+            if self.metrics or self.correct or self.scores or not self.reason:
                 raise ValueError("a diverged cell has a reason, and neither metrics nor correctness")
             return self
-        if self.metrics is None or self.correct is None:
+        top1 = self.measure == TOP1
+        if self.metrics is None or (top1 and self.correct is None):
             raise ValueError("a finished cell has metrics and correctness")
+        if self.correct and self.scores:
+            raise ValueError("an example is right or wrong, or it has a score, not both")
+        if self.correct is None or not top1:
+            return self
         if self.correct.n == 0 or self.correct.n != self.dataset.n_test:
             raise ValueError(f"correctness of {self.correct.n} examples, but the test set has {self.dataset.n_test}")
         accuracy = 100 * float(unpack_correct(self.correct).mean())
         if abs(accuracy - self.metrics.last) > 1e-6:
             raise ValueError(f"the accuracy {self.metrics.last} is not that of the examples, {accuracy}")
         return self
+
+
+_ROUNDED: Final = 1e-4
+"""What a mean in float32 may lie beside the truth."""
+
+
+def check_range(measure: Measure, values: Iterable[float | None]) -> None:
+    """Raises ValueError where a share of 100 is none."""
+    for value in values:
+        if measure.unit == "%" and value is not None and not -_ROUNDED <= value <= 100 + _ROUNDED:
+            raise ValueError(f"{full(value)} is no percentage: {measure.label} lies between 0 and 100")
 
 
 def pack_correct(correct: ArrayLike) -> Correct:
@@ -319,6 +400,21 @@ def unpack_correct(correct: Correct) -> NDArray[np.bool_]:
     """The inverse of `pack_correct`: booleans (n,)."""
     raw = np.frombuffer(base64.b64decode(correct.bits), dtype=np.uint8)
     return np.unpackbits(raw, count=correct.n).astype(bool)
+
+
+def pack_scores(scores: ArrayLike) -> Scores:
+    """One score per example, (n,) numbers, as a record stores it, rounded to float32."""
+    values = np.asarray(scores)
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
+        raise ValueError("scores are one number per example")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        raw = values.astype("<f4").tobytes()
+    return Scores(values=base64.b64encode(raw).decode(), n=len(values))
+
+
+def unpack_scores(scores: Scores) -> NDArray[np.float32]:
+    """The inverse of `pack_scores`: float32 (n,)."""
+    return np.frombuffer(base64.b64decode(scores.values), dtype="<f4").astype(np.float32)
 
 
 def dump(record: Record) -> str:

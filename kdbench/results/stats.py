@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.fft import irfft
 from scipy.special import stdtr
-from scipy.stats import binom, binomtest, rankdata, trim_mean
+from scipy.stats import binom, binomtest, permutation_test, rankdata, trim_mean
 from scipy.stats import t as student_t
 
 ALPHA = 0.05
@@ -25,8 +25,11 @@ ALPHA = 0.05
 REPLICATES = 2000
 """Resamples of a bootstrap, as many as rliable's examples take."""
 
+MANY = 50
+"""Examples from which on the sum of their signed differences is taken as normal."""
+
 _NO_SPREAD = 1e-9
-"""Percentage points below which a standard deviation is rounding error."""
+"""Standard deviations below this are rounding error: a billionth of a percentage point, or of any other measure."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,14 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], level: flo
     return Difference(estimate.mean, estimate.n, estimate.low, estimate.high, p)
 
 
-def gap_recovered(method: float, student: float, teacher: float) -> float | None:
-    """(method - student) / (teacher - student): 0 is training from scratch, 1 the teacher's accuracy.
+def gap_recovered(method: float, student: float, teacher: float, *, higher: bool = True) -> float | None:
+    """(method - student) / (teacher - student): 0 is training from scratch, 1 what the teacher reaches.
 
-    None where the teacher is not better than the student: there is no gap to recover.
+    None where the teacher is not better than the student, by a measure of which `higher` values are better or lower
+    ones: there is no gap to recover.
     """
-    return None if teacher <= student else (method - student) / (teacher - student)
+    better = teacher > student if higher else teacher < student
+    return (method - student) / (teacher - student) if better else None
 
 
 def above_chance(percent: float, n: int, classes: int) -> bool:
@@ -185,6 +190,42 @@ def sign_flip(pairs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     return float(np.clip(2 * probability.sum(), 0.0, 1.0))
 
 
+def sign_flip_scores(pairs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
+    """As `sign_flip`, of scores instead of right and wrong: floats (n,), where what is not finite was not judged.
+
+    Only examples that both networks of each seed have a score for count, and those with D_i = 0 change no sum. Under
+    independent fair signs Σ ±D_i has mean 0 and variance Σ D_i², so from `MANY` such examples on
+    p = erfc(|Σ D_i| / √(2 Σ D_i²)), the two-sided tail of the normal distribution. With fewer p is the share of all
+    signs, or of 2¹⁴ drawn ones, the same in every call, of at least that sum.
+
+    Raises:
+        ValueError: there is no pair, or the pairs are not of the same examples.
+    """
+    if not pairs:
+        raise ValueError("a test needs at least one pair")
+    columns = [(np.asarray(a, dtype=float), np.asarray(b, dtype=float)) for a, b in pairs]
+    if len({each.shape for pair in columns for each in pair}) > 1 or columns[0][0].ndim != 1:
+        raise ValueError("the pairs are not of the same examples")
+    with np.errstate(invalid="ignore"):  # of infinities
+        differences = np.sum([a - b for a, b in columns], axis=0)
+    differences = differences[np.isfinite(differences) & (differences != 0)]
+    if not len(differences):
+        return 1.0
+    observed = abs(math.fsum(differences))
+    if len(differences) >= MANY:
+        return math.erfc(observed / math.sqrt(2 * math.fsum(differences**2)))
+    test = permutation_test(
+        (differences,),
+        lambda x, axis: np.abs(x.sum(axis=axis)),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=2**14,
+        alternative="greater",
+        random_state=_stream(),
+    )
+    return float(test.pvalue)
+
+
 @lru_cache(maxsize=32)
 def _cosines(size: int) -> NDArray[np.float64]:
     """cos θ at the non-negative frequencies of a real transform."""
@@ -232,18 +273,22 @@ def iqm(scores: Sequence[Sequence[float]], level: float = 0.95) -> Interval:
     return _percentiles(value, trim_mean(np.sort(drawn, axis=1), 0.25, axis=1), level)
 
 
-def improvement_probability(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], level: float = 0.95) -> Interval:
+def improvement_probability(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], level: float = 0.95, *, higher: bool = True
+) -> Interval:
     """P(A > B): the chance that a run of A beats a run of B on a pair drawn at random, with a bootstrap interval.
 
-    For each pair U / (n m), U the Mann-Whitney count of runs a > b out of n and m, ties counted ½; then the mean over
-    pairs (Agarwal et al., NeurIPS 2021). The bootstrap resamples the runs of either method within each pair, as `iqm`.
+    For each pair U / (n m), U the Mann-Whitney count of runs a > b (a < b where not `higher` values are better) out of
+    n and m, ties counted ½; then the mean over pairs (Agarwal et al., NeurIPS 2021). The bootstrap resamples the runs
+    of either method within each pair, as `iqm`.
 
     Raises:
         ValueError: there is no pair, or one without runs.
     """
     if not pairs or not all(len(a) and len(b) for a, b in pairs):
         raise ValueError("a probability of improvement needs runs of both methods on every pair")
-    strata = [(np.asarray(a, dtype=float), np.asarray(b, dtype=float)) for a, b in pairs]
+    sign = 1 if higher else -1
+    strata = [(sign * np.asarray(a, dtype=float), sign * np.asarray(b, dtype=float)) for a, b in pairs]
     value = float(np.mean([_beats(a[None], b[None])[0] for a, b in strata]))
     if all(len(a) == len(b) == 1 for a, b in strata):
         return Interval(value, None, None)
@@ -252,8 +297,8 @@ def improvement_probability(pairs: Sequence[tuple[Sequence[float], Sequence[floa
     return _percentiles(value, np.mean(drawn, axis=0), level)
 
 
-def average_ranks(means: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Rank of each method's mean on every pair (1 is the highest; ties share the mean of their ranks), averaged.
+def average_ranks(means: Mapping[str, Sequence[float]], *, higher: bool = True) -> dict[str, float]:
+    """Rank of each method's mean on every pair (1 is the best; ties share the mean of their ranks), averaged.
 
     Raises:
         ValueError: the methods do not have the same number of pairs.
@@ -261,7 +306,7 @@ def average_ranks(means: Mapping[str, Sequence[float]]) -> dict[str, float]:
     table = np.array(list(means.values()), dtype=float)  # ragged input raises
     if table.size == 0:
         return {}
-    ranks = rankdata(-table, method="average", axis=0).mean(axis=1)
+    ranks = rankdata(-table if higher else table, method="average", axis=0).mean(axis=1)
     return dict(zip(means, map(float, ranks), strict=True))
 
 

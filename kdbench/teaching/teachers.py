@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -22,8 +22,9 @@ from kdbench import models
 from kdbench.data.datasets import Dataset
 from kdbench.errors import UserError
 from kdbench.files import check_room, write_atomic, writing_to
+from kdbench.measures import TOP1
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, cache_dir
-from kdbench.results.record import Percent, Record, Sha256, cell_id, digest
+from kdbench.results.record import Measured, Record, Sha256, cell_id, check_range, digest
 from kdbench.sparse import Sparse
 from kdbench.tasks import TASKS
 
@@ -38,22 +39,22 @@ class Card(Sparse):
 
     Attributes:
         sha256: of the safetensors file.
-        accuracy: top-1 of the last epoch on the whole test set, percent.
+        accuracy: what `measure` says of the last epoch on the whole test set.
         dataset_sha256: content hash of the data it was trained on.
-        curve: test accuracy per epoch.
+        curve: the same per epoch.
         classes: names of what its logits mean, in their order.
         mean, std: per channel, of the pixels that it learned from.
         code: hash of its method's source, see `kdbench.source`.
         seal: `digest` of all the others; a card without one is older, and its accuracy is known by measuring it.
     """
 
-    ADDED = frozenset({"classes", "mean", "std", "code", "seal"})
+    ADDED = frozenset({"classes", "mean", "std", "code", "seal", "measure"})
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     recipe: dict[str, Any]
     sha256: Sha256
-    accuracy: Percent
+    accuracy: float
     dataset_sha256: Sha256
     curve: list[Annotated[float, Field(allow_inf_nan=False)] | None]
     device: str
@@ -63,6 +64,7 @@ class Card(Sparse):
     std: tuple[float, ...] | None = None
     code: Sha256 | None = None
     seal: Sha256 | None = None
+    measure: Measured = TOP1
 
     @field_validator("recipe")
     @classmethod
@@ -72,6 +74,11 @@ class Card(Sparse):
         if not whole or not isinstance(recipe.get("name"), str) or not isinstance(recipe.get("seed"), int):
             raise ValueError(f"the recipe lacks 'name', 'seed' or one of {', '.join(_PARTS)}")
         return recipe
+
+    @model_validator(mode="after")
+    def _is_of_the_measure(self) -> Card:
+        check_range(self.measure, [self.accuracy])
+        return self
 
     @classmethod
     def parse(cls, raw: bytes) -> Card:
