@@ -53,13 +53,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import hydra
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import Diverged, DoesNotFit, UserError
@@ -70,7 +69,7 @@ from kdbench.settings import Ramp, WeightOrRamp, checked
 from kdbench.snapshot import Snapshot
 from kdbench.tally import Tally
 from kdbench.taps import Out, Spec, Taps, probe
-from kdbench.tasks import metrics
+from kdbench.tasks import Classification, Meter, Task, task_of
 
 Tapping = Callable[[nn.Module, Tensor, tuple[str, ...]], dict[str, Tensor]]
 """(network, images, tap names) -> those taps and ``logits``, see `kdbench.taps.Net`."""
@@ -78,8 +77,11 @@ Tapping = Callable[[nn.Module, Tensor, tuple[str, ...]], dict[str, Tensor]]
 NEEDS = frozenset({"teacher", "teachers", "labels", "no_data", "peers"})
 """What a method may ask of the bench: a frozen teacher or several, ground truth, *no* data, copies of the student. Any
 other word names a stream beside the batch."""
+SPLITS = ("test", "val")
+"""Of evaluation."""
 
 
+@runtime_checkable
 class Samples(Protocol):
     """Training data by position, as `Method.take` asks for them."""
 
@@ -118,6 +120,7 @@ class Method(pl.LightningModule):
         images_seen: training images drawn.
         tap_with: how a network in training is asked for taps; the bench may put a compiled way here.
         optimize_with: what becomes of an optimiser's config before it is made; the bench may ask for a fused one.
+        task: what is asked of the network, classification until `bind` says otherwise.
         samples: where `take` finds training samples.
         kept: positions of the exemplars, int64, ascending.
         taken: images looked at through `take`, which count as seen.
@@ -173,8 +176,10 @@ class Method(pl.LightningModule):
         self.rng = torch.Generator()
         self.tap_with: Tapping = _tap
         self.optimize_with: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+        self.task: Task = Classification()
         self.samples: Samples | None = None
         self.kept = torch.zeros(0, dtype=torch.int64)
+        self._optimizer_of: dict[tuple[int, str], int] = {}
         self._position = self._begun = 0  # in the plan, and how many of its entries were begun: all the state it has
         self._asked: Experience | None = None
 
@@ -336,6 +341,7 @@ class Method(pl.LightningModule):
             UserError: weights do not match the terms, or a needed teacher is absent.
         """
         name = type(self).__name__
+        self.task = task_of(data.task)
         self._check_offers(data)
         offered = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
         wanted = None if "teachers" in self.needs else 1 if "teacher" in self.needs else 0
@@ -364,8 +370,9 @@ class Method(pl.LightningModule):
         self.images_seen = self.taken = 0
         self.kept = torch.zeros(0, dtype=torch.int64)
         self.epoch = 0
+        self._optimizer_of = {}
         self._plan_for(self.protocol.epochs)  # too few epochs are noticed now
-        self._metrics = nn.ModuleList([metrics(data.task, data.num_classes) for _ in ("test", "val")])
+        self.meters = nn.ModuleList([self.task.meter(data) for _ in SPLITS])
         self._played: dict[tuple[int, str], frozenset[str]] = {}
         check_last_batch(self, data)
         self._bound = True
@@ -374,8 +381,9 @@ class Method(pl.LightningModule):
     def _check_offers(self, data: DataSpec) -> None:
         """Raises `DoesNotFit` if the method serves another task, or needs what the data do not have."""
         name = type(self).__name__
-        if data.task not in self.tasks:
-            raise DoesNotFit(f"{name} does not support the task '{data.task}', only {', '.join(sorted(self.tasks))}.")
+        if self.task.name not in self.tasks:
+            known = ", ".join(sorted(self.tasks))
+            raise DoesNotFit(f"{name} does not support the task '{self.task.name}', only {known}.")
         absent = sorted(set(self.needs) - NEEDS - set(data.streams))
         if absent:
             offered = ", ".join(data.streams)
@@ -431,13 +439,13 @@ class Method(pl.LightningModule):
             raise UserError(f"{type(self).__name__} has no student: pass student=NETWORK.")
         self.bind(student, teacher, _data_spec(self.trainer, student))
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.samples = datamodule if hasattr(datamodule, "positions") else None
+        self.samples = datamodule if isinstance(datamodule, Samples) else None
 
     # ---- training -----------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One optimiser for every player of every entry of the plan that trains."""
-        self._optimizer_of: dict[tuple[int, str], int] = {}
+        self._optimizer_of = {}
         optimizers: list[torch.optim.Optimizer] = []
         position = self._position
         for index, entry in enumerate(self._plan):
@@ -633,32 +641,35 @@ class Method(pl.LightningModule):
         return self.deployed()(x)
 
     def on_validation_epoch_start(self) -> None:
-        self.correct: dict[str, list[Tensor]] = {"test": [], "val": []}
+        for meter in self.meters:
+            assert isinstance(meter, Meter)
+            meter.seen = self.experience.seen
+            meter.begin()
+        self._judged: set[str] = set()
 
     def validation_step(self, batch: Batch | Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loaders are [test] or [test, val]."""
-        batch = Batch.of(batch)
-        logits = self(batch.x)
-        self._metric(dataloader_idx).update(logits, batch.y)
-        self.correct[("test", "val")[dataloader_idx]].append(logits.argmax(1) == batch.y)
+        split = SPLITS[dataloader_idx]
+        self._judged.add(split)
+        self.meter(split).update(self.deployed(), Batch.of(batch))
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.scores())
 
     def scores(self) -> dict[str, Tensor]:
-        """What was evaluated since `on_validation_epoch_start`, as ``test/METRIC`` and ``val/METRIC`` in percent."""
-        found: dict[str, Tensor] = {}
-        for index, split in enumerate(("test", "val")):
-            if self.correct[split]:
-                values = self._metric(index).compute()
-                found |= {f"{split}/{name}": 100 * value for name, value in values.items()}
-                self._metric(index).reset()
-        return found
+        """What was evaluated since `on_validation_epoch_start`, as ``test/MEASURE`` and ``val/MEASURE``."""
+        return {
+            f"{split}/{name}": value
+            for split in SPLITS
+            if split in self._judged
+            for name, value in self.meter(split).compute().items()
+        }
 
-    def _metric(self, index: int) -> MetricCollection:
-        metric = self._metrics[index]
-        assert isinstance(metric, MetricCollection)
-        return metric
+    def meter(self, split: str) -> Meter:
+        """Of ``test`` or ``val``."""
+        meter = self.meters[SPLITS.index(split)]
+        assert isinstance(meter, Meter)
+        return meter
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
 

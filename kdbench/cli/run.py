@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,6 @@ def run(job: Job, told: Told) -> None:
     from kdbench.cli.outcomes import check_searchable, searching
     from kdbench.engine.cell import cells_of
     from kdbench.engine.grid import run_grid
-    from kdbench.tasks import TASKS
     from kdbench.teaching.recipe import dataset_identity
 
     if job.debug:
@@ -65,19 +65,25 @@ def run(job: Job, told: Told) -> None:
     run_grid(cells, bench, out, force=job.force, outcome=told.outcome)
     if search and not told.outcome.failed:
         records = [record for cell in cells if (record := bench.store.get(cell.id))]
-        told.objective = objective(records, f"val/{TASKS[data.spec.task]}")
+        told.objective = objective(records)
 
 
-def objective(records: Sequence[Record], measure: str) -> float | None:
-    """What a search is to maximise: the mean over records of a curve's last value, 0 for a cell that diverged.
+def objective(records: Sequence[Record]) -> float | None:
+    """What a search is to maximise: the mean over records of the last validation measure, its negative if low is good.
+
+    Nothing is worse than a cell that diverged: it counts as 0 of 100, or where there is no such scale as -infinity.
 
     Returns:
         None where there is no record.
     """
-    last = [
-        0.0 if record.status == "diverged" else float([v for v in record.curves[measure] if v is not None][-1])
-        for record in records
-    ]
+    last = []
+    for record in records:
+        measure = record.measure
+        if record.status == "diverged":
+            last.append(0.0 if measure.unit == "%" and measure.higher else -math.inf)
+        else:
+            known = [value for value in record.curves[f"val/{measure.name}"] if value is not None]
+            last.append(measure.merit(known[-1]))
     return sum(last) / len(last) if last else None
 
 

@@ -29,6 +29,7 @@ from kdbench.errors import Diverged
 from kdbench.files import sync_folder, write_beside, writing_to
 from kdbench.method import Method
 from kdbench.paths import CHOOSE_WORK
+from kdbench.plan import ends_of
 from kdbench.teaching.frozen import CACHED, FrozenTeacher
 
 CHECKPOINT = "last.ckpt"
@@ -58,6 +59,7 @@ class Member:
             waiting left out, over all sittings.
         reason: why it diverged.
         error: what made it fail.
+        judged: how many epochs it had trained when it was last evaluated in this sitting.
     """
 
     title: str
@@ -72,6 +74,7 @@ class Member:
     seconds: float = 0.0
     reason: str | None = None
     error: Exception | None = None
+    judged: int = 0
     _optimizers: list[dict[str, Any]] | None = None
 
     @property
@@ -172,6 +175,7 @@ class Cohort(pl.LightningModule):
         self.channels_last, self.checkpoint_seconds, self.on_epoch = channels_last, checkpoint_seconds, on_epoch
         self.epochs = members[0].method.protocol.epochs
         self.epoch = members[0].method.epoch
+        self.ends = ends_of(self.epochs, max(len(members[0].method.data.experiences), 1))
         for k, member in enumerate(members):
             self.add_module(f"member{k}", member.method)
         self._saved = time.monotonic()
@@ -201,8 +205,7 @@ class Cohort(pl.LightningModule):
         self._played_by_all(lambda method: method.on_train_epoch_start())
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        if self.channels_last and batch.x.dim() == 4:
-            batch.x = batch.x.contiguous(memory_format=torch.channels_last)
+        self._laid_out(batch)
         shared, version = batch.x, batch.x._version
         for teacher in self._teachers:
             teacher.serve(batch, whole=not self._asked_of(teacher) <= CACHED)
@@ -290,24 +293,43 @@ class Cohort(pl.LightningModule):
                 sync_folder(checkpoint.parent)
         self._saved = time.monotonic()
 
+    def train_nothing(self) -> None:
+        """What members do whose plans have no epochs: all of it, at once."""
+        self._began, self._played = None, 0.0
+        for member in self.members:
+            member.method.start(self.epochs)
+        self._played_by_all(lambda method: method.on_train_epoch_start())
+        self.epoch = self.epochs
+        for member in self.members:
+            member.method.epoch = self.epochs
+        self.on_epoch(len(self.members) * self.epochs)
+
     # ---- evaluation ---------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         self._stop_clock()
-        for member in self.members:
+        # while training, the epoch that is evaluated does not count yet; afterwards it does
+        self._trained = self.epoch + (self.trainer.state.fn == TrainerFn.FITTING)
+        every = self.members[0].method.protocol.eval_every if self.members else 1
+        due = self._trained % every == 0 or self._trained in self.ends
+        # who is never trained is judged once, alone as in company
+        self._judged = [m for m in self.members if due and (self._trained == self.epochs or not m.method.idle)]
+        for member in self._judged:
             member.method.on_validation_epoch_start()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if self.channels_last:
-            batch.x = batch.x.contiguous(memory_format=torch.channels_last)
-        for member in self.members:
+        self._laid_out(batch)
+        for member in self._judged:
             member.method.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        # while training, the epoch that is evaluated does not count yet; afterwards it does
-        epoch = self.epoch if self.trainer.state.fn == TrainerFn.FITTING else self.epoch - 1
-        for member in self.members:
-            member.record(member.method.scores(), epoch)
+        for member in self._judged:
+            member.record(member.method.scores(), self._trained - 1)
+            member.judged = self._trained
+
+    def _laid_out(self, batch: Batch) -> None:
+        if self.channels_last and batch.x.dim() == 4:
+            batch.x = batch.x.contiguous(memory_format=torch.channels_last)
 
 
 def _seen_by(method: Method, batch: Batch) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import signal
 import sys
@@ -26,7 +27,7 @@ from kdbench.engine.cohort import Cohort, Member
 from kdbench.engine.signals import interrupting
 from kdbench.errors import Interrupted, UserError
 from kdbench.files import writing_to
-from kdbench.method import Method
+from kdbench.method import Method, Samples
 from kdbench.paths import CHOOSE_WORK
 from kdbench.teaching.frozen import FrozenTeacher
 
@@ -37,14 +38,16 @@ class Fitted:
 
     Attributes:
         curves: name -> one value per epoch, None where it was not measured.
-        correct: per-example correctness of the final model on the test set, bool, (N,); empty if it diverged.
+        values: all measures of the final model on the test set, by name; empty if it diverged.
+        examples: its score for each example, (N,), bool where that is right or wrong; empty if it diverged.
         seconds: time spent in training steps, evaluation and waiting left out, over all sittings.
         peak_memory_mb: of the device's allocator on a GPU, else of the whole process so far.
         reason: why it diverged, or None.
     """
 
     curves: dict[str, list[float | None]] = field(default_factory=dict)
-    correct: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    values: dict[str, float] = field(default_factory=dict)
+    examples: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     reason: str | None = None
@@ -77,6 +80,7 @@ def fit(
     protocol = members[0].method.protocol
     for member in members:
         prepare(member.method, route)
+        member.method.samples = data if isinstance(data, Samples) else None
     cohort = Cohort(
         members, teachers, channels_last=route.fast, checkpoint_seconds=checkpoint_seconds, on_epoch=on_epoch
     )
@@ -84,7 +88,8 @@ def fit(
         trainer,
         max_epochs=protocol.epochs,
         precision=protocol.precision,
-        check_val_every_n_epoch=protocol.eval_every,
+        check_val_every_n_epoch=math.gcd(protocol.eval_every, *(cohort.ends if len(cohort.ends) > 1 else ())),
+        reload_dataloaders_every_n_epochs=int(len(cohort.ends) > 1),  # each experience has its own data
         inference_mode=False,  # else a meter that takes gradients (PGD) works in `fit` alone
         logger=False,  # each member has its own
         enable_checkpointing=False,
@@ -97,11 +102,14 @@ def fit(
     previous = signal.getsignal(signal.SIGINT)
     try:
         with interrupting():
-            if cohort.epoch < protocol.epochs:
+            if all(member.method.idle for member in members):
+                data.trainer = pl_trainer
+                cohort.to(pl_trainer.strategy.root_device).train_nothing()
+            elif cohort.epoch < protocol.epochs:
                 progress = pl_trainer.fit_loop.epoch_progress.current
                 progress.processed = progress.completed = cohort.epoch  # type: ignore[attr-defined]
                 pl_trainer.fit(cohort, datamodule=data)
-            if any(not _evaluated(member.method) for member in cohort.members):
+            if any(member.judged < protocol.epochs for member in cohort.members):
                 pl_trainer.validate(cohort, datamodule=data, verbose=False)
     except (KeyboardInterrupt, SystemExit):
         raise Interrupted from None
@@ -140,10 +148,11 @@ def _fitted(member: Member, peak: float) -> Fitted:
     epochs = member.method.epoch
     for curve in member.curves.values():
         curve += [None] * (epochs - len(curve))
-    correct = torch.zeros(0, dtype=torch.bool)
-    if member.reason is None:
-        correct = torch.cat(member.method.correct["test"]).cpu()
-    return Fitted(member.curves, correct, member.seconds, peak, member.reason)
+    if member.reason is not None:
+        return Fitted(member.curves, seconds=member.seconds, peak_memory_mb=peak, reason=member.reason)
+    meter = member.method.meter("test")
+    values = {name: float(value) for name, value in meter.compute().items()}
+    return Fitted(member.curves, values, meter.examples().cpu(), member.seconds, peak)
 
 
 def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
@@ -184,11 +193,6 @@ def profiled(settings: Mapping[str, Any], folder: Path, title: str) -> Mapping[s
         folder.mkdir(parents=True, exist_ok=True)
     file = re.sub(r"[^A-Za-z0-9._-]+", "-", title)[:100]
     return {**settings, "profiler": PROFILERS[name](dirpath=folder, filename=file)}
-
-
-def _evaluated(method: Method) -> bool:
-    """Whether the last epoch was, be it by `eval_every`, be it before the cell was killed without a record."""
-    return method.epoch % method.protocol.eval_every == 0 and bool(getattr(method, "correct", {}).get("test"))
 
 
 def peak_memory_mb(device: torch.device) -> float:

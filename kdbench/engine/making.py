@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import kdbench
@@ -31,32 +31,20 @@ def make_record(
     cell: Cell,
     method: Method,
     dataset: Dataset,
-    teacher: rec.TeacherInfo | None,
+    teachers: Sequence[rec.TeacherInfo],
     fitted: Fitted,
     *,
     path: str,
-    measure: Measure = TOP1,
-    values: Mapping[str, float] | None = None,
-    examples: Tensor | None = None,
-    cumulative: bool = False,
-    others: Sequence[rec.TeacherInfo] = (),
 ) -> rec.Record:
     """The record of a cell that was trained; diverged also where what is measured is not finite in the end.
 
     Args:
         path: how it was computed, see `kdbench.compute.route`.
-        measure: by which cells are ranked.
-        values: all measures of the final model by name, in their units; top-1 follows from the examples.
-        examples: (N,), bool where each is right or wrong, floats where each has a score; none where only the whole is
-            measured. Without it those of `fitted`.
-        cumulative: an earlier epoch answers another question, so that none is selected.
-        others: teachers beside `teacher`.
     """
     spec = dataset.spec
     deployed = method.deployed()
-    examples = fitted.correct if examples is None else examples
-    reached = dict(values or {})
-    if measure == TOP1:
+    measure, examples, reached = method.task.primary, fitted.examples, dict(fitted.values)
+    if measure == TOP1 and len(examples):  # in float64, as whoever reads the examples will find it
         reached[measure.name] = 100 * examples.double().mean().item()
     reason = fitted.reason
     if reason is None and not math.isfinite(reached[measure.name]):
@@ -75,10 +63,10 @@ def make_record(
             num_classes=spec.num_classes,
             classes=dataset.classes_hash,
         ),
-        teacher=teacher,
+        teacher=teachers[0] if teachers else None,
         status="finished" if finished else "diverged",
         reason=reason,
-        metrics=metrics_of(fitted.curves, measure, reached, cumulative=cumulative) if finished else None,
+        metrics=metrics_of(fitted.curves, measure, reached, cumulative=method.task.cumulative) if finished else None,
         curves=fitted.curves,
         correct=rec.pack_correct(examples.numpy()) if finished and bits and len(examples) else None,
         cost=rec.Cost(
@@ -96,7 +84,7 @@ def make_record(
         created=datetime.now(timezone.utc).replace(microsecond=0),
         scores=rec.pack_scores(examples.numpy()) if finished and not bits and len(examples) else None,
         measure=measure,
-        others=list(others),
+        others=list(teachers[1:]),
     )
 
 

@@ -369,7 +369,7 @@ class Bench:
                         cell,
                         member.method,
                         dataset,
-                        taught[0].info if taught else None,
+                        [each.info for each in taught],
                         fitted,
                         path=_path(route, len(together), member.method, taught, self.trainer),
                     )
@@ -420,7 +420,7 @@ class Bench:
 
     def settle(self, cell: Cell, record: rec.Record) -> None:
         """Make good what a kill behind a cell's record left undone; that nothing can be written is no failure."""
-        stated = [record.teacher] if record.teacher else []
+        stated = [record.teacher, *record.others] if record.teacher else []
         for (recipe, _), info in zip(cell.teachers, stated, strict=False):
             teacher = self.teachers.find(recipe, self.dataset(recipe["dataset"]))
             if teacher and teacher.card.sha256 == info.sha256:

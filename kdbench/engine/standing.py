@@ -29,7 +29,7 @@ def check_standing(cell: Cell, record: rec.Record, teachers: Teachers, data: Dat
             f"{cell} has a record made when the classes of its data had other names, or stood in another order: "
             "restore the data, use another store (paths.results=DIR), or run again with force=true."
         )
-    stated = [record.teacher] if record.teacher else []
+    stated = [record.teacher, *record.others] if record.teacher else []
     for (recipe, pin), info in zip(cell.teachers, stated, strict=False):
         _check_teacher(cell, recipe, pin, info, teachers, data)
     code = source_hash(cell.method)

@@ -26,7 +26,6 @@ from kdbench.measures import TOP1
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, cache_dir
 from kdbench.results.record import Measured, Record, Sha256, cell_id, check_range, digest
 from kdbench.sparse import Sparse
-from kdbench.tasks import TASKS
 
 KEPT_BYTES = 10_000_000
 """Weights smaller than this are kept beside the records that they stand behind."""
@@ -233,10 +232,11 @@ class Teachers:
             mean=data.mean,
             std=data.std,
             accuracy=record.metrics.last,
-            curve=record.curves[f"test/{TASKS[data.spec.task]}"],
+            curve=record.curves[f"test/{record.measure.name}"],
             device=record.environment.device,
             torch=record.environment.torch,
             code=record.method.source,
+            measure=record.measure,
         )
         with writing_to(self.cache, CHOOSE_CACHE):
             self.cache.mkdir(parents=True, exist_ok=True)
