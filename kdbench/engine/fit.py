@@ -104,6 +104,7 @@ def fit(
         with interrupting():
             if all(member.method.idle for member in members):
                 data.trainer = pl_trainer
+                cohort.trainer = pl_trainer
                 cohort.to(pl_trainer.strategy.root_device).train_nothing()
             elif cohort.epoch < protocol.epochs:
                 progress = pl_trainer.fit_loop.epoch_progress.current

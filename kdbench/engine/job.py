@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, Field, StrictBool, StrictInt, ValidationError, field_validator
 
 from kdbench.compute.route import EngineConfig
@@ -101,6 +101,8 @@ class Job(Settings):
         """Raises `UserError` naming the first setting that is wrong."""
         try:
             plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            raise UserError(f"{error.full_key} has no value: give it one.") from None
         except OmegaConfBaseException as error:
             raise UserError(f"the config cannot be resolved: {first_line(error)}; mend that setting.") from None
         assert isinstance(plain, dict)

@@ -291,9 +291,11 @@ class Bench:
         self, cells: Sequence[Cell], dataset: Dataset, done: dict[str, rec.Record | Exception], wait: bool
     ) -> Pool:
         """The teachers of these cells, trained first where they are absent; who cannot have or use one is done."""
+        # beside a method for several teachers one that knows but some classes is no mistake: others are left out
+        partial = any("teachers" in cell.method.needs for cell in cells)
         for cell in cells:
             try:
-                self._rehearse(cell, dataset)
+                self._rehearse(cell, dataset, partial)
             except Exception as error:
                 done[cell.id] = error
         pool: Pool = {}
@@ -304,7 +306,6 @@ class Bench:
                 continue
             try:
                 teacher = self.teacher(recipe, pin, wait=wait)
-                partial = any("teachers" in cell.method.needs for cell in users)
                 config, protocol = users[0].config["dataset"], users[0].protocol
                 pool[name] = teacher, self.taught(teacher, config, protocol, partial=partial)
             except Exception as error:
@@ -452,12 +453,12 @@ class Bench:
         steps = protocol.epochs * protocol.batches(dataset.spec.n_train)
         return Route.choose(self.engine, self.device, steps)
 
-    def _rehearse(self, cell: Cell, dataset: Dataset) -> None:
+    def _rehearse(self, cell: Cell, dataset: Dataset, partial: bool) -> None:
         """If a teacher is absent, bind the method to untrained ones: what does not fit is known before hours go by."""
         absent, stand_ins = False, []
         for recipe, _ in cell.teachers:
             learned = self.dataset(recipe["dataset"])
-            adapter = Adapter.between(recipe["name"], learned, dataset, partial="teachers" in cell.method.needs)
+            adapter = Adapter.between(recipe["name"], learned, dataset, partial=partial)
             stand_ins.append((recipe["name"], learned.spec, adapter))
             absent = absent or self.teachers.find(recipe, learned) is None
         if absent:
