@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from kdbench.construct import Text, construct, method_class, method_identity
 from kdbench.data.datasets import DatasetConfig
+from kdbench.data.sources import source_of
 from kdbench.errors import UserError, nearest
 from kdbench.protocol import Protocol
 from kdbench.results.record import digest
@@ -47,7 +48,7 @@ def name_of(recipe: Mapping[str, Any]) -> str:
 
 def dataset_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """A data set's validated settings, without where it lies on this machine."""
-    return DatasetConfig.of(config).model_dump(mode="json", exclude={"root"})
+    return source_of(config).identity()
 
 
 def recipe_of(
