@@ -29,6 +29,17 @@ class Source(Protocol):
         ...
 
 
+def keys_of(fields: Mapping[str, Any]) -> list[str]:
+    """What may be said of the source of a data set's configuration, but for where it lies, which is said once for all.
+
+    Raises:
+        UserError: its class cannot be imported.
+    """
+    if "_target_" in fields:
+        return list(inspect.signature(imported(str(fields["_target_"]), "dataset._target_")).parameters)
+    return [key for key in DatasetConfig.model_fields if key != "root"]
+
+
 def source_of(fields: Mapping[str, Any]) -> Source:
     """The source of a data set's configuration: `DatasetConfig`, unless its ``_target_`` names another class.
 
@@ -42,13 +53,12 @@ def source_of(fields: Mapping[str, Any]) -> Source:
     target = str(plain["_target_"])
     if settings.pop("scenario", None) is not None:
         raise UserError(f"a scenario poses data that lie in a folder, and {target} makes its own: set scenario=null.")
-    cls = imported(target, "dataset._target_")
-    known = list(inspect.signature(cls).parameters)
+    known = keys_of(plain)
     for key in settings:
         if key not in known:
             raise UserError(f"unknown key 'dataset.{key}': choose from {', '.join(known)}.")
     try:
-        source: Source = cls(**settings)
+        source: Source = imported(target, "dataset._target_")(**settings)
     except TypeError as error:
         raise UserError(f"dataset: {error}: give {target} what it takes ({', '.join(known)}).") from None
     return source

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from kdbench.construct import Text, construct, method_class, method_identity
-from kdbench.data.datasets import DatasetConfig
-from kdbench.data.sources import source_of
+from kdbench.data.sources import keys_of, source_of
 from kdbench.errors import UserError, nearest
 from kdbench.protocol import Protocol
 from kdbench.results.record import digest
@@ -77,7 +76,7 @@ def recipe_of(
     method = method_identity(cls, teacher.method)
     construct("teacher", cls, method, protocol, f"{where}.method")
     own = teacher.dataset or {}
-    known = [field for field in DatasetConfig.model_fields if field != "root"]  # where data lie is said once for all
+    known = keys_of(dataset)
     for key in own:
         if key not in known:
             raise UserError(f"unknown key '{where}.dataset.{key}': choose from {', '.join(known)}.")
