@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import gymnasium
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch
 from kdbench.data.environments import Environment, Play, Rollout
 from kdbench.data.module import ArrayData
+from kdbench.data.sources import source_of
 from kdbench.errors import DoesNotFit, UserError
 from kdbench.losses import cross_entropy, kl
 from kdbench.tasks import Policy, task_of
@@ -112,6 +115,37 @@ def test_numbers_that_do_not_serve() -> None:
         Environment(CARTPOLE, steps=0).build()
     with pytest.raises(UserError, match=r"dataset.episodes is 1.5"):
         Environment(CARTPOLE, steps=1, episodes=1.5).build()  # type: ignore[arg-type]
+
+
+def test_an_environment_from_its_configuration() -> None:
+    fields = {"_target_": "kdbench.data.environments.Environment", "name": CARTPOLE, "steps": 50, "root": "/nowhere"}
+    source = source_of(OmegaConf.create(fields))
+    assert source == Environment(CARTPOLE, 50)
+    assert source_of(source.identity()) == source
+    assert source_of({"name": "digits", "root": "/nowhere"}).identity()["name"] == "digits"
+    with pytest.raises(UserError, match=r"unknown key 'dataset.per_class': choose from name, steps, episodes"):
+        source_of({**fields, "per_class": 5})
+    with pytest.raises(UserError, match=r"makes its own: set scenario=null"):
+        source_of({**fields, "scenario": {"_target_": "x.Y"}})
+    assert source_of({**fields, "scenario": None}) == source
+    with pytest.raises(UserError, match=r"missing 1 required positional argument: 'steps'"):
+        source_of({"_target_": fields["_target_"], "name": CARTPOLE})
+    with pytest.raises(UserError, match=r"dataset._target_: cannot import kdbench.data.environments.Enviroment"):
+        source_of({**fields, "_target_": "kdbench.data.environments.Enviroment"})
+
+
+def test_a_source_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_source.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from kdbench.data.environments import Environment\n"
+        "@dataclass(frozen=True)\n"
+        "class Short(Environment):\n"
+        "    steps: int = 7\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    source = source_of({"_target_": "own_source.Short", "name": CARTPOLE})
+    assert source.build().spec.n_train == 7
+    assert source_of(source.identity()) == source
 
 
 def test_without_gymnasium_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,9 +165,9 @@ def test_tasks_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert task_of("counting_task.Counting").name == "counting"
     with pytest.raises(UserError, match=r"counting_task.other is not a kdbench.tasks.Task: derive"):
         task_of("counting_task.other")
-    with pytest.raises(UserError, match=r"dataset x: there is no task 'segmentaton'.*did you mean segmentation"):
+    with pytest.raises(UserError, match=r"dataset x: there is no task 'segmentaton' here: did you mean segmentation"):
         task_of("segmentaton", where="dataset x")
-    with pytest.raises(UserError, match=r"cannot import the task no_such.Thing \(ModuleNotFoundError"):
+    with pytest.raises(UserError, match=r"cannot import no_such.Thing \(ModuleNotFoundError"):
         task_of("no_such.Thing")
     with pytest.raises(UserError, match=r"'depth' does not take \(got an unexpected keyword argument 'ignore'\)"):
         task_of("depth", {"ignore": 1})

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from kdbench.cli import slurm
 from kdbench.cli.outcomes import Told, check_searchable, differing, is_search
-from kdbench.data.datasets import DatasetConfig
+from kdbench.data.sources import source_of
 from kdbench.errors import UserError
 from kdbench.results.store import writing_to
 
@@ -142,7 +142,7 @@ def prepare_search(config: DictConfig) -> None:
     known = [*(override.key_or_group for override in given), *map(str, hydra.sweeper.get("params") or {})]
     swept = {override.key_or_group for override in spans}
     if not any(key == "experiment" or key.startswith("dataset") for key in swept):
-        check_searchable(DatasetConfig.of(config.dataset).build())  # before jobs wait in a queue
+        check_searchable(source_of(config.dataset).build())  # before jobs wait in a queue
     if not {"method", "experiment"} & swept:
         for name, method in config.method.items():
             for key, span in (method.get("search") or {}).items():

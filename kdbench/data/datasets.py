@@ -108,6 +108,10 @@ class DatasetConfig(Sparse):
                 raise UserError(f"unknown key '{key}': choose from {', '.join(cls.model_fields)}.") from error
             raise UserError(f"bad value {first['input']!r} for '{key}' ({first['msg']}): mend it.") from error
 
+    def identity(self) -> dict[str, Any]:
+        """Its settings, without where it lies on this machine."""
+        return self.model_dump(mode="json", exclude={"root"})
+
     def build(self) -> Dataset:
         """Load, check and cut to size.
 

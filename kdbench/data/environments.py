@@ -27,25 +27,30 @@ class Environment:
         steps: environment steps of an epoch.
         episodes: how many are played for an evaluation; 100 is what gymnasium's (then OpenAI Gym's) rule for a solved
             ``CartPole-v1`` averages over.
+
+    Raises:
+        UserError: a number is not positive.
     """
 
     name: str
     steps: int
     episodes: int = 100
 
+    def __post_init__(self) -> None:
+        for key in ("steps", "episodes"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"dataset.{key} is {value!r}: it must be a whole number of at least 1.")
+
     def identity(self) -> dict[str, Any]:
-        """What tells it from other data, as plain values."""
+        """See `kdbench.data.sources.Source`."""
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **asdict(self)}
 
     def build(self) -> Dataset:
         """
         Raises:
-            UserError: gymnasium is not installed, there is no such environment, or a number is not positive.
+            UserError: gymnasium is not installed, or there is no such environment.
         """
-        for key in ("steps", "episodes"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"dataset.{key} is {value!r}: it must be a whole number of at least 1.")
         env = environment(self.name)
         actions = int(env.action_space.n)  # type: ignore[attr-defined]
         spec = DataSpec(

@@ -118,7 +118,8 @@ def list_datasets(root: str | Path | None = None) -> list[Row]:
         UserError: `root` may not be read.
     """
     root = data_root(root)
-    names = sorted(path.stem for path in (conf_dir() / "dataset").glob("*.yaml"))
+    files = (conf_dir() / "dataset").glob("*.yaml")
+    names = sorted(path.stem for path in files if "_target_" not in OmegaConf.load(path))  # the others need no folder
     return [_listed(name, root) for name in [*names, *sorted(_found(root).difference(names))]]
 
 

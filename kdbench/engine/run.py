@@ -20,8 +20,9 @@ from kdbench import models
 from kdbench.compute.route import EngineConfig, Route
 from kdbench.construct import method_class, slots
 from kdbench.data.batch import DataSpec
-from kdbench.data.datasets import Dataset, DatasetConfig
+from kdbench.data.datasets import Dataset
 from kdbench.data.module import EVAL_BATCH, ArrayData
+from kdbench.data.sources import source_of
 from kdbench.engine.binding import Lecturer, bind, untrained
 from kdbench.engine.cell import Cell, cell_of, title_of
 from kdbench.engine.checkpoint import Unusable
@@ -164,7 +165,7 @@ class Bench:
     def dataset(self, config: Mapping[str, Any]) -> Dataset:
         name = rec.canonical_json(dict(config))
         if name not in self._datasets:
-            built = DatasetConfig.of({**config, "root": self.data_root}).build()
+            built = source_of({**config, "root": self.data_root}).build()
             self._datasets[name] = built.first(self.images) if self.images else built
         return self._datasets[name]
 

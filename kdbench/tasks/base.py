@@ -1,6 +1,6 @@
 """What is asked of a network: a task has a supervised loss, knows how its targets move, and measures with a meter.
 
-A new task is one class in any file, and a data set that names it (``"task": "mypkg.MyTask"`` in its ``meta.json``)::
+A new task is one class in any file, and a scenario or a source of data whose spec names it (``mypkg.Counting``)::
 
     @dataclass(frozen=True)
     class Counting(Task):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from kdbench.errors import UserError, nearest
+from kdbench.imports import imported
 from kdbench.tasks.base import Task
 from kdbench.tasks.classification import Classification
 from kdbench.tasks.depth import Depth
@@ -50,21 +50,9 @@ def task_of(name: str, settings: Mapping[str, Any] | None = None, where: str = "
 
 
 def _imported(path: str, where: str) -> type[Task]:
-    module, _, attribute = path.rpartition(".")
-    if not module:
-        raise UserError(f"{where}: there is no task '{path}', and one of your own needs its path: {_choose(path)}")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # of whatever the module does when it is imported
-        told = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise UserError(
-            f"{where}: cannot import the task {path} ({type(error).__name__}: {told}): correct its path, or put the "
-            "file's folder on PYTHONPATH."
-        ) from None
+    if "." not in path:
+        raise UserError(f"{where}: there is no task '{path}' here: {nearest(path, sorted(OURS))}")
+    found = imported(path, where)
     if not isinstance(found, type) or not issubclass(found, Task):
         raise UserError(f"{where}: {path} is not a kdbench.tasks.Task: derive the class from it.")
     return found
-
-
-def _choose(name: str) -> str:
-    return nearest(name, sorted(OURS))

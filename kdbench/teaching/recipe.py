@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from kdbench.construct import Text, construct, method_class, method_identity
-from kdbench.data.datasets import DatasetConfig
+from kdbench.data.sources import keys_of, source_of
 from kdbench.errors import UserError, nearest
 from kdbench.protocol import Protocol
 from kdbench.results.record import digest
@@ -47,7 +47,7 @@ def name_of(recipe: Mapping[str, Any]) -> str:
 
 def dataset_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """A data set's validated settings, without where it lies on this machine."""
-    return DatasetConfig.of(config).model_dump(mode="json", exclude={"root"})
+    return source_of(config).identity()
 
 
 def recipe_of(
@@ -76,7 +76,7 @@ def recipe_of(
     method = method_identity(cls, teacher.method)
     construct("teacher", cls, method, protocol, f"{where}.method")
     own = teacher.dataset or {}
-    known = [field for field in DatasetConfig.model_fields if field != "root"]  # where data lie is said once for all
+    known = keys_of(dataset)
     for key in own:
         if key not in known:
             raise UserError(f"unknown key '{where}.dataset.{key}': choose from {', '.join(known)}.")

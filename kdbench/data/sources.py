@@ -1,0 +1,64 @@
+"""Where data come from: a prepared folder, or whatever class ``dataset._target_`` names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from omegaconf import OmegaConf
+
+from kdbench.data.datasets import Dataset, DatasetConfig
+from kdbench.errors import UserError
+from kdbench.imports import imported
+
+
+class Source(Protocol):
+    """Whatever is made of the keys of a ``conf/dataset/*.yaml`` and can do these two."""
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other data, as plain values that make the same source again; no place on this machine."""
+        ...
+
+    def build(self) -> Dataset:
+        """The data.
+
+        Raises:
+            UserError: they are missing, or a setting does not fit them.
+        """
+        ...
+
+
+def keys_of(fields: Mapping[str, Any]) -> list[str]:
+    """What may be said of the source of a data set's configuration, but for where it lies, which is said once for all.
+
+    Raises:
+        UserError: its class cannot be imported.
+    """
+    if "_target_" in fields:
+        return list(inspect.signature(imported(str(fields["_target_"]), "dataset._target_")).parameters)
+    return [key for key in DatasetConfig.model_fields if key != "root"]
+
+
+def source_of(fields: Mapping[str, Any]) -> Source:
+    """The source of a data set's configuration: `DatasetConfig`, unless its ``_target_`` names another class.
+
+    Raises:
+        UserError: an unknown key, a bad value, or a class that cannot be had.
+    """
+    if "_target_" not in fields:
+        return DatasetConfig.of(fields)
+    plain: Any = OmegaConf.to_container(fields, resolve=True) if OmegaConf.is_config(fields) else fields
+    settings = {key: value for key, value in plain.items() if key not in ("_target_", "root")}
+    target = str(plain["_target_"])
+    if settings.pop("scenario", None) is not None:
+        raise UserError(f"a scenario poses data that lie in a folder, and {target} makes its own: set scenario=null.")
+    known = keys_of(plain)
+    for key in settings:
+        if key not in known:
+            raise UserError(f"unknown key 'dataset.{key}': choose from {', '.join(known)}.")
+    try:
+        source: Source = imported(target, "dataset._target_")(**settings)
+    except TypeError as error:
+        raise UserError(f"dataset: {error}: give {target} what it takes ({', '.join(known)}).") from None
+    return source
