@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Kdbench
 from factories import make_measured, make_record
 from kdbench.engine.teachers import Card
 from pydantic import ValidationError
@@ -24,6 +25,7 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 from kdbench.cli import main
+from kdbench.engine import run
 from kdbench.engine.making import metrics_of
 from kdbench.measures import TOP1, Measure
 from kdbench.report import build_tables, compare, render, render_terminal
@@ -177,6 +179,39 @@ def test_nothing_is_selected_where_an_earlier_epoch_answers_another_question() -
     curves = {"test/average": [100.0, 40.0], "val/average": [100.0, 40.0]}
     metrics = metrics_of(curves, AVERAGE, {"average": 40.0}, cumulative=True)
     assert (metrics.last, metrics.val_selected, metrics.oracle) == (40.0, None, None)
+
+
+def test_a_cell_is_recorded_tabulated_and_compared_by_its_measure(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From training to the terminal, as if a meter of depth had judged the digits."""
+    made = run.make_record
+    reached = {"scratch": 0.5, "kd": 0.25, "ls": math.nan}
+
+    def judged(cell: Any, method: Any, data: Any, teacher: Any, fitted: Any, **given: Any) -> Record:
+        value = reached[cell.named().method]
+        teacher = teacher and teacher.model_copy(update={"accuracy": 0.1})
+        scores = torch.full((7,), value) + torch.arange(7) / 100
+        fitted.curves["test/AbsRel"] = [0.125, value]
+        values = {"AbsRel": value, "RMSE": 2 * value, "log": math.inf}
+        judgement = {"measure": ABSREL, "values": values, "examples": scores}
+        return made(cell, method, data, teacher, fitted, **given | judgement)
+
+    monkeypatch.setattr(run, "make_record", judged)
+    result = kd.run("method=[scratch,kd,ls]")
+    record = kd.record("kd")
+    assert record.measure == ABSREL
+    assert record.metrics is not None
+    assert (record.metrics.last, record.metrics.oracle, record.metrics.others) == (0.25, 0.125, {"RMSE": 0.5})
+    assert record.correct is None
+    np.testing.assert_allclose(record.examples, 0.25 + np.arange(7) / 100, rtol=1e-6)
+    assert (kd.record("ls").status, kd.record("ls").reason) == (
+        "diverged",
+        "AbsRel was not finite after the last epoch",
+    )
+    assert "AbsRel last ↓" in result.out
+    assert re.search(r"kd +1 +0\.2500 +-0\.2500 +reference", result.out)
+    compared = kd("compare", "kd", "scratch")
+    assert "kd won 1, lost 0." in compared.out
+    assert "7 better by kd, 0 by scratch; p = 0.016" in compared.out  # 2 of 2⁷ signs
 
 
 # ---- lower is better ------------------------------------------------------------------------------------------------
