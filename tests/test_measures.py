@@ -10,7 +10,7 @@ import math
 import re
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from kdbench.results import load
 from kdbench.results.record import Record, dump, pack_scores, parse, unpack_scores
 from kdbench.results.stats import sign_flip_scores
 from kdbench.results.store import Store
+from kdbench.tasks.depth import Depth
 from kdbench.teaching.teachers import Card
 
 MIOU = Measure("mIoU")
@@ -186,16 +187,26 @@ def test_a_cell_is_recorded_tabulated_and_compared_by_its_measure(kd: Kdbench, m
     made = run.make_record
     reached = {"scratch": 0.5, "kd": 0.25, "ls": math.nan}
 
-    def judged(cell: Any, method: Any, data: Any, teacher: Any, fitted: Any, **given: Any) -> Record:
+    class Judged:
+        """A method whose task is depth."""
+
+        task = Depth()
+
+        def __init__(self, method: Any) -> None:
+            self._method = method
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._method, name)
+
+    def judged(cell: Any, method: Any, data: Any, teachers: Any, fitted: Any, **given: Any) -> Record:
         value = reached.get(cell.named().method)
         if value is None:  # the teacher's own cell
-            return made(cell, method, data, teacher, fitted, **given)
-        teacher = teacher and teacher.model_copy(update={"accuracy": 0.1})
+            return made(cell, method, data, teachers, fitted, **given)
+        teachers = [teacher.model_copy(update={"accuracy": 0.1}) for teacher in teachers]
         scores = torch.full((7,), value) + torch.arange(7) / 100
         fitted.curves["test/AbsRel"] = [0.125, value]
         values = {"AbsRel": value, "RMSE": 2 * value, "log": math.inf}
-        judgement = {"measure": ABSREL, "values": values, "examples": scores}
-        return made(cell, method, data, teacher, fitted, **given | judgement)
+        return made(cell, Judged(method), data, teachers, replace(fitted, values=values, examples=scores), **given)
 
     monkeypatch.setattr(run, "make_record", judged)
     result = kd.run("method=[scratch,kd,ls]")
