@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -60,5 +61,5 @@ TOP1 = Measure("top1")
 
 
 def decimals(values: Iterable[float]) -> int:
-    """Two, or four where all are small, as errors of depth and log-likelihoods are."""
-    return 4 if max((abs(value) for value in values), default=0.0) < 10 else 2
+    """Two, or four where most are small, as errors of depth and log-likelihoods are."""
+    return 4 if statistics.median([abs(value) for value in values] or [0.0]) < 10 else 2

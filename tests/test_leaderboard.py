@@ -33,6 +33,7 @@ class Known:
     title: str = "A method"
     paper: str | None = None
     extension: bool = False
+    tasks: frozenset[str] = frozenset({"classification"})
     path: str = "methods.logits.known.Known"
     survey: Mapping[str, str] = field(default_factory=dict)
 

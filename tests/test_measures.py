@@ -10,20 +10,21 @@ import math
 import re
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Kdbench
 from factories import make_measured, make_record
-from kdbench.engine.teachers import Card
 from pydantic import ValidationError
 from rich.console import Console
 from scipy.stats import ttest_rel
 
 from kdbench.cli import main
+from kdbench.engine import run
 from kdbench.engine.making import metrics_of
 from kdbench.measures import TOP1, Measure
 from kdbench.report import build_tables, compare, render, render_terminal
@@ -34,6 +35,8 @@ from kdbench.results import load
 from kdbench.results.record import Record, dump, pack_scores, parse, unpack_scores
 from kdbench.results.stats import sign_flip_scores
 from kdbench.results.store import Store
+from kdbench.tasks.depth import Depth
+from kdbench.teaching.teachers import Card
 
 MIOU = Measure("mIoU")
 ABSREL = Measure("AbsRel", higher=False, unit="")
@@ -177,6 +180,51 @@ def test_nothing_is_selected_where_an_earlier_epoch_answers_another_question() -
     curves = {"test/average": [100.0, 40.0], "val/average": [100.0, 40.0]}
     metrics = metrics_of(curves, AVERAGE, {"average": 40.0}, cumulative=True)
     assert (metrics.last, metrics.val_selected, metrics.oracle) == (40.0, None, None)
+
+
+def test_a_cell_is_recorded_tabulated_and_compared_by_its_measure(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From training to the terminal, as if a meter of depth had judged the digits."""
+    made = run.make_record
+    reached = {"scratch": 0.5, "kd": 0.25, "ls": math.nan}
+
+    class Judged:
+        """A method whose task is depth."""
+
+        task = Depth()
+
+        def __init__(self, method: Any) -> None:
+            self._method = method
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._method, name)
+
+    def judged(cell: Any, method: Any, data: Any, teachers: Any, fitted: Any, **given: Any) -> Record:
+        value = reached.get(cell.named().method)
+        if value is None:  # the teacher's own cell
+            return made(cell, method, data, teachers, fitted, **given)
+        teachers = [teacher.model_copy(update={"accuracy": 0.1}) for teacher in teachers]
+        scores = torch.full((7,), value) + torch.arange(7) / 100
+        fitted.curves["test/AbsRel"] = [0.125, value]
+        values = {"AbsRel": value, "RMSE": 2 * value, "log": math.inf}
+        return made(cell, Judged(method), data, teachers, replace(fitted, values=values, examples=scores), **given)
+
+    monkeypatch.setattr(run, "make_record", judged)
+    result = kd.run("method=[scratch,kd,ls]")
+    record = kd.record("kd")
+    assert record.measure == ABSREL
+    assert record.metrics is not None
+    assert (record.metrics.last, record.metrics.oracle, record.metrics.others) == (0.25, 0.125, {"RMSE": 0.5})
+    assert record.correct is None
+    np.testing.assert_allclose(record.examples, 0.25 + np.arange(7) / 100, rtol=1e-6)
+    assert (kd.record("ls").status, kd.record("ls").reason) == (
+        "diverged",
+        "AbsRel was not finite after the last epoch",
+    )
+    assert "AbsRel last ↓" in result.out
+    assert re.search(r"kd +1 +0\.2500 +-0\.2500 +reference", result.out)
+    compared = kd("compare", "kd", "scratch")
+    assert "kd won 1, lost 0." in compared.out
+    assert "7 better by kd, 0 by scratch; p = 0.016" in compared.out  # 2 of 2⁷ signs
 
 
 # ---- lower is better ------------------------------------------------------------------------------------------------

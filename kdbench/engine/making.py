@@ -102,16 +102,14 @@ def metrics_of(
         values: of the last epoch by name.
         cumulative: the best epoch is none to select.
     """
-
     last, test = values[measure.name], curves[f"test/{measure.name}"]
     selected = oracle = None
     if not cumulative:
         oracle = max([last, *(value for _, value in _known(test))], key=measure.merit)
         val = _known(curves.get(f"val/{measure.name}", ()))
         if val:
-            selected = test[
-                max(val, key=lambda point: (measure.merit(point[1]), point[0]))[0]
-            ]  # the latest of the best
+            epoch, _ = max(val, key=lambda point: (measure.merit(point[1]), point[0]))  # the latest of the best
+            selected = test[epoch]
     others = {name: value for name, value in values.items() if name != measure.name and math.isfinite(value)}
     return rec.Metrics(primary=measure.name, last=last, val_selected=selected, oracle=oracle, others=others)
 

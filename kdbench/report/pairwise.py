@@ -163,17 +163,10 @@ def _examples(match: _Match) -> str:
     first = second = 0
     tests = []
     for seed, (one, other) in pairs.items():
-        if scored:
-            better = measure.merit(1) * (one - other)
-            first, second, p = (
-                first + int((better > 0).sum()),
-                second + int((better < 0).sum()),
-                p_of_examples([(one, other)]),
-            )
-        else:
-            test = mcnemar(one, other)
-            first, second, p = first + test.first, second + test.second, test.p
-        tests.append(f"seed {seed} {p_value(p)}")
+        # right is more than wrong
+        more, less = int((one > other).sum()), int((one < other).sum())
+        first, second = (first + more, second + less) if measure.higher or not scored else (first + less, second + more)
+        tests.append(f"seed {seed} {p_value(p_of_examples([(one, other)]) if scored else mcnemar(one, other).p)}")
     a, b = match.a.label, match.b.label
     combined = f"{p_value(match.delta.p_examples)} ({'' if scored else 'exact '}sign flips of the mean over seeds"
     if scored:

@@ -104,7 +104,7 @@ class Episodes(Classification):
         shot: 1 and 5 are what papers report.
     """
 
-    primary = Measure("accuracy")
+    primary = Measure("accuracy", examples="episodes")
 
     way: int = 5
     shot: int = 1

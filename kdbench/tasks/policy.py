@@ -42,7 +42,7 @@ class Policy(Task):
     """Choosing actions: outputs are a score for each action, (B, K), of observations (B, D). There are no targets."""
 
     name = "policy"
-    primary = Measure("return", unit="")
+    primary = Measure("return", unit="", examples="episodes")
 
     environment: str
 
