@@ -55,6 +55,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         splits = {key: [NOWHERE + file, file, md5] for key, (_, file, md5) in cls.split_list.items()}
         monkeypatch.setattr(cls, "split_list", splits)
     monkeypatch.setattr(public, "TINY_URL", NOWHERE + "tiny-imagenet-200.zip")
+    monkeypatch.setattr(tv.Omniglot, "download_url_prefix", NOWHERE)
     return tmp_path / "cache" / "downloads"
 
 
@@ -205,6 +206,55 @@ def test_cifar(
     monkeypatch.setattr(cls, "url", server[1] + cls.filename)
     expect(prepare(kind), train, test)
     assert load(kind).classes[9] == "c9"
+
+
+def test_fewer_of_each_class_are_those_that_per_class_takes(monkeypatch: pytest.MonkeyPatch, offline: Path) -> None:
+    data, _, test = cifar(monkeypatch, tv.CIFAR10, "labels")
+    put(offline / tv.CIFAR10.filename, data)
+    monkeypatch.setitem(SOURCES, "cifar10_15k", public._fewer(SOURCES["cifar10"], 2, "fewer"))
+    prepare("cifar10")
+    prepare("cifar10_15k")
+    few = DatasetConfig.of({"name": "cifar10", "per_class": 2}).build()
+    same = DatasetConfig.of({"name": "cifar10_15k"}).build()
+    assert len(same.train) < 30
+    assert {x.numpy().tobytes() for x in same.train.images} == {x.numpy().tobytes() for x in few.train.images}
+    assert np.array_equal(load("cifar10_15k").test_images, test[0])
+    assert load("cifar10_15k").meta["source"] == "fewer"
+
+
+def test_omniglot(monkeypatch: pytest.MonkeyPatch, offline: Path) -> None:
+    drawn: dict[str, NDArray[np.uint8]] = {}
+    sums: dict[str, str] = {}
+    for part, names in (
+        ("images_background", ("Latin/character02", "Greek/character01")),
+        ("images_evaluation", ("Atlantean/character01",)),
+    ):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            for name in names:
+                for k in range(2):
+                    ink = np.full((105, 105), 255, np.uint8)
+                    ink[RNG.integers(10, 90) :][:12, 20:60] = 0
+                    one = io.BytesIO()
+                    Image.fromarray(ink).convert("1").save(one, "PNG")
+                    archive.writestr(f"{part}/{name}/{k}.png", one.getvalue())
+                    drawn[f"{name}/{k}"] = ink
+        put(offline / "omniglot-py" / f"{part}.zip", out.getvalue())
+        sums[part] = md5(out.getvalue())
+    with pytest.raises(
+        UserError, match=r"omniglot-py/images_background\.zip \(md5 68d2efa1b9178cc56df9314c21c6e718, from "
+    ):
+        prepare("omniglot")
+    monkeypatch.setattr(tv.Omniglot, "zips_md5", sums)
+    row = prepare("omniglot")
+    arrays = load("omniglot")
+    assert (row.n_train, row.n_test, row.shape, row.num_classes) == (4, 2, (28, 28, 1), 3)
+    assert arrays.classes == ("Greek/character01", "Latin/character02", "Atlantean/character01")
+    assert (arrays.train_labels.tolist(), arrays.test_labels.tolist()) == ([0, 0, 1, 1], [2, 2])
+    for image, name in zip(arrays.train_images, ("Greek/character01/0", "Greek/character01/1"), strict=False):
+        # white on black, and of each quarter (3.75 pixels a side) as much ink as was drawn
+        assert image.mean() == pytest.approx((255 - drawn[name].astype(float)).mean(), rel=0.05)
+        assert abs(image[..., 0].argmax() // 28 - (drawn[name].argmin() // 105 + 6) / 3.75) < 3
 
 
 def test_the_archive_folder_can_be_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: Path) -> None:

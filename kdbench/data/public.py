@@ -132,14 +132,19 @@ def _tiny_imagenet() -> Source:
 
 def _omniglot() -> Source:
     """Omniglot as few-shot learning uses it: 28x28, white on black; the test split has alphabets of its own."""
-    parts = "images_background", "images_evaluation"  # tv.Omniglot's, in its folder of this name
+    parts = "images_background", "images_evaluation"
+
+    def archives() -> list[Archive]:
+        prefix, folder = tv.Omniglot.download_url_prefix, tv.Omniglot.folder
+        return [Archive(f"{folder}/{part}.zip", tv.Omniglot.zips_md5[part], f"{prefix}/{part}.zip") for part in parts]
 
     def read(downloads: Path) -> Arrays:
         classes: list[str] = []
         pairs: list[Pair] = []
-        for part in parts:
-            tv.Omniglot(downloads, background=part == parts[0], download=True)
+        for part, archive in zip(parts, archives(), strict=True):
+            # not by tv.Omniglot itself, which does not unpack an archive that lies there already
             folder = downloads / tv.Omniglot.folder / part
+            download_and_extract_archive(archive.url, folder.parent, filename=f"{part}.zip", md5=archive.md5)
             characters = sorted(path for path in folder.glob("*/*") if path.is_dir())
             files = [
                 (file, len(classes) + k) for k, path in enumerate(characters) for file in sorted(path.glob("*.png"))
@@ -152,10 +157,6 @@ def _omniglot() -> Source:
             pairs.append((images, np.array([label for _, label in files], dtype=np.int64)))
             classes += [path.relative_to(folder).as_posix() for path in characters]
         return _arrays(pairs[0], pairs[1], classes, "Omniglot (Lake et al. 2015), 28x28, white on black")
-
-    def archives() -> list[Archive]:
-        prefix, folder = tv.Omniglot.download_url_prefix, tv.Omniglot.folder
-        return [Archive(f"{folder}/{part}.zip", tv.Omniglot.zips_md5[part], f"{prefix}/{part}.zip") for part in parts]
 
     return Source(archives, read)
 
