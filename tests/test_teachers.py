@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from kdbench import models
 from kdbench.compute.route import Route
-from kdbench.data.arrays import digits
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig, Split
+from kdbench.data.embedded import digits
 from kdbench.data.module import ArrayData
 from kdbench.errors import UserError
 from kdbench.paths import cache_dir, data_root

@@ -1,12 +1,25 @@
 """Prepared data sets: folders of memory-mappable arrays, checked when read.
 
-A prepared data set is the folder ``ROOT/NAME`` with
+A prepared data set is the folder ``ROOT/NAME`` with, for each SPLIT of ``train``, ``test`` and, where the data have a
+validation split of their own, ``val``, the inputs and the targets of one task:
 
-* ``train_images.npy``, ``test_images.npy``: uint8, (N, H, W, C),
-* ``train_labels.npy``, ``test_labels.npy``: int64, (N,), class indices from 0,
-* ``val_images.npy``, ``val_labels.npy``: the same, where the data have a validation split of their own,
-* ``meta.json``: an object with ``classes`` (their names, in order) and ``source``, and with ``prepared``, what
-  `kdbench.data.prepare` made: its hashes are compared whenever the data are used. Other keys and files are left alone.
+* classification: ``SPLIT_images.npy``, uint8, (N, H, W, C), and ``SPLIT_labels.npy``, int64, (N,), class indices from 0;
+* segmentation: images and ``SPLIT_masks.npy``, uint8, (N, H, W), class indices;
+* depth: images and ``SPLIT_depth.npy``, uint16, (N, H, W), millimetres, 0 where there is no reading;
+* detection: images and ``SPLIT_boxes.npy``, float32, (M, 6): image of the split, class, x0, y0, x1, y1 in pixels;
+* translation: ``SPLIT_inputs.npy`` and ``SPLIT_targets.npy``, uint8, (N, H, W, C);
+* video: ``SPLIT_clips.npy``, uint8, (N, T, H, W, C), and labels;
+
+and ``meta.json``, an object with
+
+* ``classes``: their names, in order (where a task has classes), and ``source``;
+* ``task``: only where the files leave a doubt (a set with labels is one of classification, whatever lies beside them);
+* ``ignore_index``: of masks, the value of pixels without a label;
+* ``prepared``: what `kdbench.data.prepare` made: its hashes are compared whenever the data are used.
+
+``SPLIT_OTHER_index.npy``, int64, (N,), pairs each sample with one of the same split of the data set OTHER. A set of
+labelled images may lie there unsplit, as ``images.npy`` and ``labels.npy``: see `unsplit`. Other keys and files are left
+alone.
 """
 
 from __future__ import annotations
@@ -15,8 +28,8 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -27,13 +40,11 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
+from kdbench.data.kinds import IGNORE, KINDS, Kind, padded, row_fault, target_fault
 from kdbench.errors import Unreadable, UserError
 from kdbench.paths import conf_dir, data_root
 
-EMBEDDED = "digits"
 SPLITS = ("train", "test")
-FILES = (*(f"{split}_{kind}.npy" for split in SPLITS for kind in ("images", "labels")), "meta.json")
-VAL_FILES = ("val_images.npy", "val_labels.npy")
 KNOWN_CLASSES = {
     "984f666cbed7c4b79e214dec73ca0a778f02feb3809ffda9afe0448076f82191": (  # cifar100
         "407f97f9f231f1a980f2c9a1126dd31617d34115d3458d0b5b5955a578140369"
@@ -56,33 +67,56 @@ class Arrays:
     """A whole data set as it lies on disk (images memory-mapped) or in memory.
 
     Attributes:
-        train_images, test_images: uint8, (N, H, W, C).
-        train_labels, test_labels: int64, (N,).
+        train_images, test_images: the inputs of the task, uint8, (N, H, W, C); clips are (N, H, W, T * C).
+        train_labels, test_labels: its targets: labels int64, (N,); masks uint8, (N, H, W); depth uint16, (N, H, W);
+            boxes float32, (N, M, 5), a box as (class, x0, y0, x1, y1) and class -1 where an image has fewer than M;
+            pictures uint8, (N, H, W, C).
         val_images, val_labels: the same; None where the data have no validation split of their own.
-        classes: the name of each class index, composed (NFC).
+        classes: the name of each class index, composed (NFC); empty for tasks without classes.
         meta: the content of ``meta.json``.
-        folder: where it lies; None for the embedded data set.
+        folder: where it lies; None for the embedded data sets.
+        task: see `kdbench.data.kinds.KINDS`.
+        frames: of a clip; 1 where inputs are images.
+        pairs: by the name of another data set and by split, which of its samples belongs to each sample: int64, (N,).
     """
 
     name: str
     train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.int64]
+    train_labels: NDArray[Any]
     test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.int64]
+    test_labels: NDArray[Any]
     classes: tuple[str, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     val_images: NDArray[np.uint8] | None = None
-    val_labels: NDArray[np.int64] | None = None
+    val_labels: NDArray[Any] | None = None
+    task: str = "classification"
+    frames: int = 1
+    pairs: Mapping[str, Mapping[str, NDArray[np.int64]]] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
         """``train``, ``test`` and, if there is one, ``val``."""
         return SPLITS if self.val_labels is None else (*SPLITS, "val")
 
-    def split(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images and labels of one of the `splits`."""
+    def split(self, name: str) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        """Inputs and targets of one of the `splits`."""
         return getattr(self, f"{name}_images"), getattr(self, f"{name}_labels")
+
+    @property
+    def kind(self) -> Kind:
+        """What the arrays of the task hold."""
+        return KINDS[self.task]
+
+    @property
+    def outputs(self) -> int:
+        """How many values a network gives (for a pixel, where the task is dense): one a class, a depth, the channels."""
+        return self.train_labels.shape[3] if self.task == "translation" else len(self.classes) or 1
+
+    @property
+    def ignore(self) -> int | None:
+        """The value of a mask's pixels without a label, if there is one."""
+        return self.meta.get("ignore_index")
 
     @cached_property
     def digests(self) -> dict[str, list[bytes]]:
@@ -93,13 +127,15 @@ class Arrays:
     def content_hash(self) -> str:
         """64 hex digits that do not depend on the order of the samples.
 
-        The sha256 of a line ``SPLIT N H W C DIGEST`` per split, where DIGEST is the sha256 of its sorted `digests`.
+        The sha256 of a line ``SPLIT N H W C DIGEST`` per split, where DIGEST is the sha256 of its sorted `digests`; a
+        task other than classification stands in front of each line.
         """
         total = sha256()
+        task = "" if self.task == "classification" else f"{self.task} "
         for name in self.splits:
             shape = " ".join(map(str, self.split(name)[0].shape))
             digest = sha256(b"".join(sorted(self.digests[name]))).hexdigest()
-            total.update(f"{name} {shape} {digest}\n".encode())
+            total.update(f"{task}{name} {shape} {digest}\n".encode())
         return total.hexdigest()
 
     @property
@@ -114,15 +150,20 @@ def classes_hash(names: Sequence[str]) -> str:
     return sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
-def sample_digests(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> list[bytes]:
-    """For each sample, the 16-byte blake2b of its pixels (H, W, C order) and its label (8 bytes, little-endian)."""
+def sample_digests(images: NDArray[np.uint8], targets: NDArray[Any]) -> list[bytes]:
+    """For each sample, the 16-byte blake2b of its pixels (H, W, C order) and its target, little-endian.
+
+    A label has 8 bytes; of boxes, those that are there count, in the order that `kdbench.data.kinds.padded` gives them.
+    """
     pixels = np.ascontiguousarray(images).reshape(-1).data
-    tags = labels.astype("<i8").tobytes()
+    tags = targets.astype(targets.dtype.newbyteorder("<"), copy=False)
     size = images[0].size
     digests = []
     for i in range(len(images)):
         digest = blake2b(pixels[i * size : (i + 1) * size], digest_size=16)
-        digest.update(tags[i * 8 : i * 8 + 8])
+        tag = tags[i]
+        boxes = tags.dtype.kind == "f"
+        digest.update((tag[tag[:, 0] >= 0] if boxes else tag).tobytes())
         digests.append(digest.digest())
     return digests
 
@@ -158,7 +199,7 @@ def holdout(labels: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
 
 
 def load(name: str, root: str | Path | None = None, sha256: str | None = None) -> Arrays:
-    """The prepared data set `name` under `root`, or the embedded ``digits``, hashed and compared with what is known.
+    """The prepared data set `name` under `root`, or an embedded one, hashed and compared with what is known.
 
     Args:
         root: see `kdbench.paths.data_root`.
@@ -195,7 +236,9 @@ def read(name: str, root: str | Path | None = None) -> Arrays:
     Raises:
         UserError: it is missing, corrupt, or may not be read.
     """
-    return digits() if name == EMBEDDED else _read(*_stamp(folder_of(name, root)))
+    from kdbench.data.embedded import EMBEDDED  # which is made of what stands here
+
+    return EMBEDDED[name]() if name in EMBEDDED else _read(*_stamp(folder_of(name, root)))
 
 
 def folder_of(name: str, root: str | Path | None = None) -> Path:
@@ -221,11 +264,17 @@ def prepare_command(name: str) -> str:
     return f"`kdbench data prepare folder --source DIR --name {name}`"
 
 
-def _stamp(folder: Path) -> tuple[Path, tuple[tuple[int, int], ...]]:
+def _stamp(folder: Path) -> tuple[Path, tuple[tuple[str, int, int], ...]]:
     """The folder with the size and time of each of its files, so that a second `load` of the same files is free."""
+    stamps = []
     try:
         if not S_ISDIR(folder.stat().st_mode):
             raise UserError(f"{folder} is no folder: move it away and run {prepare_command(folder.name)}.")
+        for file in os.listdir(folder):
+            if file.endswith(".npy") or file == "meta.json":
+                with suppress(FileNotFoundError):  # a link that leads nowhere: who needs the file will miss it
+                    stat = (folder / file).stat()
+                    stamps.append((file, stat.st_size, stat.st_mtime_ns))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"the data set '{folder.name}' is not in {folder.parent} ($KDBENCH_DATA or dataset.root choose another "
@@ -233,27 +282,141 @@ def _stamp(folder: Path) -> tuple[Path, tuple[tuple[int, int], ...]]:
         ) from error
     except OSError as error:
         raise Unreadable(folder, error) from error
-    stamps = []
-    for file in (*FILES, *_val_files(folder)):
-        with _reading(folder / file):
-            stat = (folder / file).stat()
-        stamps.append((stat.st_size, stat.st_mtime_ns))
-    return folder, tuple(stamps)
-
-
-def _val_files(folder: Path) -> tuple[str, ...]:
-    """The files of a validation split, where there is at least one of them."""
-    return VAL_FILES if any(os.path.exists(folder / file) for file in VAL_FILES) else ()
+    return folder, tuple(sorted(stamps))
 
 
 @lru_cache(maxsize=8)
-def _read(folder: Path, stamp: tuple[tuple[int, int], ...]) -> Arrays:
+def _read(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> Arrays:
+    there = {file for file, _, _ in stamp}
     meta = _meta(folder / "meta.json")
-    files = [file for file in (*FILES, *_val_files(folder)) if file.endswith(".npy")]
-    parts = {file.removesuffix(".npy"): _array(folder / file) for file in files}
-    arrays = Arrays(folder.name, **parts, classes=tuple(meta["classes"]), meta=meta, folder=folder)
+    kind = _kind(folder, meta, there)
+    classes = _classes(folder / "meta.json", meta, kind)
+    _settings(folder / "meta.json", meta, kind, classes)
+    parts = _parts(folder, kind, classes, there)
+    arrays = Arrays(folder.name, **parts, classes=classes, meta=meta, folder=folder, task=kind.task)
     check(arrays)
-    return arrays
+    return replace(arrays, pairs=_pairs(arrays, folder, there))
+
+
+def _kind(folder: Path, meta: Mapping[str, Any], there: set[str]) -> Kind:
+    """The kind of data that ``meta.json`` or else the files say."""
+
+    def has(part: str) -> bool:
+        return any(f"{split}_{part}.npy" in there for split in ("train", "test", "val"))
+
+    task = meta.get("task")
+    if task is not None:
+        if task not in KINDS:
+            raise _corrupt(folder / "meta.json", f'has the "task" {task!r}, which is none of {", ".join(KINDS)}')
+        return KINDS[task]
+    labelled = KINDS["classification"]
+    found = [kind for kind in KINDS.values() if kind is not labelled and has(kind.mark)]
+    if not found or (has(labelled.inputs) and has(labelled.targets)):
+        return labelled
+    if len(found) > 1:
+        raise UserError(
+            f"{folder} has files of {' and '.join(kind.task for kind in found)}: say which is meant in its meta.json, "
+            f'as "task": "{found[0].task}".'
+        )
+    return found[0]
+
+
+def _parts(folder: Path, kind: Kind, classes: tuple[str, ...], there: set[str]) -> dict[str, Any]:
+    """The arrays by the names that `Arrays` gives them, and the frames of a clip."""
+    if kind.task == "classification" and "images.npy" in there and "train_images.npy" not in there:
+        whole = _array(folder / "images.npy"), _array(folder / "labels.npy")
+        _check_split(folder, "", kind, *whole, classes, None)
+        return unsplit(*whole, classes)
+    arrays = kind.inputs, kind.targets
+    splits = [*SPLITS, *(["val"] if there.intersection(f"val_{part}.npy" for part in arrays) else [])]
+    files = {split: [folder / f"{split}_{part}.npy" for part in arrays] for split in splits}
+    inputs: dict[str, NDArray[Any]] = {split: _array(files[split][0]) for split in splits}
+    targets: dict[str, NDArray[Any]] = {split: _array(files[split][1]) for split in splits}
+    parts: dict[str, Any] = {}
+    if kind.task == "video":
+        for split, clips in inputs.items():
+            _check_array(files[split][0], clips, np.dtype(np.uint8), "(N, T, H, W, C)")
+            parts.setdefault("frames", clips.shape[1])
+            if clips.shape[1] != parts["frames"]:
+                what = f"has clips of {clips.shape[1]} frames, the training clips have {parts['frames']}"
+                raise _corrupt(files[split][0], what)
+            n, _, height, width, _ = clips.shape
+            inputs[split] = np.moveaxis(clips, 1, 3).reshape(n, height, width, -1)
+    if kind.task == "detection":
+        for split, rows in targets.items():
+            _check_array(files[split][0], inputs[split], np.dtype(np.uint8), "(N, H, W, C)")
+            _check_array(files[split][1], rows, np.dtype(np.float32), "(M, 6)")
+            if fault := row_fault(rows, len(inputs[split])):
+                raise _corrupt(files[split][1], fault)
+        most = max(int(np.bincount(rows[:, 0].astype(np.int64)).max()) for rows in targets.values())
+        targets = {split: padded(rows, len(inputs[split]), most) for split, rows in targets.items()}
+    for split in splits:
+        parts[f"{split}_images"], parts[f"{split}_labels"] = inputs[split], targets[split]
+    return parts
+
+
+def unsplit(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
+    """Training and test split of labelled images that lie there unsplit, by the names that `Arrays` gives them.
+
+    Where all classes are called ``GROUP/NAME``, as the characters of an alphabet are, the last groups that hold at most a
+    quarter of the classes (but at least one) are the test split: its classes are new ones, which few-shot learning asks
+    for. Else it is a fifth of each class, the last by content.
+    """
+    groups = [name.partition("/")[0] for name in classes]
+    if len(set(groups)) > 1 and all("/" in name for name in classes):
+        names = sorted(set(groups))
+        sizes = np.cumsum([groups.count(name) for name in reversed(names)])
+        chosen = names[-max(1, int((sizes <= len(classes) / 4).sum())) :]
+        held = np.array([group in chosen for group in groups])[labels]
+    else:
+        order = canonical_order(sample_digests(images, labels))
+        images, labels = images[order], labels[order]
+        held = holdout(labels, round(len(labels) / 5))
+    train, test = ~held, held
+    parts = {"train_images": images[train], "train_labels": labels[train]}
+    return {**parts, "test_images": images[test], "test_labels": labels[test]}
+
+
+def _pairs(arrays: Arrays, folder: Path, there: set[str]) -> dict[str, dict[str, NDArray[np.int64]]]:
+    """The pairings with other data sets, by their names and by split."""
+    pairs: dict[str, dict[str, NDArray[np.int64]]] = {}
+    for file in sorted(there):
+        split, _, other = file.removesuffix("_index.npy").partition("_")
+        if not file.endswith("_index.npy") or split not in arrays.splits or not is_name(other):
+            continue
+        index, n = _array(folder / file), len(arrays.split(split)[1])
+        _check_array(folder / file, index, np.dtype(np.int64), "(N,)")
+        if len(index) != n:
+            raise _corrupt(folder / file, f"has {len(index)} pairs for {n} samples")
+        if index.min() < 0:
+            raise _corrupt(folder / file, f"points to sample {index.min()} of {other}, whose first is 0")
+        pairs.setdefault(other, {})[split] = index
+    return pairs
+
+
+def paired(arrays: Arrays, other: Arrays) -> Mapping[str, NDArray[np.int64]]:
+    """By split, which sample of `other` belongs to each sample of `arrays`, int64, (N,).
+
+    Raises:
+        UserError: `arrays` has no pairs with `other`, or some that point nowhere or, where both sets have the same
+            classes, to a sample of another class.
+    """
+    pairs = arrays.pairs.get(other.name, {})
+    for split in arrays.splits:
+        path = (arrays.folder or Path(arrays.name)) / f"{split}_{other.name}_index.npy"
+        if split not in pairs or split not in other.splits:
+            raise UserError(
+                f"{arrays.name} does not say which {split} image of {other.name} belongs to each of its own: give the "
+                f"numbers in {path}, or take another data set."
+            )
+        index, n = pairs[split], len(other.split(split)[1])
+        if index.max() >= n:
+            raise _corrupt(path, f"points to sample {index.max()} of {other.name}, whose last is {n - 1}")
+        if arrays.kind.classes and other.kind.classes and arrays.classes == other.classes:
+            unlike = int((other.split(split)[1][index] != arrays.split(split)[1]).sum())
+            if unlike:
+                raise _corrupt(path, f"pairs {unlike} samples with one of another class of {other.name}")
+    return pairs
 
 
 @contextmanager
@@ -273,13 +436,32 @@ def _meta(path: Path) -> dict[str, Any]:
             meta = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, f"is not valid JSON ({error})") from error
-    classes = meta.get("classes") if isinstance(meta, dict) else None
-    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes) or len(set(classes)) < 2:
-        raise _corrupt(path, 'has no list of two or more class names under "classes"')
-    meta["classes"] = [normalize("NFC", name) for name in classes]
-    if len(set(meta["classes"])) != len(classes):
+    return meta if isinstance(meta, dict) else {}
+
+
+def _classes(path: Path, meta: Mapping[str, Any], kind: Kind) -> tuple[str, ...]:
+    if not kind.named:
+        return ()
+    classes = meta.get("classes")
+    least, words = (1, "one") if kind.task == "detection" else (2, "two")
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes) or len(set(classes)) < least:
+        raise _corrupt(path, f'has no list of {words} or more class names under "classes"')
+    names = tuple(normalize("NFC", name) for name in classes)
+    if len(set(names)) != len(classes):
         raise _corrupt(path, "names a class twice")
-    return meta
+    return names
+
+
+def _settings(path: Path, meta: Mapping[str, Any], kind: Kind, classes: tuple[str, ...]) -> None:
+    """Whether what ``meta.json`` says of the targets is something that is understood."""
+    if kind.task == "segmentation":
+        ignore = meta.get("ignore_index")
+        if len(classes) > IGNORE:
+            raise _corrupt(path, f"names {len(classes)} classes, but masks hold at most {IGNORE}")
+        if ignore is not None and not (type(ignore) is int and len(classes) <= ignore <= 255):
+            raise _corrupt(path, f'has the "ignore_index" {ignore!r}, which must be one of {len(classes)}..255')
+    if kind.task == "depth" and (meta.get("depth_unit", "mm"), meta.get("depth_missing", 0)) != ("mm", 0):
+        raise _corrupt(path, 'has another "depth_unit" than "mm" or another "depth_missing" than 0, which alone are read')
 
 
 def _array(path: Path) -> NDArray[Any]:
@@ -297,24 +479,34 @@ def check(arrays: Arrays) -> None:
     """Whether the arrays are a data set.
 
     Raises:
-        UserError: wrong dtype or shape, counts that differ, no samples, or labels out of range.
+        UserError: wrong dtype or shape, counts that differ, no samples, or targets that cannot be: labels out of range,
+            masks of another size than their images, boxes outside of them, ...
     """
     folder = arrays.folder or Path(arrays.name)
-    last = len(arrays.classes) - 1
     for name in arrays.splits:
         images, labels = arrays.split(name)
-        _check_array(folder / f"{name}_images.npy", images, np.dtype(np.uint8), "(N, H, W, C)")
-        _check_array(folder / f"{name}_labels.npy", labels, np.dtype(np.int64), "(N,)")
-        path = folder / f"{name}_labels.npy"
-        if len(images) != len(labels):
-            raise _corrupt(path, f"has {len(labels)} labels for {len(images)} images")
-        if labels.min() < 0 or labels.max() > last:
-            raise _corrupt(path, f"has labels {labels.min()}..{labels.max()}, but its classes are 0..{last}")
+        _check_split(folder, f"{name}_", arrays.kind, images, labels, arrays.classes, arrays.ignore)
         if images.shape[1:] != arrays.train_images.shape[1:]:
             raise _corrupt(
-                folder / f"{name}_images.npy",
+                folder / f"{name}_{arrays.kind.inputs}.npy",
                 f"has images of {images.shape[1:]}, the training images are {arrays.train_images.shape[1:]}",
             )
+
+
+def _check_split(
+    folder: Path,
+    prefix: str,
+    kind: Kind,
+    images: NDArray[Any],
+    labels: NDArray[Any],
+    classes: Sequence[str],
+    ignore: int | None,
+) -> None:
+    _check_array(folder / f"{prefix}{kind.inputs}.npy", images, np.dtype(np.uint8), "(N, H, W, C)")
+    path = folder / f"{prefix}{kind.targets}.npy"
+    _check_array(path, labels, np.dtype(kind.dtype), kind.held)
+    if fault := target_fault(kind.task, images, labels, classes, ignore):
+        raise _corrupt(path, fault)
 
 
 def _check_array(path: Path, array: NDArray[Any], dtype: np.dtype[Any], shape: str) -> None:
@@ -325,31 +517,4 @@ def _check_array(path: Path, array: NDArray[Any], dtype: np.dtype[Any], shape: s
 def _corrupt(path: Path, what: str) -> UserError:
     return UserError(
         f"{path} {what}: delete the folder {path.parent} and run {prepare_command(path.parent.name)} to make it anew."
-    )
-
-
-@lru_cache(maxsize=1)
-def digits() -> Arrays:
-    """scikit-learn's 1797 grey 8x8 digits (the test part of UCI Optdigits), grey levels 0..16 scaled to 0..255.
-
-    The test split is 500 stratified images, chosen by content: the last of each class in the order of their digests.
-    """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int64)
-    order = canonical_order(sample_digests(images, labels))
-    images, labels = images[order], labels[order]
-    test = holdout(labels, 500)
-    classes = tuple(str(c) for c in bunch.target_names)
-    source = "scikit-learn load_digits: UCI Optdigits, test part (Alpaydin and Kaynak 1998)"
-    return Arrays(
-        EMBEDDED,
-        images[~test],
-        labels[~test],
-        images[test],
-        labels[test],
-        classes,
-        {"classes": classes, "source": source},
     )

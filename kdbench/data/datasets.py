@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdbench.data.arrays import Arrays, canonical_order, classes_hash, holdout, load
 from kdbench.data.batch import DataSpec
+from kdbench.data.kinds import targets_of
 from kdbench.errors import UserError
 from kdbench.sparse import Sparse
 
@@ -24,7 +25,11 @@ Positive = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, H, W, C), uint8, and labels (N,), int64."""
+    """Images (N, H, W, C), uint8, and what is to be learnt of them: labels (N,), int64, or the targets of another task.
+
+    Those are masks (N, H, W), int64; depth (N, H, W), float32; boxes (N, M, 5), float32; pictures (N, C, H, W), uint8:
+    see `kdbench.data.kinds.targets_of`.
+    """
 
     images: Tensor
     labels: Tensor
@@ -112,7 +117,7 @@ class DatasetConfig(Sparse):
         """Load, check and cut to size.
 
         The order of the cuts: `classes`, then `val` (the last of each class in canonical order), then `per_class` (the
-        first of each class). Data with a validation split of their own bring it along. Statistics that are not given
+        first of each class). Where samples are of no class, `val` takes the last of all. Data with a validation split of their own bring it along. Statistics that are not given
         are those of the whole prepared training split, so that every cut of a data set, and a teacher trained on all of
         it, sees equal pixels.
 
@@ -122,11 +127,15 @@ class DatasetConfig(Sparse):
         arrays = load(self.name, self.root, self.sha256)
         channels = arrays.train_images.shape[3]
         mean, std = self._statistics(arrays)
-        chosen = self._chosen(arrays.classes)
+        if not arrays.kind.classes and (self.classes is not None or self.per_class is not None):
+            key = "per_class" if self.classes is None else "classes"
+            raise UserError(f"the images of {self.name} are of no class ({arrays.task}): leave dataset.{key} at null.")
+        chosen = self._chosen(arrays.classes) if arrays.kind.classes else list(range(len(arrays.classes)))
 
         def ordered(split: str) -> NDArray[np.int64]:
             index = canonical_order(arrays.digests[split])
-            index = index[np.isin(arrays.split(split)[1][index], chosen)]
+            if arrays.kind.classes:
+                index = index[np.isin(arrays.split(split)[1][index], chosen)]
             if not len(index):
                 raise UserError(
                     f"the classes chosen from {self.name} have no {split} images: choose others with dataset.classes."
@@ -139,7 +148,8 @@ class DatasetConfig(Sparse):
                 raise UserError(f"{self.name} has a validation split of its own: leave dataset.val at 0.")
             val = ordered("val")
         else:
-            held = holdout(arrays.train_labels[train], self.val)
+            labels = arrays.train_labels[train] if arrays.kind.classes else np.zeros(len(train), dtype=np.int64)
+            held = holdout(labels, self.val)
             train, val = train[~held], train[held]
         if self.per_class is not None:
             train = train[_rank_in_class(arrays.train_labels[train]) < self.per_class]
@@ -149,7 +159,8 @@ class DatasetConfig(Sparse):
 
         def cut(split: str, index: NDArray[np.int64]) -> Split:
             images, labels = arrays.split(split)
-            return Split(torch.from_numpy(images[index]), torch.from_numpy(relabel[labels[index]]))
+            targets = relabel[labels[index]] if arrays.kind.classes else targets_of(arrays.task, labels[index], arrays.ignore)
+            return Split(torch.from_numpy(images[index]), torch.from_numpy(targets))
 
         height, width = arrays.train_images.shape[1:3]
         if self.pad > (side := min(height, width)):
@@ -167,7 +178,13 @@ class DatasetConfig(Sparse):
             pad=self.pad,
             flip=self.flip,
             content_hash=arrays.content_hash,
-            spec=DataSpec(self.name, (channels, height, width), len(chosen), *sizes),
+            spec=DataSpec(
+                self.name,
+                (channels, height, width),
+                len(chosen) if arrays.kind.classes else arrays.outputs,
+                *sizes,
+                task=arrays.task,
+            ),
             classes_hash=classes_hash(arrays.classes),
         )
 
