@@ -28,14 +28,16 @@ from PIL import Image
 from torchvision import datasets as tv
 
 from kdbench.cli import program
-from kdbench.data import arrays
+from kdbench.data import arrays, public
 from kdbench.data import prepare as module
-from kdbench.data.arrays import FILES, load
+from kdbench.data.arrays import load
 from kdbench.data.datasets import DatasetConfig
-from kdbench.data.prepare import SOURCES, Row, known_hash, list_datasets, prepare, verify
+from kdbench.data.prepare import Row, known_hash, list_datasets, prepare, verify
+from kdbench.data.public import SOURCES
 from kdbench.errors import UserError
 
 RNG = np.random.default_rng(0)
+FILES = [f"{split}_{part}.npy" for split in ("train", "test") for part in ("images", "labels")]
 NOWHERE = "file:///nonexistent/"
 
 
@@ -52,7 +54,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for cls in (tv.SVHN, tv.USPS):
         splits = {key: [NOWHERE + file, file, md5] for key, (_, file, md5) in cls.split_list.items()}
         monkeypatch.setattr(cls, "split_list", splits)
-    monkeypatch.setattr(module, "TINY_URL", NOWHERE + "tiny-imagenet-200.zip")
+    monkeypatch.setattr(public, "TINY_URL", NOWHERE + "tiny-imagenet-200.zip")
     return tmp_path / "cache" / "downloads"
 
 
@@ -294,13 +296,13 @@ def test_tiny_imagenet(monkeypatch: pytest.MonkeyPatch, offline: Path, server: t
             archive.writestr(f"tiny-imagenet-200/{name}", data)
     with pytest.raises(UserError, match=r"tiny-imagenet-200\.zip \(md5 90528d7ca1a48142e341f4ef8d21d0de"):
         prepare("tiny_imagenet")
-    monkeypatch.setattr(module, "TINY_URL", address + "missing.zip")
+    monkeypatch.setattr(public, "TINY_URL", address + "missing.zip")
     with pytest.raises(UserError, match="404"):
         prepare("tiny_imagenet")
-    monkeypatch.setattr(module, "TINY_URL", address + "tiny.zip")
+    monkeypatch.setattr(public, "TINY_URL", address + "tiny.zip")
     with pytest.raises(UserError, match="corrupted"):  # what comes has another md5
         prepare("tiny_imagenet")
-    monkeypatch.setattr(module, "TINY_MD5", md5((folder / "tiny.zip").read_bytes()))
+    monkeypatch.setattr(public, "TINY_MD5", md5((folder / "tiny.zip").read_bytes()))
     train = [decoded(files[f"train/{c}/images/{c}_{i}.JPEG"]) for c in ("n01", "n02") for i in range(3)]
     test = [decoded(files[f"val/images/val_{i}.JPEG"]) for i in (1, 0)]
     expect(prepare("tiny_imagenet"), (np.stack(train), [0, 0, 0, 1, 1, 1]), (np.stack(test), [0, 1]))
@@ -582,7 +584,7 @@ def test_prepared_data_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_unknown_kinds_and_stray_options(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown data set 'cifar11': choose one of digits, cifar10"):
+    with pytest.raises(UserError, match="unknown data set 'cifar11': choose one of digits, digits_m, "):
         prepare("cifar11")
     with pytest.raises(UserError, match="leave them out for mnist"):
         prepare("mnist", size=32)
@@ -624,7 +626,7 @@ def test_unwritable_folders_are_user_errors(monkeypatch: pytest.MonkeyPatch, tmp
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "download_and_extract_archive", full)
+    monkeypatch.setattr(public, "download_and_extract_archive", full)
     with pytest.raises(UserError, match=r"cannot write to .*downloads .*No space left"):
         prepare("tiny_imagenet")
 
@@ -768,10 +770,10 @@ def test_one_odd_folder_does_not_end_the_list(tmp_path: Path) -> None:
         put(root / name / "train_images.npy", b"")
     (root / "deep").mkdir()
     put(root / "deep" / "meta.json", b"[" * 100_000)
-    for file in FILES[:-1]:
+    for file in FILES:
         shutil.copy(root / "pets" / file, root / "deep" / file)
     put(root / "zip" / "meta.json", (root / "pets" / "meta.json").read_bytes())
-    for file in FILES[:-1]:
+    for file in FILES:
         with zipfile.ZipFile(root / "zip" / file, "w") as archive:
             archive.writestr("x.npy", b"")
     rows = {row.name: row for row in list_datasets()}

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdbench.data.images import BY_CONTENT, BY_ENDING, endings, is_image, read_square
+from kdbench.data.images import BY_CONTENT, BY_ENDING, endings, is_image, read_image
 
 LEVELS = np.arange(256).reshape(16, 16)
 """Every grey level once; times 257 as 16 bits, over 255 as floats."""
@@ -25,7 +25,7 @@ RNG = np.random.default_rng(0)
 def read(path: Path, size: int = 16) -> tuple[NDArray[np.int64], list[str]]:
     """Pixels, and what was said of them."""
     notes: Counter[str] = Counter()
-    return read_square(path, size, notes).astype(np.int64), list(notes)
+    return read_image(path, (size, size), notes).astype(np.int64), list(notes)
 
 
 def grey(path: Path, size: int = 16) -> NDArray[np.int64]:
@@ -291,7 +291,7 @@ def test_bombs_and_ribbons_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="decompression bomb"):
         read(tmp_path / "bomb.png")
     Image.new("1", (60_000, 1)).save(tmp_path / "ribbon.png")
-    with pytest.raises(ValueError, match="60000x1 cannot be resized to a shorter side of 64"):
+    with pytest.raises(ValueError, match="60000x1 cannot be resized to cover 64x64"):
         read(tmp_path / "ribbon.png", 64)
 
 

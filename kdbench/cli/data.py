@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +17,45 @@ if TYPE_CHECKING:
     from kdbench.data.prepare import Row
 
 
+LAYOUTS = """\
+Make a prepared data set: of what torchvision downloads, of a copy at hand, or ('folder') of your own images:
+
+  CLASS/*                      one folder per class
+  images/*  masks/*            masks of the same names: a class index in each pixel, grey or palette, 255 = no label
+  images/*  depth/*            depth maps: 16-bit PNG in mm or .npy (floats in m, whole numbers in mm), 0 = no reading
+  NAME.jpg  NAME_mask.png      the same side by side, also NAME_depth.png or NAME_depth.npy
+
+each below train/, val/ and test/, or without: then a fifth becomes the test split. images/train/ with masks/train/ and
+train/ with trainannot/ are understood, too. classes.txt beside the folders names the classes of masks, one a line.
+"""
+
+
 def add_to(commands: Any) -> None:
     data = commands.add_parser("data", help="prepared data sets").add_subparsers(
         required=True, metavar="list|prepare|verify"
     )
     listing = data.add_parser("list", help="data sets known, and which are prepared")
     listing.set_defaults(command=list_data)
-    prepare = data.add_parser("prepare", help="download, or take from files at hand, and write the arrays")
+    prepare = data.add_parser(
+        "prepare",
+        help="download, or take from files at hand, and write the arrays",
+        description=LAYOUTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     prepare.add_argument("kind", help="cifar100, ..., or 'folder' for a folder of images")
     prepare.add_argument(
         "--source",
         type=Path,
         metavar="DIR",
-        help="of 'folder': DIR/CLASS/* or DIR/{train,val,test}/CLASS/*; else downloads",
+        help="of 'folder': where the images lie, see above; of camvid: its folder; else downloads",
     )
     prepare.add_argument("--name", help="of 'folder': what to call the result (default folder)")
-    prepare.add_argument("--size", type=int, help="of 'folder': side of the square images (default 64)")
+    prepare.add_argument(
+        "--size",
+        type=size_of,
+        metavar="N|HxW",
+        help="of 'folder': images are resized to cover it and centre-cropped (default 64; with maps: their own size)",
+    )
     prepare.set_defaults(command=prepare_data)
     verify = data.add_parser("verify", help="read everything and compare with the known hash")
     verify.add_argument("name")
@@ -41,10 +65,22 @@ def add_to(commands: Any) -> None:
         command.add_argument("--root", type=Path, metavar="DIR", help=f"folder of prepared data sets (default {root})")
 
 
+def size_of(text: str) -> tuple[int, int]:
+    """Height and width from ``64`` or ``180x240``.
+
+    Raises:
+        ArgumentTypeError: it is neither.
+    """
+    sides = text.split("x")
+    if len(sides) > 2 or not all(re.fullmatch(r"-?\d{1,9}", side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 64, or height and width as 180x240")
+    return int(sides[0]), int(sides[-1])
+
+
 def list_data(options: argparse.Namespace) -> int:
     from kdbench.data.prepare import list_datasets
 
-    table = Table("data set", "status", "train", "val", "test", "image", "classes", "sha256")
+    table = Table("data set", "task", "status", "train", "val", "test", "image", "classes", "licence", "sha256")
     rows = list_datasets(options.root)
     for row in rows:
         table.add_row(*map(plain, data_cells(row)))
@@ -61,16 +97,18 @@ def data_cells(row: Row) -> list[str]:
     image = "x".join(map(str, row.shape)) if row.shape else "-"
     classes = str(row.num_classes) if row.num_classes else "-"
     name = row.name if row.name.isprintable() else ascii(row.name)
-    return [name, row.status, *sizes, image, classes, (row.sha256 or "-")[:12]]
+    return [name, row.task, row.status, *sizes, image, classes, row.licence or "-", (row.sha256 or "-")[:12]]
 
 
 def describe(row: Row) -> str:
     """A data set in one line, and in one line each what there is to know of how it was made."""
     where = f" in {row.folder}" if row.folder else ""
     val = f", {row.n_val} validation" if row.n_val else ""
+    task = "" if row.task == "classification" else f"{row.task}, "
+    classes = f"{row.num_classes} classes, " if row.num_classes else ""
     line = (
-        f"{row.name}: {row.status}{where}; {row.n_train} training{val} and {row.n_test} test images of "
-        f"{'x'.join(map(str, row.shape or ()))}, {row.num_classes} classes, sha256 {row.sha256 or 'not known'}"
+        f"{row.name}: {row.status}{where}; {task}{row.n_train} training{val} and {row.n_test} test images of "
+        f"{'x'.join(map(str, row.shape or ()))}, {classes}sha256 {row.sha256 or 'not known'}"
     )
     return "\n".join([line, *(f"  {told}" for told in row.told)])
 

@@ -3,7 +3,7 @@
 A prepared data set is the folder ``ROOT/NAME`` with, for each SPLIT of ``train``, ``test`` and, where the data have a
 validation split of their own, ``val``, the inputs and the targets of one task:
 
-* classification: ``SPLIT_images.npy``, uint8, (N, H, W, C), and ``SPLIT_labels.npy``, int64, (N,), class indices from 0;
+* classification: ``SPLIT_images.npy``, uint8, (N, H, W, C), and ``SPLIT_labels.npy``, int64, (N,), classes from 0;
 * segmentation: images and ``SPLIT_masks.npy``, uint8, (N, H, W), class indices;
 * depth: images and ``SPLIT_depth.npy``, uint16, (N, H, W), millimetres, 0 where there is no reading;
 * detection: images and ``SPLIT_boxes.npy``, float32, (M, 6): image of the split, class, x0, y0, x1, y1 in pixels;
@@ -17,9 +17,8 @@ and ``meta.json``, an object with
 * ``ignore_index``: of masks, the value of pixels without a label;
 * ``prepared``: what `kdbench.data.prepare` made: its hashes are compared whenever the data are used.
 
-``SPLIT_OTHER_index.npy``, int64, (N,), pairs each sample with one of the same split of the data set OTHER. A set of
-labelled images may lie there unsplit, as ``images.npy`` and ``labels.npy``: see `unsplit`. Other keys and files are left
-alone.
+``SPLIT_OTHER_index.npy``, int64, (N,), pairs each sample with one of the same split of the data set OTHER. Labelled
+images may lie there unsplit, as ``images.npy`` and ``labels.npy``: see `unsplit`. Other keys and files are left alone.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ class Arrays:
 
     @property
     def outputs(self) -> int:
-        """How many values a network gives (for a pixel, where the task is dense): one a class, a depth, the channels."""
+        """How many values a network gives (dense tasks: for a pixel): one for each class, a depth, or the channels."""
         return self.train_labels.shape[3] if self.task == "translation" else len(self.classes) or 1
 
     @property
@@ -358,9 +357,9 @@ def _parts(folder: Path, kind: Kind, classes: tuple[str, ...], there: set[str]) 
 def unsplit(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
     """Training and test split of labelled images that lie there unsplit, by the names that `Arrays` gives them.
 
-    Where all classes are called ``GROUP/NAME``, as the characters of an alphabet are, the last groups that hold at most a
-    quarter of the classes (but at least one) are the test split: its classes are new ones, which few-shot learning asks
-    for. Else it is a fifth of each class, the last by content.
+    Where all classes are called ``GROUP/NAME``, as the characters of an alphabet are, the last groups that hold at most
+    a quarter of the classes (but at least one) are the test split: its classes are new ones, which few-shot learning
+    asks for. Else it is a fifth of each class, the last by content.
     """
     groups = [name.partition("/")[0] for name in classes]
     if len(set(groups)) > 1 and all("/" in name for name in classes):
@@ -461,7 +460,9 @@ def _settings(path: Path, meta: Mapping[str, Any], kind: Kind, classes: tuple[st
         if ignore is not None and not (type(ignore) is int and len(classes) <= ignore <= 255):
             raise _corrupt(path, f'has the "ignore_index" {ignore!r}, which must be one of {len(classes)}..255')
     if kind.task == "depth" and (meta.get("depth_unit", "mm"), meta.get("depth_missing", 0)) != ("mm", 0):
-        raise _corrupt(path, 'has another "depth_unit" than "mm" or another "depth_missing" than 0, which alone are read')
+        raise _corrupt(
+            path, 'has another "depth_unit" than "mm" or another "depth_missing" than 0, which alone are read'
+        )
 
 
 def _array(path: Path) -> NDArray[Any]:

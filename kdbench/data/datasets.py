@@ -117,9 +117,9 @@ class DatasetConfig(Sparse):
         """Load, check and cut to size.
 
         The order of the cuts: `classes`, then `val` (the last of each class in canonical order), then `per_class` (the
-        first of each class). Where samples are of no class, `val` takes the last of all. Data with a validation split of their own bring it along. Statistics that are not given
-        are those of the whole prepared training split, so that every cut of a data set, and a teacher trained on all of
-        it, sees equal pixels.
+        first of each class). Where samples are of no class, `val` takes the last of all. Data with a validation split of
+        their own bring it along. Statistics that are not given are those of the whole prepared training split, so that
+        every cut of a data set, and a teacher trained on all of it, sees equal pixels.
 
         Raises:
             UserError: the data are missing or corrupt, or a field does not fit them.
@@ -159,7 +159,9 @@ class DatasetConfig(Sparse):
 
         def cut(split: str, index: NDArray[np.int64]) -> Split:
             images, labels = arrays.split(split)
-            targets = relabel[labels[index]] if arrays.kind.classes else targets_of(arrays.task, labels[index], arrays.ignore)
+            targets = (
+                relabel[labels[index]] if arrays.kind.classes else targets_of(arrays.task, labels[index], arrays.ignore)
+            )
             return Split(torch.from_numpy(images[index]), torch.from_numpy(targets))
 
         height, width = arrays.train_images.shape[1:3]

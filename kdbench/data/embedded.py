@@ -46,8 +46,8 @@ def digits() -> Arrays:
 def digits_m() -> Arrays:
     """`digits` in another domain, made as MNIST-M is of MNIST (Ganin et al., JMLR 2016): ``|background - digit|``.
 
-    Each background is a smooth patch of its own, of the darker half of the grey levels: with all of them, what is learnt
-    of `digits` says nothing here. The images stand in the order of `digits` and are paired with them.
+    Each background is a smooth patch of its own, of the darker half of the grey levels: with all of them, whoever knows
+    `digits` is hardly better than chance here. The images stand in the order of `digits` and are paired with them.
     """
     plain = digits()
     images = {

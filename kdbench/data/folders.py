@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -51,7 +51,7 @@ class Folder:
             UserError: a file cannot be read.
         """
         lines = [
-            f"{split} {self.classes[label]} {_digest(path)}"
+            f"{split} {self.classes[label]} {digest_of(path)}"
             for split, files in self.files.items()
             for path, label in files
         ]
@@ -66,31 +66,28 @@ def scan(source: Path) -> Folder:
     Raises:
         UserError: it is no such folder, or part of it cannot be read.
     """
-    if not _is_folder(source):
+    if not is_folder(source):
         raise UserError(f"{source} is no folder: give --source a folder of images.")
     folder = Folder()
-    tops = _folders(source, folder.left_out)
-    splits = _splits(source, tops)
+    tops = folders_in(source, folder.left_out)
+    splits = splits_in(source, tops, folder.notes)
     if not splits:
         folder.classes = _classes(source, tops)
         folder.files["all"] = _files(source, tops, folder)
-        inside = set.intersection(*(set(_folders(path, Counter())) for path in tops.values()))
+        inside = set.intersection(*(set(folders_in(path, Counter())) for path in tops.values()))
         if len(inside) > 1:
             folder.notes.append(
-                f"each of {_listed(tops)} is a class, though all of them hold folders {_listed(inside)}: if those are "
+                f"each of {listed(tops)} is a class, though all of them hold folders {listed(inside)}: if those are "
                 "the classes, call the folders above them train and test"
             )
         return folder
-    if "test" not in splits:
-        splits["test"] = splits.pop("val")
-        folder.notes.append(f"{splits['test'].name}/ is the test split, for there is no test/")
-    found = {split: _folders(splits[split], folder.left_out) for split in ("train", "test", "val") if split in splits}
+    found = {split: folders_in(splits[split], folder.left_out) for split in ("train", "test", "val") if split in splits}
     folder.classes = _classes(splits["train"], found["train"])
     for split, folders in found.items():
         folder.files[split] = _files(splits[split], folders, folder)
     for name, path in tops.items():
         if path not in splits.values():
-            if not found["train"].keys().isdisjoint(_folders(path, Counter())):
+            if not found["train"].keys().isdisjoint(folders_in(path, Counter())):
                 raise UserError(
                     f"{source} has {_shown(name)}/ with the same classes as train/, but that is the name of no split: "
                     "call it val or test, or move it away."
@@ -99,26 +96,38 @@ def scan(source: Path) -> Folder:
     return folder
 
 
-def _splits(source: Path, tops: dict[str, Path]) -> dict[str, Path]:
-    """The folder of each split, at least of ``train`` and one other; nothing where nothing is split."""
+def splits_in(source: Path, tops: dict[str, Path], notes: list[str]) -> dict[str, Path]:
+    """The folder of each split, at least of ``train`` and ``test``; nothing where nothing is split.
+
+    Args:
+        notes: is told where a validation split alone is the test split.
+    """
     splits: dict[str, Path] = {}
     for name, path in tops.items():
-        split = SPLIT_OF.get(re.sub(r"[\W_]*(set|split|data|images)$", "", name.casefold()))
+        split = split_of(name)
         if split in splits:
             raise UserError(f"{splits[split].name}/ and {name}/ in {source} are both the {split} split: merge them.")
         if split:
             splits[split] = path
     if splits and "train" not in splits:
         raise UserError(
-            f"{source} has {_listed(path.name for path in splits.values())} but no train/: add it, or, if these are "
+            f"{source} has {listed(path.name for path in splits.values())} but no train/: add it, or, if these are "
             "classes, put all class folders into train/ and test/."
         )
     if len(splits) == 1:
-        raise UserError(f"{source} has train/ but neither test/ nor val/: add one, in folders of the same classes.")
+        raise UserError(f"{source} has train/ but neither test/ nor val/: add one, laid out alike.")
+    if splits and "test" not in splits:
+        splits["test"] = splits.pop("val")
+        notes.append(f"{splits['test'].name}/ is the test split, for there is no test/")
     return splits
 
 
-def _is_folder(path: Path) -> bool:
+def split_of(name: str) -> str | None:
+    """The split that a folder is called after, if any."""
+    return SPLIT_OF.get(re.sub(r"[\W_]*(set|split|data|images)$", "", name.casefold()))
+
+
+def is_folder(path: Path) -> bool:
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -127,7 +136,7 @@ def _is_folder(path: Path) -> bool:
         raise Unreadable(path, error) from error
 
 
-def _entries(folder: Path, left_out: Counter[str]) -> list[Path]:
+def entries(folder: Path, left_out: Counter[str]) -> list[Path]:
     """What lies in a folder, sorted; what is hidden and litter is left out."""
     try:
         names = sorted(os.listdir(folder))
@@ -144,11 +153,11 @@ def _entries(folder: Path, left_out: Counter[str]) -> list[Path]:
     return kept
 
 
-def _folders(folder: Path, left_out: Counter[str]) -> dict[str, Path]:
+def folders_in(folder: Path, left_out: Counter[str]) -> dict[str, Path]:
     """The folders in a folder, by their composed names; files beside them are left out."""
     found: dict[str, Path] = {}
-    for path in _entries(folder, left_out):
-        if not _is_folder(path):
+    for path in entries(folder, left_out):
+        if not is_folder(path):
             left_out[f"{_ending(path)} outside of class folders"] += 1
             continue
         name = normalize("NFC", path.name)
@@ -174,34 +183,46 @@ def _files(split: Path, folders: dict[str, Path], folder: Folder) -> Files:
     """Every image file below the class folders of a split, with its label."""
     differing = set(folder.classes).symmetric_difference(folders)
     if differing:
-        raise UserError(f"{split} and train/ differ in the classes {_listed(differing)}: make them the same.")
+        raise UserError(f"{split} and train/ differ in the classes {listed(differing)}: make them the same.")
     files: Files = []
     for label, name in enumerate(folder.classes):
         path = folders[name]
-        holders = {_identity(parent) for parent in (*path.parents, *path.resolve().parents)}
-        files += [(image, label) for image in _walk(path, folder.left_out, holders)]
+        files += [(image, label) for image in files_below(path, folder.left_out, holders_of(path))]
     empty = set(folder.classes) - {folder.classes[label] for _, label in files}
     if empty:
-        raise UserError(f"{split} has no images of {_listed(empty)}: add some ({', '.join(sorted(endings()))}).")
+        raise UserError(f"{split} has no images of {listed(empty)}: add some ({', '.join(sorted(endings()))}).")
     return files
 
 
-def _walk(folder: Path, left_out: Counter[str], holders: set[tuple[int, int]]) -> Iterator[Path]:
-    """The image files below a folder. Links are followed, but not back to one of the folders that hold this one."""
+def files_below(
+    folder: Path, left_out: Counter[str], holders: set[tuple[int, int]], wanted: Callable[[Path], bool] = is_image
+) -> Iterator[Path]:
+    """The image files below a folder. Links are followed, but not back to one of the folders that hold this one.
+
+    Args:
+        left_out: counts the others.
+        holders: the folders that hold this one, see `holders_of`.
+        wanted: which files are meant.
+    """
     if _identity(folder) in holders:
         left_out["linked in a circle"] += 1
         return
-    for path in _entries(folder, left_out):
+    for path in entries(folder, left_out):
         try:
             mode = path.stat().st_mode
         except OSError:  # a link that leads nowhere, say: its reason is told with those of all broken files
             mode = stat.S_IFREG
         if stat.S_ISDIR(mode):
-            yield from _walk(path, left_out, {*holders, _identity(folder)})
-        elif stat.S_ISREG(mode) and is_image(path):
+            yield from files_below(path, left_out, {*holders, _identity(folder)}, wanted)
+        elif stat.S_ISREG(mode) and wanted(path):
             yield path
         else:
             left_out[_ending(path)] += 1
+
+
+def holders_of(folder: Path) -> set[tuple[int, int]]:
+    """The folders that hold this one, however it is reached."""
+    return {_identity(parent) for parent in (*folder.parents, *folder.resolve().parents)}
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -216,14 +237,14 @@ def _ending(path: Path) -> str:
     return _shown(path.suffix.lower()) or "without ending"
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
     try:
         return sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise Unreadable(path, error) from error
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     return ", ".join(map(_shown, sorted(names)))
 
 

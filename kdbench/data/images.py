@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torchvision.transforms import functional as TF
 
 BY_CONTENT = (
@@ -57,6 +60,20 @@ SIXTEEN = {("PNG", "I;16"), ("JPEG2000", "I;16"), ("PPM", "I"), ("TIFF", "I;16")
 FLOAT = {("TIFF", "F"), ("PPM", "F")}
 BITS, PHOTOMETRIC, PLANES = 258, 262, 284
 """TIFF tags: bits of each channel; 0 where the value 0 is white; 2 where each channel lies in a plane of its own."""
+LOSSLESS = {"PNG", "TIFF", "BMP", "GIF", "PPM"}
+"""Formats of masks and depth maps: whatever they say is meant."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What an EXIF orientation asks for (1: nothing)."""
+Size = tuple[int, int]
+"""Height and width in pixels."""
 MOST_PIXELS = 1 << 27
 """Of an image that was resized: what is longer than this allows is no image to crop a square from."""
 
@@ -84,31 +101,149 @@ def is_image(path: Path) -> bool:
             return False
 
 
-def read_square(path: Path, size: int, notes: Counter[str]) -> NDArray[np.uint8]:
-    """An image file as (size, size, 3): resized (bilinear) to the shorter side, then centre-cropped.
+def read_image(path: Path, size: Size, notes: Counter[str]) -> NDArray[np.uint8]:
+    """An image file as (height, width, 3): resized (bilinear) until it covers `size`, then centre-cropped.
 
     Args:
+        size: height and width.
         notes: counts what was assumed, by what is said about it.
 
     Raises:
         ValueError: it cannot be read; why, in a few words.
     """
+    with _told(notes), _open(path) as file:
+        return _fitted(_rgb(_upright(file, notes), file, notes), size, TF.InterpolationMode.BILINEAR)
+
+
+def upright_size(path: Path) -> Size | None:
+    """Height and width of an image file as `read_image` sees it; None where it cannot be read."""
+    with suppress(ValueError), _told(Counter()), _open(path) as file:
+        width, height = file.size
+        return (width, height) if _orientation(file) >= 5 else (height, width)
+    return None
+
+
+def read_with(
+    path: Path, beside: Path, read: Callable[[Path], Image.Image], size: Size | None, notes: Counter[str]
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """An image file as (height, width, 3), and the map that lies beside it as (height, width), turned and cut alike.
+
+    A map has the size of its image. An image that is turned by its EXIF data, where the map is not, was seen by whoever
+    made the map either as it is stored or upright: where the sizes do not tell which, it is refused.
+
+    Args:
+        read: reads a map, see `mask_file` and `depth_file`.
+        size: height and width, brought about as in `read_image` (nearest pixel for maps); None: as large as it is.
+
+    Raises:
+        ValueError: they cannot be read or do not fit together; why, in a few words.
+    """
+    with _told(notes), _open(path) as file:
+        upright = _upright(file, notes)
+        image = _rgb(upright, file, notes)
+        turn = TURNS.get(_orientation(file))
+        stored, seen = file.size, image.size
+        target = read(beside)
+        known = _orientation(target) in TURNS
+        target = ImageOps.exif_transpose(target)
+        if turn is not None and not known and target.size in (stored, seen):
+            if stored == seen:
+                raise ValueError(
+                    f"it is turned by its EXIF data, and nothing tells whether {beside.name} is: save it upright"
+                )
+            if target.size == stored:
+                target = target.transpose(turn)
+        if target.size != seen:
+            shapes = (f"{height}x{width}" for width, height in (target.size, seen))
+            raise ValueError("{} is {}, the image {}".format(beside.name, *shapes))
+        size = size or (image.height, image.width)
+        pixels = _fitted(image, size, TF.InterpolationMode.BILINEAR)
+        return pixels, _fitted(target, size, TF.InterpolationMode.NEAREST)
+
+
+def mask_file(path: Path) -> Image.Image:
+    """A mask, of which each pixel holds the index of a class: grey levels, or the indices of a palette.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    with _open(path) as file:
+        if file.format not in LOSSLESS:
+            raise ValueError(f"{path.name} is a {file.format}, which does not keep indices: save it as PNG")
+        orientation = _orientation(file)
+        values = np.asarray(file)
+        if file.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+            raise ValueError(f"{path.name} has colours ({file.mode}): save it with a class index in each pixel")
+        if values.min() < 0 or values.max() > 255:
+            raise ValueError(f"{path.name} has values {values.min()}..{values.max()}, not class indices of 0..255")
+        return _marked(Image.fromarray(values.astype(np.uint8)), orientation)
+
+
+def depth_file(path: Path) -> Image.Image:
+    """A depth map in millimetres, 0 where there is no reading: 16-bit PNG or TIFF, or ``.npy``.
+
+    An array of whole numbers is in millimetres, one of floats in metres; what is not finite there is no reading.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    if path.suffix.lower() == ".npy":
+        orientation = 1
+        values = np.asarray(np.lib.format.open_memmap(path, mode="r"))  # as in `kdbench.data.arrays`
+        if values.ndim != 2 or values.dtype.kind not in "uif":
+            raise ValueError(f"{path.name} holds {values.dtype} {values.shape}, not numbers of (height, width)")
+        if values.dtype.kind == "f":
+            values = np.rint(np.where(np.isfinite(values), values, 0) * 1000.0)
+    else:
+        with _open(path) as file:
+            if file.format not in LOSSLESS or file.mode not in ("I", "I;16", "I;16B"):
+                raise ValueError(f"{path.name} is a {file.format} of mode {file.mode}: save it as 16-bit PNG, in mm")
+            orientation = _orientation(file)
+            values = np.asarray(file)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"{path.name} has depths {values.min():g}..{values.max():g} mm, of which 0..65535 are kept")
+    return _marked(Image.fromarray(values.astype(np.uint16)), orientation)
+
+
+def _marked(image: Image.Image, orientation: int) -> Image.Image:
+    """`image` with the EXIF orientation of the file that it was read from."""
+    if orientation != 1:
+        image.getexif()[ExifTags.Base.Orientation] = orientation
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as `_upright`
+        return 1
+
+
+@contextmanager
+def _told(notes: Counter[str]) -> Iterator[None]:
+    """Give whatever a decoder raises or warns of in a few words."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with _open(path) as file:
-                image = _rgb(_upright(file, notes), file, notes)
-            short, long = sorted(image.size)
-            if size * size * long > MOST_PIXELS * short:
-                raise ValueError(f"{image.width}x{image.height} cannot be resized to a shorter side of {size}")
-            square = np.asarray(TF.center_crop(TF.resize(image, [size]), [size, size]))
+            yield
         except PermissionError as error:
             raise ValueError("you may not read it") from error
         except Exception as error:  # a decoder may raise anything at damaged bytes
             raise ValueError(_reason(error)) from error
     if any("EXIF" in str(warning.message) for warning in caught):
         notes["with damaged EXIF data, whose orientation is not known"] += 1
-    return square
+
+
+def _fitted(image: Image.Image, size: Size, mode: TF.InterpolationMode) -> NDArray[Any]:
+    """Resized until it covers `size`, then centre-cropped."""
+    height, width = size
+    if height * image.width < width * image.height:  # it is the width that makes it cover
+        whole = width * image.height // image.width, width
+    else:
+        whole = height, height * image.width // image.height
+    if whole[0] * whole[1] > MOST_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} cannot be resized to cover {height}x{width}")
+    return np.asarray(TF.center_crop(TF.resize(image, list(whole), mode), [height, width]))
 
 
 def _open(path: Path) -> ImageFile.ImageFile:

@@ -68,16 +68,10 @@ def padded(rows: NDArray[np.float32], n: int, most: int) -> NDArray[np.float32]:
     return boxes
 
 
-def box_rows(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What `padded` was made of, sorted."""
-    image, place = np.nonzero(boxes[..., 0] >= 0)
-    return np.concatenate([image[:, None].astype(np.float32), boxes[image, place]], axis=1)
-
-
 def row_fault(rows: NDArray[np.float32], n: int) -> str | None:
     """What is wrong with boxes as they lie on disk, before it is looked into the images that they belong to."""
     if not np.isfinite(rows).all():
-        return f"has {count(~np.isfinite(rows).all(axis=1), 'box')} with values that are not finite"
+        return f"has {count(np.logical_not(np.isfinite(rows).all(axis=1)), 'box')} with values that are not finite"
     image = rows[:, 0]
     if len(rows) and not (image == np.floor(image)).all():
         return "has boxes whose first value, the number of an image, is no whole number"

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +17,10 @@ from urllib.error import URLError
 from zipfile import BadZipFile
 
 import numpy as np
-import psutil
-from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from torchvision import datasets as tv
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive, download_url
+from torchvision.datasets.utils import check_integrity
 
 from kdbench.data.arrays import (
-    EMBEDDED,
-    SPLITS,
     Arrays,
     canonical_order,
     check,
@@ -34,12 +29,19 @@ from kdbench.data.arrays import (
     holdout,
     is_name,
     load,
+    paired,
     prepare_command,
     read,
     sample_digests,
 )
-from kdbench.data.folders import Files, Folder, scan
-from kdbench.data.images import read_square
+from kdbench.data.beside import Beside, scan_beside
+from kdbench.data.decode import decode, decode_beside
+from kdbench.data.embedded import EMBEDDED
+from kdbench.data.folders import Folder, scan
+from kdbench.data.images import Size
+from kdbench.data.kinds import IGNORE, KINDS
+from kdbench.data.maps import check_depth, check_masks, classes_of
+from kdbench.data.public import ABOUT, LOCAL, SOURCES, About, Local, how_to_get
 from kdbench.errors import Unreadable, UserError
 from kdbench.paths import cache_dir, conf_dir, data_root, expanded
 
@@ -48,12 +50,6 @@ SIZE = 64
 """Side of the images of a folder, where none is asked for."""
 READER = 2
 """Version of how image files and folders are read: 1 knew neither orientation, nor 16 bits, nor validation splits."""
-NAMED = 10
-"""So many of the files that cannot be read are named."""
-DIGITS = tuple("0123456789")
-# The md5 is the one that public loaders check (Avalanche and others); the maker publishes none.
-TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 WRITE_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -63,6 +59,8 @@ WRITE_ERRORS = {
     errno.ENOTDIR,
     errno.EEXIST,
 }
+FIRST = sorted({f"train_{kind.inputs}.npy" for kind in KINDS.values()})
+"""Of these, a folder of prepared data has one."""
 READ_ERRORS = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -74,8 +72,9 @@ class Row:
         status: ``embedded``, ``prepared``, ``already prepared``, ``verified`` (has the known content hash), ``intact``
             (has the hash that was prepared, if one was kept), ``missing``, ``corrupt``, ``unreadable`` (the system does
             not let us) or ``misnamed``.
-        folder: where it lies or would lie; None for the embedded one.
-        shape: (H, W, C); this and the sizes are None unless it is there.
+        folder: where it lies or would lie; None for the embedded ones.
+        shape: (H, W, C), of clips (T, H, W, C); this and the sizes are None unless it is there.
+        num_classes: 0 for tasks without classes.
         sha256: its content hash where it was computed (prepare, verify), else the known one (list), if any.
         note: the mend, where it is not well.
         told: what was assumed or left out when it was made, or cannot be known.
@@ -92,23 +91,8 @@ class Row:
     sha256: str | None = None
     note: str = ""
     told: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A file that a data set is made from: its place in the download folder, its md5 and its address."""
-
-    path: str
-    md5: str
-    url: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """How a public data set is made: the archives it needs, and what reads (and if need be downloads) them."""
-
-    archives: Callable[[], list[Archive]]
-    read: Callable[[Path], Arrays]
+    task: str = "classification"
+    licence: str = ""
 
 
 def list_datasets(root: str | Path | None = None) -> list[Row]:
@@ -134,7 +118,7 @@ def _found(root: Path) -> set[str]:
         name
         for name in names
         if not name.endswith(".partial")
-        and (os.path.exists(root / name / "train_images.npy") or not os.access(root / name, os.R_OK | os.X_OK))
+        and (any(os.path.exists(root / name / file) for file in FIRST) or not os.access(root / name, os.R_OK | os.X_OK))
         and os.path.isdir(root / name)
     }
 
@@ -151,23 +135,29 @@ def _listed(name: str, root: Path) -> Row:
             status = "missing"
         else:
             status = "corrupt" if is_name(name) else "misnamed"
-        return Row(name, status, folder, sha256=known, note=str(error))
+        about = ABOUT.get(name, About(""))
+        return Row(name, status, folder, sha256=known, note=str(error), task=about.task, licence=about.licence)
     return _row(arrays, "prepared" if arrays.folder else "embedded", known)
 
 
 def verify(name: str, root: str | Path | None = None) -> Row:
-    """Read, check and hash a prepared data set.
+    """Read, check and hash a prepared data set, and what it is paired with.
 
     Raises:
         UserError: it is missing, corrupt, or differs from the known content hash or from what was prepared.
     """
     known = known_hash(name)
     arrays = load(name, root, known)
-    told = (
-        []
-        if known or "sha256" in arrays.prepared
-        else ["no hash was kept when it was made: later changes are not seen"]
-    )
+    told = []
+    if not known and arrays.folder and "sha256" not in arrays.prepared:
+        told.append("no hash was kept when it was made: later changes are not seen")
+    for other in arrays.pairs:
+        try:
+            partner = load(other, root)
+        except UserError:
+            told.append(f"its pairs with {other} are not checked: that is not here")
+        else:
+            paired(arrays, partner)
     return _row(arrays, "verified" if known else "intact", arrays.content_hash, *told)
 
 
@@ -177,36 +167,41 @@ def prepare(
     source: str | Path | None = None,
     *,
     name: str | None = None,
-    size: int | None = None,
+    size: int | Size | None = None,
 ) -> Row:
     """Make the prepared data set `kind` under `root`; the same one that is there already is checked and left as it is.
 
     Args:
-        kind: a public data set (downloaded by torchvision), or ``folder`` for a folder of images.
+        kind: a public data set (downloaded by torchvision, or made of a copy at hand), or ``folder`` for a folder of
+            images.
         root: see `kdbench.paths.data_root`.
-        source: for ``folder``, the images, as ``train/CLASS/*`` with ``test/CLASS/*`` and perhaps ``val/CLASS/*``
-            (which alone is the test split), or as ``CLASS/*`` (a fifth of each class becomes the test split, chosen by
-            content); else the download folder, by default ``downloads`` in the cache folder, where archives that lie
-            there are not downloaded again.
+        source: for ``folder``, the images: of classes, as ``train/CLASS/*`` with ``test/CLASS/*`` and perhaps
+            ``val/CLASS/*`` (which alone is the test split), or as ``CLASS/*`` (a fifth of each class becomes the test
+            split, chosen by content); or with masks or depth maps beside them, see `kdbench.data.beside`. For `LOCAL`,
+            the copy at hand. Else the download folder, by default ``downloads`` in the cache folder, where archives
+            that lie there are not downloaded again.
         name: for ``folder``, what to call the result (default ``folder``).
-        size: for ``folder``, images are resized to this shorter side and centre-cropped to a square (default 64).
+        size: for ``folder``, height and width (one number: both) that images are resized to cover and cropped to, in the
+            centre. By default 64 for images of classes; those with maps beside them stay as large as they are.
 
     Raises:
         UserError: unknown kind, no network and no archive, unreadable images, nowhere to write, or what is there was
             made from other images or in another size.
     """
-    if kind == EMBEDDED:
+    if kind in EMBEDDED:
         return _row(load(kind), "embedded", known_hash(kind))
+    if isinstance(size, int):
+        size = size, size
     if kind == FOLDER:
         name = name or FOLDER
-        if name in SOURCES or name == EMBEDDED:
+        if name in ABOUT:
             raise UserError(f"'{name}' is the name of a public data set: give the folder another --name.")
         if source is None:
             raise UserError("no images given: say where they are with --source DIR.")
-        if size is not None and size < 1:
-            raise UserError(f"size={size} is no image size: give a positive number of pixels.")
-    elif kind not in SOURCES:
-        raise UserError(f"unknown data set '{kind}': choose one of {', '.join([EMBEDDED, *SOURCES, FOLDER])}.")
+        if size is not None and min(size) < 1:
+            raise UserError(f"size={size[0]}x{size[1]} is no image size: give positive numbers of pixels.")
+    elif kind not in ABOUT:
+        raise UserError(f"unknown data set '{kind}': choose one of {', '.join([*ABOUT, FOLDER])}.")
     elif name is not None or size is not None:
         raise UserError(f"name and size are for a folder of images: leave them out for {kind}.")
     final = folder_of(name or kind, root)
@@ -214,19 +209,25 @@ def prepare(
     if os.path.exists(final):
         arrays = load(final.name, root)
         if kind == FOLDER:
-            _check_request(arrays, images, size or SIZE)
+            _check_request(arrays, images, size)
         return _row(arrays, "already prepared", arrays.content_hash)
+    if kind != FOLDER and kind not in SOURCES and not (kind in LOCAL and source):
+        raise UserError(how_to_get(kind, final))
 
     with _writing(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
     told: list[str] = []
     made: dict[str, Any] = {}
-    if kind == FOLDER:
-        folder = scan(images)
-        arrays, told = _read_folder(folder, images, size or SIZE)
-        made = {"reader": READER, "size": size or SIZE, "images": folder.digest()}
-    else:
+    if kind in SOURCES:
         arrays = _fetch(kind, images)
+    else:
+        local = LOCAL.get(kind)
+        folder = _scanned(images)
+        if local and not isinstance(folder, Beside):
+            raise UserError(f"{images} is not laid out as {kind} is: {how_to_get(kind, final)}")
+        size = local.size if local else size or _default(folder)
+        arrays, told = _read_folder(folder, images, size, local)
+        made = {"reader": READER, "size": size, "images": folder.digest()}
     arrays = replace(arrays, name=final.name, folder=final)
     check(arrays)
     known = known_hash(arrays.name)
@@ -251,14 +252,24 @@ def _row(arrays: Arrays, status: str, sha256: str | None, *told: str) -> Row:
         arrays.name,
         status,
         arrays.folder,
-        arrays.train_images.shape[1:],
+        _shape(arrays),
         len(arrays.classes),
         n_train,
         n_val[0] if n_val else 0,
         n_test,
         sha256,
         told=told,
+        task=arrays.task,
+        licence=ABOUT[arrays.name].licence if arrays.name in ABOUT else "",
     )
+
+
+def _shape(arrays: Arrays) -> tuple[int, ...]:
+    """Of an image, or of a clip."""
+    height, width, channels = arrays.train_images.shape[1:]
+    if arrays.task != "video":
+        return height, width, channels
+    return arrays.frames, height, width, channels // arrays.frames
 
 
 def _write(arrays: Arrays, final: Path, made: Mapping[str, Any]) -> None:
@@ -267,17 +278,19 @@ def _write(arrays: Arrays, final: Path, made: Mapping[str, Any]) -> None:
     Args:
         made: what the data were made of, for ``meta.json``.
     """
+    kind = arrays.kind
     partial = final.with_name(final.name + ".partial")
     hashes = {"sha256": arrays.content_hash, "classes_sha256": classes_hash(arrays.classes)}
-    meta = {**arrays.meta, "classes": list(arrays.classes), "prepared": {**hashes, **made}}
+    classes = {"classes": list(arrays.classes)} if kind.named else {}
+    meta = {**arrays.meta, **classes, "prepared": {**hashes, **made}}
     with _writing(final.parent):
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir()
             for split in arrays.splits:
                 images, labels = arrays.split(split)
-                np.save(partial / f"{split}_images.npy", images)
-                np.save(partial / f"{split}_labels.npy", labels)
+                np.save(partial / f"{split}_{kind.inputs}.npy", images)
+                np.save(partial / f"{split}_{kind.targets}.npy", labels)
             (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
             partial.rename(final)
         except BaseException:
@@ -339,126 +352,32 @@ def _fetch(kind: str, downloads: Path) -> Arrays:
         ) from error
 
 
-Pair = tuple[NDArray[np.uint8], NDArray[np.int64]]
-
-
-def _arrays(train: Pair, test: Pair, classes: Sequence[str], source: str) -> Arrays:
-    """Arrays without a name yet, from images and labels of each split."""
-    return Arrays("", *train, *test, tuple(classes), {"source": source})
-
-
-def _pair(images: Any, labels: Any, axes: Sequence[int] = ()) -> Pair:
-    """Images as (N, H, W, C), brought there by the permutation `axes` or, where they are (N, H, W), by a new axis."""
-    pixels = np.asarray(images)
-    pixels = pixels.transpose(axes) if axes else pixels
-    pixels = pixels if pixels.ndim == 4 else pixels[..., None]
-    return np.ascontiguousarray(pixels), np.asarray(labels, dtype=np.int64)
-
-
-def _cifar(cls: type[tv.CIFAR10], text: str) -> Source:
-    def read(downloads: Path) -> Arrays:
-        train, test = (cls(downloads, train=part, download=True) for part in (True, False))
-        return _arrays(_pair(train.data, train.targets), _pair(test.data, test.targets), train.classes, text)
-
-    return Source(lambda: [Archive(cls.filename, cls.tgz_md5, cls.url)], read)
-
-
-def _mnist(cls: type[tv.MNIST], text: str, classes: Sequence[str]) -> Source:
-    def archives() -> list[Archive]:
-        folder = f"{cls.__name__}/raw"
-        return [Archive(f"{folder}/{file}", md5, f"{cls.mirrors[0]}{file}") for file, md5 in cls.resources]
-
-    def read(downloads: Path) -> Arrays:
-        train, test = (cls(downloads, train=part, download=True) for part in (True, False))
-        return _arrays(_pair(train.data, train.targets), _pair(test.data, test.targets), classes, text)
-
-    return Source(archives, read)
-
-
-def _svhn() -> Source:
-    def read(downloads: Path) -> Arrays:
-        train, test = (tv.SVHN(downloads, split=part, download=True) for part in SPLITS)
-        text = "SVHN cropped digits (Netzer et al. 2011), without the extra split"
-        axes = (0, 2, 3, 1)
-        return _arrays(_pair(train.data, train.labels, axes), _pair(test.data, test.labels, axes), DIGITS, text)
-
-    return Source(lambda: _split_list(tv.SVHN.split_list), read)
-
-
-def _stl10() -> Source:
-    def read(downloads: Path) -> Arrays:
-        train, test = (tv.STL10(downloads, split=part, download=True) for part in SPLITS)
-        text = "STL-10 (Coates et al. 2011), the labelled images"
-        axes = (0, 2, 3, 1)
-        return _arrays(_pair(train.data, train.labels, axes), _pair(test.data, test.labels, axes), train.classes, text)
-
-    return Source(lambda: [Archive(tv.STL10.filename, tv.STL10.tgz_md5, tv.STL10.url)], read)
-
-
-def _usps() -> Source:
-    def read(downloads: Path) -> Arrays:
-        # Not through tv.USPS: it cuts grey levels off where others round them, and does not check files that are there.
-        from sklearn.datasets import load_svmlight_file
-
-        parts = []
-        for split in SPLITS:
-            url, file, md5 = tv.USPS.split_list[split]
-            download_url(url, downloads, file, md5)
-            values, labels = load_svmlight_file(str(downloads / file), n_features=256)
-            grey = np.rint((values.toarray() + 1) / 2 * 255).astype(np.uint8)
-            parts.append(_pair(grey.reshape(-1, 16, 16), labels - 1))
-        return _arrays(parts[0], parts[1], DIGITS, "USPS (Hull 1994), -1..1 scaled to 0..255 and rounded")
-
-    return Source(lambda: _split_list(tv.USPS.split_list), read)
-
-
-def _split_list(splits: dict[str, list[str]]) -> list[Archive]:
-    return [Archive(file, md5, url) for url, file, md5 in (splits[split] for split in SPLITS)]
-
-
-def _tiny_imagenet() -> Source:
-    def read(downloads: Path) -> Arrays:
-        base = downloads / "tiny-imagenet-200"
-        download_and_extract_archive(TINY_URL, downloads, filename=base.name + ".zip", md5=TINY_MD5)
-        classes = sorted(path.name for path in (base / "train").iterdir() if path.is_dir())
-        train = [(path, k) for k, c in enumerate(classes) for path in sorted((base / "train" / c / "images").iterdir())]
-        lines = (base / "val" / "val_annotations.txt").read_text().splitlines()
-        test = [(base / "val" / "images" / file, classes.index(c)) for file, c, *_ in map(str.split, lines)]
-        text = "Tiny ImageNet (Stanford CS231n), its validation split as the test split"
-        parts = _decode({"train": train, "test": test}, 64, Counter())
-        return _arrays(parts["train"], parts["test"], classes, text)
-
-    return Source(lambda: [Archive("tiny-imagenet-200.zip", TINY_MD5, TINY_URL)], read)
-
-
-SOURCES: dict[str, Source] = {
-    "cifar10": _cifar(tv.CIFAR10, "CIFAR-10 (Krizhevsky 2009)"),
-    "cifar100": _cifar(tv.CIFAR100, "CIFAR-100 (Krizhevsky 2009), fine labels"),
-    "mnist": _mnist(tv.MNIST, "MNIST (LeCun et al. 1998)", DIGITS),
-    "fashion_mnist": _mnist(tv.FashionMNIST, "Fashion-MNIST (Xiao et al. 2017)", tv.FashionMNIST.classes),
-    "svhn": _svhn(),
-    "stl10": _stl10(),
-    "tiny_imagenet": _tiny_imagenet(),
-    "usps": _usps(),
-}
-
-
 # --- folders of images ------------------------------------------------------------------------------------------------
 
 
-def _check_request(arrays: Arrays, source: Path, size: int) -> None:
+def _scanned(source: Path) -> Folder | Beside:
+    return scan_beside(source) or scan(source)
+
+
+def _default(folder: Folder | Beside) -> Size | None:
+    """The size of images where none is asked for; None: their own."""
+    return None if isinstance(folder, Beside) else (SIZE, SIZE)
+
+
+def _check_request(arrays: Arrays, source: Path, size: Size | None) -> None:
     """Whether a prepared folder is what the images in `source` give.
 
     Raises:
         UserError: it has another size, or was made from other images.
     """
     anew = f"give another --name, or delete {arrays.folder} to make it anew"
-    height, width = arrays.train_images.shape[1:3]
-    if (height, width) != (size, size):
-        raise UserError(
-            f"{arrays.folder} has images of {height}x{width}, not {size}x{size}: give --size {height}, or {anew}."
-        )
-    folder = scan(source)
+    folder = _scanned(source)
+    size = size or _default(folder)
+    height, width = there = arrays.train_images.shape[1:3]
+    if size != there and not (size is None and arrays.prepared.get("size") is None):
+        asked = "their own size" if size is None else "x".join(map(str, size))
+        same = height if height == width else f"{height}x{width}"
+        raise UserError(f"{arrays.folder} has images of {height}x{width}, not {asked}: give --size {same}, or {anew}.")
     if arrays.prepared.get("reader") == READER:
         if folder.digest() != arrays.prepared.get("images"):
             raise UserError(f"{arrays.folder} was made from other images than {source} has: {anew}.")
@@ -471,21 +390,42 @@ def _check_request(arrays: Arrays, source: Path, size: int) -> None:
         )
 
 
-def _read_folder(folder: Folder, source: Path, size: int) -> tuple[Arrays, list[str]]:
+def _read_folder(
+    folder: Folder | Beside, source: Path, size: Size | None, local: Local | None = None
+) -> tuple[Arrays, list[str]]:
     """The data set that a folder of images gives, and what a user should know of it."""
     counts: Counter[str] = Counter()
-    parts = _decode(folder.files, size, counts)
+    told = list(folder.notes)
+    meta: dict[str, Any] = {}
+    if isinstance(folder, Beside):
+        task, classes = folder.task, folder.classes
+        parts = decode_beside(task, folder.files, size, counts)
+        if task == "segmentation":
+            classes, ignore = (local.classes, local.ignore) if local else (folder.classes, IGNORE)
+            if not classes:
+                classes = classes_of(folder, parts, told)
+            check_masks(folder, parts, len(classes), ignore)
+            meta = {"ignore_index": ignore}
+        else:
+            check_depth(folder, parts)
+    else:
+        task, classes = "classification", folder.classes
+        parts = decode(folder.files, size or (SIZE, SIZE), counts)
+    labelled = KINDS[task].classes
     if "all" in parts:
         images, labels = parts["all"]
         order = canonical_order(sample_digests(images, labels))
         images, labels = images[order], labels[order]
-        held = holdout(labels, round(len(labels) / 5))
+        held = holdout(labels if labelled else np.zeros(len(labels), dtype=np.int64), round(len(labels) / 5))
+        if not held.any():
+            raise UserError(f"{source} has {len(labels)} images: give 3 or more, of which some become the test split.")
         parts = {"train": (images[~held], labels[~held]), "test": (images[held], labels[held])}
-    text = f"images of {source.resolve().name}, shorter side {size}, centre crop"
-    arrays = _arrays(parts["train"], parts["test"], folder.classes, text)
+    shown = "own size" if size is None else f"resized to cover {size[0]}x{size[1]}, centre crop"
+    text = local.source if local else f"images of {source.resolve().name}, {shown}"
+    arrays = Arrays("", *parts["train"], *parts["test"], classes, {**meta, "source": text}, task=task)
     if "val" in parts:
         arrays = replace(arrays, val_images=parts["val"][0], val_labels=parts["val"][1])
-    told = [*folder.notes, *(f"{n} images {what}" for what, n in sorted(counts.items())), *_repeated(arrays)]
+    told += [*(f"{n} images {what}" for what, n in sorted(counts.items())), *_repeated(arrays)]
     if folder.left_out:
         told.append("left out: " + ", ".join(f"{n} {what}" for what, n in folder.left_out.most_common()))
     return arrays, told
@@ -496,11 +436,12 @@ def _repeated(arrays: Arrays) -> Iterator[str]:
     pixels: dict[str, list[bytes]] = {}
     labels: dict[bytes, set[int]] = {}
     for split in arrays.splits:
-        images, classes = arrays.split(split)
-        pixels[split] = sample_digests(images, np.zeros_like(classes))
-        for digest, label in zip(pixels[split], classes.tolist(), strict=True):
-            labels.setdefault(digest, set()).add(label)
-    several = sum(len(labels[digest]) > 1 for digests in pixels.values() for digest in digests)
+        images, targets = arrays.split(split)
+        pixels[split] = sample_digests(images, np.zeros(len(images), dtype=np.int64))
+        if arrays.kind.classes:
+            for digest, label in zip(pixels[split], targets.tolist(), strict=True):
+                labels.setdefault(digest, set()).add(label)
+    several = sum(len(labels.get(digest, ())) > 1 for digests in pixels.values() for digest in digests)
     if several:
         yield f"{several} images have the same pixels as one of another class"
     for split, judged in (("train", "val"), ("train", "test"), ("val", "test")):
@@ -508,38 +449,3 @@ def _repeated(arrays: Arrays) -> Iterator[str]:
         leaked = sum(digest in seen for digest in pixels.get(judged, ()))
         if leaked:
             yield f"{leaked} {judged} images have the same pixels as one of the {split} split"
-
-
-def _decode(splits: Mapping[str, Files], size: int, counts: Counter[str]) -> dict[str, Pair]:
-    """RGB images (N, size, size, 3) and labels (N,) of each split, see `read_square`.
-
-    Raises:
-        UserError: files that cannot be read, or too large a `size`.
-    """
-    number = sum(map(len, splits.values()))
-    need, free = number * size * size * 3, psutil.virtual_memory().available
-    if need > free:
-        raise UserError(
-            f"{number} images of {size}x{size} need {need / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} are free: "
-            "choose a smaller --size."
-        )
-    broken: list[tuple[Path, str]] = []
-    parts: dict[str, Pair] = {}
-    for split, files in splits.items():
-        images = np.empty((len(files), size, size, 3), dtype=np.uint8)
-        for i, (path, _) in enumerate(files):
-            try:
-                images[i] = read_square(path, size, counts)
-            except ValueError as error:
-                broken.append((path, str(error)))
-        parts[split] = images, np.array([label for _, label in files], dtype=np.int64)
-    if broken:
-        raise UserError(f"{len(broken)} of {number} images cannot be read: {_named(broken)}: mend or remove them.")
-    return parts
-
-
-def _named(broken: Sequence[tuple[Path, str]]) -> str:
-    """Files and what is wrong with them: the first with its whole path, the others from the folder of all."""
-    above = Path(os.path.commonpath([path.parent for path, _ in broken]))
-    names = [f"{path if k == 0 else path.relative_to(above)} ({why})" for k, (path, why) in enumerate(broken)]
-    return ", ".join(names[:NAMED]) + (f" and {len(broken) - NAMED} more" if len(broken) > NAMED else "")

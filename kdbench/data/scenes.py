@@ -102,7 +102,7 @@ def scenes(n: int, seed: int) -> Scenes:
 
 
 def inside(shape: str, y: Ints, x: Ints, side: int) -> NDArray[np.bool_]:
-    """Which pixels are of a shape that fills a square of `side` pixels, given their places from its upper left corner."""
+    """Which pixels are of a shape that fills a square of `side` pixels, by their places from its upper left corner."""
     u, v = 2 * x + 1 - side, 2 * y + 1 - side  # half pixels from the middle of the square to that of the pixel
     square = (abs(u) < side) & (abs(v) < side)
     match shape:
@@ -118,16 +118,17 @@ def inside(shape: str, y: Ints, x: Ints, side: int) -> NDArray[np.bool_]:
 
 
 def patches(n: int, size: int, seed: int) -> Ints:
-    """Smooth grey patches, (n, size, size), 0..255: random values at the corners of 2x2 tiles, between them bilinear."""
+    """Smooth grey patches, (n, size, size), 0..255: random at the corners of 2x2 tiles, bilinear between."""
     corners = _draw(n * 9, seed, 0, 8, 0, 255).reshape(n, 3, 3)
     tile = size // 2
-    at = np.arange(size)
+    at = np.arange(size, dtype=np.int64)
     weight = 2 * (at % tile) + 1  # of the later corner, out of 2 * tile
     along = corners[:, at // tile] * (2 * tile - weight)[:, None] + corners[:, at // tile + 1] * weight[:, None]
-    across = along[:, :, at // tile] * (2 * tile - weight) + along[:, :, at // tile + 1] * weight
+    across: Ints = along[:, :, at // tile] * (2 * tile - weight) + along[:, :, at // tile + 1] * weight
     return across // (4 * tile * tile)
 
 
 def _draw(n: int, seed: int, part: int, stream: int, low: int, high: int) -> Ints:
     """`n` whole numbers of low..high."""
-    return low + random_bits(seed, part, stream, torch.arange(n)).numpy() % (high - low + 1)
+    drawn: Ints = random_bits(seed, part, stream, torch.arange(n)).numpy()
+    return low + drawn % (high - low + 1)
