@@ -181,8 +181,8 @@ def prepare(
             the copy at hand. Else the download folder, by default ``downloads`` in the cache folder, where archives
             that lie there are not downloaded again.
         name: for ``folder``, what to call the result (default ``folder``).
-        size: for ``folder``, height and width (one number: both) that images are resized to cover and cropped to, in the
-            centre. By default 64 for images of classes; those with maps beside them stay as large as they are.
+        size: for ``folder``, height and width (one number: both) that images are resized to cover, then centre-cropped.
+            By default 64 for images of classes; those with maps beside them stay as large as they are.
 
     Raises:
         UserError: unknown kind, no network and no archive, unreadable images, nowhere to write, or what is there was

@@ -124,8 +124,8 @@ def patches(n: int, size: int, seed: int) -> Ints:
     at = np.arange(size, dtype=np.int64)
     weight = 2 * (at % tile) + 1  # of the later corner, out of 2 * tile
     along = corners[:, at // tile] * (2 * tile - weight)[:, None] + corners[:, at // tile + 1] * weight[:, None]
-    across: Ints = along[:, :, at // tile] * (2 * tile - weight) + along[:, :, at // tile + 1] * weight
-    return across // (4 * tile * tile)
+    across = along[:, :, at // tile] * (2 * tile - weight) + along[:, :, at // tile + 1] * weight
+    return np.asarray(across // (4 * tile * tile), dtype=np.int64)
 
 
 def _draw(n: int, seed: int, part: int, stream: int, low: int, high: int) -> Ints:
