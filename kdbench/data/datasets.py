@@ -117,8 +117,8 @@ class DatasetConfig(Sparse):
         """Load, check and cut to size.
 
         The order of the cuts: `classes`, then `val` (the last of each class in canonical order), then `per_class` (the
-        first of each class). Where samples are of no class, `val` takes the last of all. Data with a validation split of
-        their own bring it along. Statistics that are not given are those of the whole prepared training split, so that
+        first of each class). Where samples are of no class, `val` takes the last of all. Data that have a validation
+        split bring it along. Statistics that are not given are those of the whole prepared training split, so that
         every cut of a data set, and a teacher trained on all of it, sees equal pixels.
 
         Raises:
@@ -186,6 +186,7 @@ class DatasetConfig(Sparse):
                 len(chosen) if arrays.kind.classes else arrays.outputs,
                 *sizes,
                 task=arrays.task,
+                settings={"frames": arrays.frames} if arrays.task == "video" else {},
             ),
             classes_hash=classes_hash(arrays.classes),
         )

@@ -189,7 +189,10 @@ def depth_file(path: Path) -> Image.Image:
     """
     if path.suffix.lower() == ".npy":
         orientation = 1
-        values = np.asarray(np.lib.format.open_memmap(path, mode="r"))  # as in `kdbench.data.arrays`
+        try:
+            values = np.asarray(np.lib.format.open_memmap(path, mode="r"))  # as in `kdbench.data.arrays`
+        except Exception as error:  # as there
+            raise ValueError(f"{path.name} is no .npy file of numbers ({_reason(error)})") from error
         if values.ndim != 2 or values.dtype.kind not in "uif":
             raise ValueError(f"{path.name} holds {values.dtype} {values.shape}, not numbers of (height, width)")
         if values.dtype.kind == "f":

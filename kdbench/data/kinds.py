@@ -70,6 +70,8 @@ def padded(rows: NDArray[np.float32], n: int, most: int) -> NDArray[np.float32]:
 
 def row_fault(rows: NDArray[np.float32], n: int) -> str | None:
     """What is wrong with boxes as they lie on disk, before it is looked into the images that they belong to."""
+    if rows.shape[1] != 6:
+        return f"has rows of {rows.shape[1]} values, not 6 (image, class, x0, y0, x1, y1)"
     if not np.isfinite(rows).all():
         return f"has {count(np.logical_not(np.isfinite(rows).all(axis=1)), 'box')} with values that are not finite"
     image = rows[:, 0]
@@ -78,6 +80,8 @@ def row_fault(rows: NDArray[np.float32], n: int) -> str | None:
     astray = (image < 0) | (image >= n)
     if astray.any():
         return f"has {count(astray, 'box')} of images {image.min():g}..{image.max():g}, but its images are 0..{n - 1}"
+    if (rows[:, 1] < 0).any():
+        return f"has {count(rows[:, 1] < 0, 'box')} of a class below 0"
     return None
 
 
@@ -152,7 +156,7 @@ def _boxes(images: NDArray[Any], boxes: NDArray[Any], classes: Sequence[str], ig
     last = len(classes) - 1
     checks = (
         ("of a class that is no whole number", label != np.floor(label)),
-        (f"of a class outside of 0..{last}", (label < 0) | (label > last)),
+        (f"of a class outside of 0..{last}", label > last),
         ("without height or width (x0 < x1 and y0 < y1 are needed)", (x0 >= x1) | (y0 >= y1)),
         (f"outside of its image of {height}x{width}", (x0 < 0) | (y0 < 0) | (x1 > width) | (y1 > height)),
     )

@@ -60,7 +60,8 @@ WRITE_ERRORS = {
     errno.EEXIST,
 }
 FIRST = sorted({f"train_{kind.inputs}.npy" for kind in KINDS.values()})
-"""Of these, a folder of prepared data has one."""
+"""Of these, a folder of prepared data has one, or all of `WHOLE`."""
+WHOLE = "images.npy", "labels.npy"
 READ_ERRORS = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -114,12 +115,15 @@ def _found(root: Path) -> set[str]:
         return set()
     except OSError as error:
         raise Unreadable(root, error) from error
+
+    def prepared(folder: Path) -> bool:
+        if not os.access(folder, os.R_OK | os.X_OK):
+            return True
+        whole = all(os.path.exists(folder / file) for file in WHOLE)
+        return whole or any(os.path.exists(folder / file) for file in FIRST)
+
     return {
-        name
-        for name in names
-        if not name.endswith(".partial")
-        and (any(os.path.exists(root / name / file) for file in FIRST) or not os.access(root / name, os.R_OK | os.X_OK))
-        and os.path.isdir(root / name)
+        name for name in names if not name.endswith(".partial") and os.path.isdir(root / name) and prepared(root / name)
     }
 
 
@@ -222,8 +226,8 @@ def prepare(
         arrays = _fetch(kind, images)
     else:
         local = LOCAL.get(kind)
-        folder = _scanned(images)
-        if local and not isinstance(folder, Beside):
+        folder = _scanned(images) if local is None else scan_beside(images)
+        if folder is None:
             raise UserError(f"{images} is not laid out as {kind} is: {how_to_get(kind, final)}")
         size = local.size if local else size or _default(folder)
         arrays, told = _read_folder(folder, images, size, local)

@@ -263,7 +263,8 @@ def how_to_get(name: str, folder: Path) -> str:
     """The sentence for a data set that is not downloaded, and that would lie in `folder`."""
     about = ABOUT[name]
     if about.layout:
-        return f"get {name} from {about.home} and run `kdbench data prepare {name} --source DIR`, where DIR is {about.layout}."
+        command = f"`kdbench data prepare {name} --source DIR`"
+        return f"get {name} from {about.home} and run {command}, where DIR is {about.layout}."
     kind = KINDS[about.task]
     files = [f"{split}_{part}.npy" for split in SPLITS for part in (kind.inputs, kind.targets)]
     return (

@@ -111,7 +111,7 @@ def inside(shape: str, y: Ints, x: Ints, side: int) -> NDArray[np.bool_]:
         case "ring":
             return (u * u + v * v <= side * side) & (4 * (u * u + v * v) >= side * side)
         case "triangle":
-            return square & (2 * abs(u) <= v + side)
+            return square & (2 * abs(u) <= v + side + 1)
         case "cross":
             return square & ((3 * abs(u) <= side) | (3 * abs(v) <= side))
     return square
