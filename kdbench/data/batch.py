@@ -15,6 +15,7 @@ from kdbench.errors import UserError
 
 AGAIN, PAIRED = "again", "paired"
 """Streams of the batch's own samples: another view of each, and each in the modality that teachers see."""
+PARTS = ("x", "y", "index", "view")
 
 
 class Beside(Mapping[str, "Batch"]):
@@ -33,7 +34,7 @@ class Beside(Mapping[str, "Batch"]):
 
     @classmethod
     def of(cls, streams: Mapping[str, Batch]) -> Beside:
-        """Of batches that are there already; those that are not called `AGAIN` or `PAIRED` have an order of their own."""
+        """Of batches that are there already; those not called `AGAIN` or `PAIRED` have an order of their own."""
         own = {name: len(batch) for name, batch in streams.items() if name not in (AGAIN, PAIRED)}
         return cls({name: partial(streams.__getitem__, name) for name in streams}, own)
 
@@ -104,8 +105,8 @@ class Batch:
         streams = self._beside
         own, both = self.__getitem__, lambda name: self[name] + other[name]
         cuts = {name: partial(own if name in streams.own else both, name) for name in streams}
-        parts = [torch.cat([getattr(self, key), getattr(other, key)]) for key in ("x", "y", "index", "view")]
-        return Batch(*parts, Beside(cuts, streams.own))
+        x, y, index, view = (torch.cat([getattr(batch, key) for batch in (self, other)]) for key in PARTS)
+        return Batch(x, y, index, view, Beside(cuts, streams.own))
 
     @classmethod
     def of(cls, batch: Batch | Sequence[Tensor]) -> Batch:
@@ -119,13 +120,14 @@ class Batch:
     @property
     def for_teacher(self) -> Batch:
         """The same samples as teachers see them: the batch itself, unless a modality is paired with it."""
-        return self.beside[PAIRED] if PAIRED in self.beside else self
+        return self.beside.get(PAIRED, self)
 
     def seen_by(self, needs: AbstractSet[str]) -> Batch:
         """The batch as a method sees it that declares these `needs`: what is not declared is not there.
 
-        Without ``labels`` all targets are -1, also in streams; with ``no_data`` images and targets have the shape (B, 0)
-        and there are no streams. A stream with an order of its own is there where it is named. Nothing is copied.
+        Without ``labels`` all targets are -1, also in streams; with ``no_data`` images and targets have the shape
+        (B, 0), and there are no streams. A stream with an order of its own is there where it is named. Nothing is
+        copied.
         """
         if "no_data" in needs:
             return Batch(self.x.new_empty(len(self), 0), self.index.new_empty(len(self), 0), self.index, self.view)
@@ -147,8 +149,8 @@ class Batch:
         """The batch on another device, and its streams too, as they are asked for."""
         if self.x.device == torch.device(device):
             return self
-        parts = [getattr(self, key).to(device, **kwargs) for key in ("x", "y", "index", "view")]
-        return Batch(*parts, self._beside.each(lambda stream: stream.to(device, **kwargs)))
+        x, y, index, view = (getattr(self, key).to(device, **kwargs) for key in PARTS)
+        return Batch(x, y, index, view, self._beside.each(lambda stream: stream.to(device, **kwargs)))
 
     @property
     def _beside(self) -> Beside:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Protocol
 from unicodedata import normalize
@@ -31,8 +31,9 @@ class Split:
 
     Attributes:
         images: uint8, (N, H, W, C).
-        labels: int64, (N,), -1 where they are not known; or the targets of another task (`kdbench.data.kinds.targets_of`):
-            masks, int64, (N, H, W); depth, float32, (N, H, W); boxes, float32, (N, M, 5); pictures, uint8, (N, C, H, W).
+        labels: int64, (N,), -1 where they are not known; or the targets of another task: masks, int64, (N, H, W);
+            depth, float32, (N, H, W); boxes, float32, (N, M, 5); pictures, uint8, (N, C, H, W). See
+            `kdbench.data.kinds.targets_of`.
         mean, std: per channel, on the scale 0..1, where they are not the data set's: of another domain or modality.
     """
 
@@ -205,7 +206,7 @@ class DatasetConfig(Sparse):
         if value is None:
             return None
         scenario, settings = settings_of("dataset.scenario", value)
-        later = getattr(scenario, "ADDED", frozenset())
+        later: Collection[str] = getattr(scenario, "ADDED", ())
         defaults = {name: p.default for name, p in inspect.signature(scenario).parameters.items()}
         kept = {key: each for key, each in settings.items() if key not in later or each != defaults[key]}
         return {"_target_": value["_target_"], **kept}
@@ -273,9 +274,8 @@ class DatasetConfig(Sparse):
 
         def cut(split: str, index: NDArray[np.int64]) -> Split:
             images, labels = arrays.split(split)
-            targets = (
-                relabel[labels[index]] if arrays.kind.classes else targets_of(arrays.task, labels[index], arrays.ignore)
-            )
+            labels = labels[index]
+            targets = relabel[labels] if arrays.kind.classes else targets_of(arrays.task, labels, arrays.ignore)
             return Split(torch.from_numpy(images[index]), torch.from_numpy(targets))
 
         height, width = arrays.train_images.shape[1:3]
@@ -304,7 +304,9 @@ class DatasetConfig(Sparse):
                 settings={"frames": arrays.frames} if arrays.task == "video" else {},
             ),
             classes_hash=classes_hash(arrays.classes),
-            origin=Origin(arrays, {"train": ("train", train), "test": ("test", test), "val": (held_in, val)}, self.root),
+            origin=Origin(
+                arrays, {"train": ("train", train), "val": (held_in, val), "test": ("test", test)}, self.root
+            ),
         ).posed()
         return self._posed(data) if self.scenario else data
 
@@ -358,6 +360,14 @@ class DatasetConfig(Sparse):
                 f"of {self.name}: mend it."
             )
         return chosen
+
+
+def differing(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set's config with differences: of a scenario that names no class of its own, setting by setting."""
+    own, scenario = changes.get("scenario"), config.get("scenario")
+    if isinstance(own, Mapping) and isinstance(scenario, Mapping) and "_target_" not in own:
+        changes = {**changes, "scenario": {**scenario, **own}}
+    return {**config, **changes}
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:

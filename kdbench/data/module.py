@@ -27,8 +27,8 @@ class ArrayData(pl.LightningDataModule):
     """The loaders of a `Dataset`: training views, and the plain validation (if any) and test splits.
 
     Everything lies on the trainer's device; the epoch whose views are seen is the trainer's, also after a resume. Where
-    data arrive in experiences, an epoch shows those of its experience alone, so loaders differ in length: have Lightning
-    ask for them in each epoch (``reload_dataloaders_every_n_epochs=1``).
+    data arrive in experiences, an epoch shows those of its experience alone, so loaders differ in length: have
+    Lightning ask for them in each epoch (``reload_dataloaders_every_n_epochs=1``).
 
     Args:
         seed: of data order and views.
@@ -67,7 +67,7 @@ class ArrayData(pl.LightningDataModule):
         return min(bisect_right(self._ends, epoch), max(len(self._ends) - 1, 0))
 
     def positions(self, experience: int) -> Tensor:
-        """Of the training samples that arrive with an experience (all, where data come whole), int64, (N,), ascending."""
+        """Of the samples that arrive with an experience (all, where data come whole), int64, (N,), ascending."""
         return self._once(f"experience {experience}", lambda: self._arriving(experience))
 
     def images_seen(self, epochs: int, needs: AbstractSet[str] = frozenset()) -> int:
@@ -109,7 +109,7 @@ class ArrayData(pl.LightningDataModule):
         )
 
     def take(self, index: Tensor, epoch: int, *, plain: bool) -> Batch:
-        """Any training samples, whatever their experience, as they are seen first in `epoch`, or plain; see `Views.take`."""
+        """Any training samples, whatever their experience, as `epoch` shows them first, or plain; see `Views.take`."""
         views = self.train_dataloader()
         views.epoch_of = lambda: epoch
         return views.take(index, plain)

@@ -214,11 +214,11 @@ class Views:
         passes = self._passes(epoch, self._part_of(epoch), n)
         own: dict[str, Passes] = {}
         for name, (samples, stream) in self._own.items():
-            size = len(samples.targets)
-            own[name] = self._passes(epoch, torch.arange(size, device=self.device), size, stream.draw)
-        end = len(passes) * self.laps
-        for number, start in enumerate(range(0, end - end % self.batch_size if self.drop_last else end, self.batch_size)):
-            counter, view = passes[start : min(start + self.batch_size, end)]
+            whole = torch.arange(len(samples.targets), device=self.device)
+            own[name] = self._passes(epoch, whole, len(whole), stream.draw)
+        size, end = self.batch_size, len(passes) * self.laps
+        for number in range(end // size if self.drop_last else -(-end // size)):
+            counter, view = passes[size * number : min(size * (number + 1), end)]
             if self.blind:
                 yield Batch(self.mean.new_empty(len(view), 0), view.new_empty(len(view), 0), counter % n, view)
                 continue

@@ -523,7 +523,7 @@ class Bench:
                 on_epoch=self.on_epoch,
             )
         pairs = zip(members, results, strict=True)
-        return [_whole(member, result, data.images_per_epoch) for member, result in pairs]
+        return [_whole(member, result, data) for member, result in pairs]
 
     @contextmanager
     def _locked(self, lock: Path, what: str, wait: bool) -> Iterator[Path]:
@@ -542,17 +542,18 @@ class Bench:
             yield folder
 
 
-def _whole(member: Member, result: Fitted | Exception, images_per_epoch: int) -> Fitted | Exception:
+def _whole(member: Member, result: Fitted | Exception, data: ArrayData) -> Fitted | Exception:
     """The result of a training that was as long as its protocol says; else what is wrong."""
     if isinstance(result, Exception):
         return result
     method = member.method
     epochs = method.epoch + 1 if result.reason else method.protocol.epochs
-    if method.images_seen == epochs * images_per_epoch:
+    there = data.images_seen(epochs, method.needs)
+    if method.images_seen == there:
         return result
     return UserError(
         f"{member.title} saw {method.images_seen} training images, and {epochs} epochs of its data have "
-        f"{epochs * images_per_epoch}: take away the setting of trainer that cuts training short."
+        f"{there}: take away the setting of trainer that cuts training short."
     )
 
 

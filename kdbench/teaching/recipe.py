@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from kdbench.construct import Text, construct, method_class, method_identity
-from kdbench.data.datasets import DatasetConfig
+from kdbench.data.datasets import DatasetConfig, differing
 from kdbench.errors import UserError, nearest
 from kdbench.protocol import Protocol
 from kdbench.results.record import digest
@@ -80,7 +80,7 @@ def recipe_of(
     for key in own:
         if key not in known:
             raise UserError(f"unknown key '{where}.dataset.{key}': choose from {', '.join(known)}.")
-    shown = {**dataset, **own}
+    shown = differing(dataset, own)
     recipe = {
         "name": name,
         "method": method,
