@@ -155,7 +155,7 @@ class Dataset:
 
     def first(self, n: int) -> Dataset:
         """The same with at most `n` samples of each split, in equal parts of each experience."""
-        part = n if not self.experiences else max(1, n // len(self.experiences))
+        part = max(1, n // (len(self.experiences) or 1))
         arriving = self.experiences or (torch.arange(len(self.train)),)
         kept = torch.cat([positions[:part] for positions in arriving]).sort().values
         beside = {
@@ -165,7 +165,8 @@ class Dataset:
         return self.posed(
             train=self.train[kept],
             val=self.val and self.val[slice(n)],
-            test=self.test[slice(n)],
+            # episodes need many of each class
+            test=self.test if self.spec.task == "few-shot" else self.test[slice(n)],
             beside=beside,
             experiences=tuple(torch.isin(kept, positions).nonzero()[:, 0] for positions in self.experiences),
             paired=self.paired and self.paired.first(n),
@@ -202,7 +203,7 @@ class DatasetConfig(Sparse):
 
     @field_validator("scenario", mode="before")
     @classmethod
-    def _whole(cls, value: Any) -> Mapping[str, Any] | None:
+    def _with_defaults(cls, value: Any) -> Mapping[str, Any] | None:
         if value is None:
             return None
         scenario, settings = settings_of("dataset.scenario", value)

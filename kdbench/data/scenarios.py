@@ -178,8 +178,8 @@ class FewShot:
         if len(new) < self.way:
             raise UserError(
                 f"an episode of dataset.scenario.way={self.way} classes needs as many new ones, and of the "
-                f"{len(data.classes)} of {data.spec.name} {len(new)} are new: choose a lower way, or a number of classes to "
-                "train on with dataset.scenario.base."
+                f"{len(data.classes)} of {data.spec.name} {len(new)} are new: choose a lower way, or with "
+                "dataset.scenario.base how many classes are trained on."
             )
         pool = Split(torch.cat([data.train.images, data.test.images]), torch.cat([data.train.labels, data.test.labels]))
         judged = _relabelled(pool, new)

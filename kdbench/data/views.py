@@ -93,38 +93,37 @@ class Passes:
     def __init__(
         self, seed: int, epoch: int, positions: Tensor, n: int, pad: int, flip: bool, draw: int, shuffle: bool = True
     ) -> None:
-        self.n = n
-        self._seed, self._epoch, self._positions, self._draw = seed, epoch, positions, draw
+        self._seed, self._epoch, self._positions, self._n, self._draw = seed, epoch, positions, n, draw
         self._pad, self._flip, self._shuffle = pad, flip, shuffle
-        self._made: dict[int, tuple[Tensor, Tensor]] = {}
+        self._made: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         """How many samples a pass has."""
         return len(self._positions)
 
-    def __getitem__(self, part: slice) -> tuple[Tensor, Tensor]:
-        """The numbers (see the module) of the samples from ``part.start`` to before ``part.stop``, int64, (B,), and
-        their views, (B, 3)."""
+    def __getitem__(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the samples from ``part.start`` to before ``part.stop``: numbers (see the module) and positions, int64,
+        (B,), and views, (B, 3)."""
         found = []
         for number in range(part.start // len(self), (part.stop - 1) // len(self) + 1):
             start, stop = part.start - len(self) * number, part.stop - len(self) * number
             found.append([values[max(start, 0) : stop] for values in self._pass(number)])
-        counter, view = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
-        return counter, view
+        counter, index, view = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+        return counter, index, view
 
     def views(self, counter: Tensor, *, again: bool = False) -> Tensor:
         """The views of numbered samples, (B, 3): those that the epoch shows, or those of the next draw."""
         return view_of(self._seed, self._epoch, counter, self._pad, self._flip, self._draw + again)
 
-    def _pass(self, number: int) -> tuple[Tensor, Tensor]:
+    def _pass(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         if number not in self._made:
-            counter = self._positions + self.n * number
+            counter = self._positions + self._n * number
             if self._shuffle:
                 bits = random_bits(self._seed, self._epoch, ORDER + DRAWS * self._draw, counter)
                 counter = counter[torch.argsort(bits, stable=True)]
             # batches go forward, and one may begin in one pass and end in the next
             self._made = {k: made for k, made in self._made.items() if k == number - 1}
-            self._made[number] = counter, self.views(counter)
+            self._made[number] = counter, counter - self._n * number, self.views(counter)
         return self._made[number]
 
 
@@ -210,20 +209,20 @@ class Views:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, n = self.epoch, len(self.labels)
-        passes = self._passes(epoch, self._part_of(epoch), n)
+        epoch = self.epoch
+        passes = self._passes(epoch, self._part_of(epoch), len(self.labels))
         own: dict[str, Passes] = {}
         for name, (samples, stream) in self._own.items():
             whole = torch.arange(len(samples.targets), device=self.device)
             own[name] = self._passes(epoch, whole, len(whole), stream.draw)
         size, end = self.batch_size, len(passes) * self.laps
         for number in range(end // size if self.drop_last else -(-end // size)):
-            counter, view = passes[size * number : min(size * (number + 1), end)]
+            counter, index, view = passes[size * number : min(size * (number + 1), end)]
             if self.blind:
-                yield Batch(self.mean.new_empty(len(view), 0), view.new_empty(len(view), 0), counter % n, view)
+                yield Batch(self.mean.new_empty(len(view), 0), view.new_empty(len(view), 0), index, view)
                 continue
             cuts = {name: partial(self._of_own_order, name, of_stream, number) for name, of_stream in own.items()}
-            yield self._batch(passes, counter, view, cuts)
+            yield self._batch(passes, counter, index, view, cuts)
 
     def take(self, index: Tensor, plain: bool = False) -> Batch:
         """Any of the samples, as the first pass of the epoch shows them, or plain.
@@ -239,13 +238,19 @@ class Views:
             view = torch.tensor([self.pad, self.pad, 0], device=self.device).expand(len(index), 3)
             return self._look(self._samples, index, view, self._followers(index, view))
         passes = self._passes(self.epoch, self._part_of(self.epoch), len(self.labels))
-        return self._batch(passes, index, passes.views(index), {})
+        return self._batch(passes, index, index, passes.views(index), {})
 
     def _passes(self, epoch: int, positions: Tensor, n: int, draw: int = 0) -> Passes:
         return Passes(self.seed, epoch, positions, n, self.pad, self.flip, draw, shuffle=self.augment)
 
-    def _batch(self, passes: Passes, counter: Tensor, view: Tensor, own: Mapping[str, Callable[[], Batch]]) -> Batch:
-        index = counter % passes.n
+    def _batch(
+        self,
+        passes: Passes,
+        counter: Tensor,
+        index: Tensor,
+        view: Tensor,
+        own: Mapping[str, Callable[[], Batch]],
+    ) -> Batch:
         if not self.augment:
             return self._look(self._samples, index, view)
 
@@ -261,8 +266,7 @@ class Views:
 
     def _of_own_order(self, name: str, passes: Passes, number: int) -> Batch:
         samples, stream = self._own[name]
-        counter, view = passes[stream.per_batch * number : stream.per_batch * (number + 1)]
-        index = counter % passes.n
+        counter, index, view = passes[stream.per_batch * number : stream.per_batch * (number + 1)]
         return self._look(
             samples, index, view, {AGAIN: lambda: self._look(samples, index, passes.views(counter, again=True))}
         )

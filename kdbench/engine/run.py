@@ -42,6 +42,7 @@ from kdbench.results import record as rec
 from kdbench.results.labels import keep_labels
 from kdbench.results.store import RecordExistsError, Store
 from kdbench.source import source_hash
+from kdbench.tasks import task_of
 from kdbench.teaching.adapter import Adapter
 from kdbench.teaching.frozen import FrozenTeacher
 from kdbench.teaching.recipe import name_of
@@ -511,7 +512,15 @@ class Bench:
     ) -> list[Fitted | Exception]:
         blind = all("no_data" in member.method.needs for member in members)
         protocol = members[0].method.protocol
-        data = ArrayData(dataset, protocol.batch_size, seed, drop_last=protocol.drop_last, blind=blind)
+        data = ArrayData(
+            dataset,
+            protocol.batch_size,
+            seed,
+            epochs=protocol.epochs,
+            drop_last=protocol.drop_last,
+            blind=blind,
+            moved=task_of(dataset.spec.task, dataset.spec.settings, dataset.spec.name).moved,
+        )
         with seeded(seed, "training"), attempt(self.work / "cells", len(members)):
             results = fit(
                 members,
@@ -549,10 +558,11 @@ def _whole(member: Member, result: Fitted | Exception, data: ArrayData) -> Fitte
     method = member.method
     epochs = method.epoch + 1 if result.reason else method.protocol.epochs
     there = data.images_seen(epochs, method.needs)
-    if method.images_seen == there:
+    seen = method.images_seen - method.taken
+    if seen == there:
         return result
     return UserError(
-        f"{member.title} saw {method.images_seen} training images, and {epochs} epochs of its data have "
+        f"{member.title} saw {seen} training images, and {epochs} epochs of its data have "
         f"{there}: take away the setting of trainer that cuts training short."
     )
 
