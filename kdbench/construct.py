@@ -20,6 +20,7 @@ from kdbench.method import Method
 from kdbench.protocol import Protocol
 from kdbench.results import record as rec
 from kdbench.settings import adapters, validated
+from kdbench.targets import first_line, imported
 from kdbench.taxonomy import load_taxonomy
 
 BENCH_KEYS = ("search",)
@@ -58,11 +59,6 @@ def _adapters(base: type) -> Mapping[str, TypeAdapter[Any]]:
     return adapters(base.__init__) if issubclass(base, Method) and "__init__" in vars(base) else {}
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:!")
-
-
 def instantiate(what: str, config: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     """Hydra's, with one sentence about `what` for anything that goes wrong.
 
@@ -93,15 +89,7 @@ def method_class(name: str, config: Any) -> type[Method]:
             f"method '{name}' was not chosen but has settings, or its YAML lacks '_target_': add it to method=[...] or "
             f"give its YAML the header '# @package method.{name}' and a _target_."
         )
-    module, _, attribute = str(target).rpartition(".")
-    try:
-        # not hydra.utils.get_class, which also logs several lines
-        cls = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        raise UserError(
-            f"method '{name}': cannot import {target} ({type(error).__name__}: {first_line(error)}): correct "
-            "_target_, or put the file's folder on PYTHONPATH."
-        ) from None
+    cls = imported(f"method '{name}'", str(target))
     if not isinstance(cls, type) or not issubclass(cls, Method):
         raise UserError(f"method '{name}': {target} is not a kdbench.method.Method: derive the class from it.")
     _check_declarations(name, cls)

@@ -533,7 +533,7 @@ class Method(pl.LightningModule):
         if self.idle:
             return
         batch = Batch.of(batch)
-        self.images_seen += len(batch)
+        self.images_seen += batch.shown(self.needs)
         group = self._group(batch_idx, len(batch)) if self.protocol.accumulate > 1 else None
         batch = self.batch(batch)
         optimizers = self._optimizers()

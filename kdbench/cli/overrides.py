@@ -38,7 +38,8 @@ def readable(args: Sequence[str]) -> list[str]:
                     else "."
                 )
             )
-        read.append(arg if flag else _override(arg, sweep, args[k + 1 :]))
+        # of what teacher.dataset may differ in, nothing stands in the config yet
+        read.append(arg if flag else _override(re.sub(r"^(?=teacher\.dataset\.)", "++", arg), sweep, args[k + 1 :]))
     _check_methods(read)
     return read
 

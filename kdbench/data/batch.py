@@ -2,32 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdbench.errors import UserError
+
+AGAIN, PAIRED = "again", "paired"
+"""Streams of the batch's own samples: another view of each, and each in the modality that teachers see."""
+PARTS = ("x", "y", "index", "view")
+
+
+class Beside(Mapping[str, "Batch"]):
+    """The streams beside a batch: each is cut when it is first asked for, once for all who hold the batch.
+
+    Attributes:
+        own: how many images each of those streams shows that have an order of their own; the samples of all others are
+            the batch's.
+        cut: the streams that were cut so far.
+    """
+
+    def __init__(self, cuts: Mapping[str, Callable[[], Batch]], own: Mapping[str, int] | None = None) -> None:
+        self._cuts = dict(cuts)
+        self.own: Mapping[str, int] = dict(own or {})
+        self.cut: dict[str, Batch] = {}
+
+    @classmethod
+    def of(cls, streams: Mapping[str, Batch]) -> Beside:
+        """Of batches that are there already; those not called `AGAIN` or `PAIRED` have an order of their own."""
+        own = {name: len(batch) for name, batch in streams.items() if name not in (AGAIN, PAIRED)}
+        return cls({name: partial(streams.__getitem__, name) for name in streams}, own)
+
+    def __getitem__(self, name: str) -> Batch:
+        if name not in self.cut:
+            self.cut[name] = self._cuts[name]()
+        return self.cut[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cuts)
+
+    def __len__(self) -> int:
+        return len(self._cuts)
+
+    def each(self, change: Callable[[Batch], Batch], names: AbstractSet[str] | None = None) -> Beside:
+        """The streams, of `names` alone if they are given, with something done to each once it is asked for."""
+        left = [name for name in self if names is None or name in names]
+        cuts = {name: partial(lambda name: change(self[name]), name) for name in left}
+        return Beside(cuts, {name: size for name, size in self.own.items() if name in left})
+
 
 @dataclass
 class Batch:
-    """One mini-batch.
+    """One mini-batch, and in square brackets the streams beside it: ``batch["unlabelled"]``, ``batch["again"]``.
 
     Attributes:
         x: normalised images, float32, (B, C, H, W); (B, 0) for methods that must not see data.
-        y: class indices, int64, (B,).
-        index: position of each sample in the training set, int64, (B,).
+        y: targets: class indices, int64, (B,); masks, int64, (B, H, W); depth, float32, (B, H, W). -1 where they are
+            not known, or where the method does not declare that it needs labels.
+        index: position of each sample in the training set (of a stream with an order of its own: in its set), int64,
+            (B,).
         view: the exact view of each sample as (dy, dx, flip), int64, (B, 3); zeros where nothing was augmented.
+        beside: the streams, see `Beside`; a mapping of batches that are there already will do.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
     view: Tensor
+    beside: Mapping[str, Batch] = field(default_factory=lambda: Beside({}), repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.beside, Beside):
+            self.beside = Beside.of(self.beside)
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __getitem__(self, name: str) -> Batch:
+        """A stream beside the batch.
+
+        Raises:
+            UserError: the data do not offer it.
+        """
+        if name in self.beside:
+            return self.beside[name]
+        offered = ", ".join(self.beside) or "none"
+        raise UserError(
+            f"there is no stream '{name}' beside this batch (streams: {offered}): name it in the method's `needs`, and "
+            "choose a scenario that offers it, as scenario=semi_supervised offers 'unlabelled'."
+        )
+
+    def __add__(self, other: Batch) -> Batch:
+        """The samples of both, and beside them the streams of the first; of streams of the same samples, those of both.
+
+        So teachers see the samples of both where a modality is paired.
+        """
+        streams = self._beside
+        own, both = self.__getitem__, lambda name: self[name] + other[name]
+        cuts = {name: partial(own if name in streams.own else both, name) for name in streams}
+        x, y, index, view = (torch.cat([getattr(batch, key) for batch in (self, other)]) for key in PARTS)
+        return Batch(x, y, index, view, Beside(cuts, streams.own))
 
     @classmethod
     def of(cls, batch: Batch | Sequence[Tensor]) -> Batch:
@@ -35,20 +114,66 @@ class Batch:
         if isinstance(batch, Batch):
             return batch
         x, y, *rest = batch
-        index = rest[0] if rest else torch.full_like(y, -1)
-        return cls(x, y, index, y.new_zeros(len(y), 3))
+        index = rest[0] if rest else torch.full((len(y),), -1, dtype=torch.int64, device=y.device)
+        return cls(x, y, index, index.new_zeros(len(y), 3))
+
+    @property
+    def for_teacher(self) -> Batch:
+        """The same samples as teachers see them: the batch itself, unless a modality is paired with it."""
+        return self.beside.get(PAIRED, self)
+
+    def seen_by(self, needs: AbstractSet[str]) -> Batch:
+        """The batch as a method sees it that declares these `needs`: what is not declared is not there.
+
+        Without ``labels`` all targets are -1, also in streams; with ``no_data`` images and targets have the shape
+        (B, 0), and there are no streams. A stream with an order of its own is there where it is named. Nothing is
+        copied.
+        """
+        if "no_data" in needs:
+            return Batch(self.x.new_empty(len(self), 0), self.index.new_empty(len(self), 0), self.index, self.view)
+        streams = self._beside
+        hidden = streams.own.keys() - needs
+        if "labels" in needs and not hidden:
+            return self
+        y = self.y if "labels" in needs else self.y.new_full((), -1).expand_as(self.y)
+        beside = streams.each(lambda stream: stream.seen_by(needs), streams.keys() - hidden)
+        return Batch(self.x, y, self.index, self.view, beside)
+
+    def shown(self, needs: AbstractSet[str]) -> int:
+        """How many images a method sees that declares these `needs`: the batch, and the declared streams that have an
+        order of their own; streams of the same samples are not counted."""
+        own = {} if "no_data" in needs else self._beside.own
+        return len(self) + sum(size for name, size in own.items() if name in needs)
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
+        """The batch on another device, and its streams too, as they are asked for."""
+        if self.x.device == torch.device(device):
+            return self
+        x, y, index, view = (getattr(self, key).to(device, **kwargs) for key in PARTS)
+        return Batch(x, y, index, view, self._beside.each(lambda stream: stream.to(device, **kwargs)))
+
+    @property
+    def _beside(self) -> Beside:
+        assert isinstance(self.beside, Beside)
+        return self.beside
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A data set as methods and networks see it: image shape (C, H, W), number of classes, sizes of the splits.
+    """A data set as methods and networks see it.
 
     Attributes:
+        shape: of an image, (C, H, W).
+        num_classes: how many classes there are: of samples, or where the task is dense, of pixels (1 for depth).
+        n_train, n_test, n_val: sizes of the splits.
         task, settings: what is asked of a network, by name, and the settings of that.
         mean, std: per channel, of pixels scaled to 0..1; empty where they are not known.
-        streams: names of what stands beside a batch.
-        experiences: where data arrive in several, the number of classes seen after each; empty where they come whole.
-        memory: how many samples of past experiences may be kept.
+        streams: names of what stands beside a batch of training.
+        experiences: where classes arrive one after the other, how many were seen at the end of each experience; empty
+            where the data come whole.
+        memory: how many samples of past experiences a method may keep.
+        per_epoch: how many samples an epoch of each experience shows (of one, where data come whole); empty where each
+            training sample is shown once.
     """
 
     name: str
@@ -64,3 +189,8 @@ class DataSpec:
     streams: tuple[str, ...] = ()
     experiences: tuple[int, ...] = ()
     memory: int = 0
+    per_epoch: tuple[int, ...] = ()
+
+    def epoch_size(self, experience: int = 0) -> int:
+        """How many samples an epoch of an experience shows."""
+        return self.per_epoch[experience] if self.per_epoch else self.n_train

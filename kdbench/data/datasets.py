@@ -2,43 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Protocol
 from unicodedata import normalize
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, field_validator
 from torch import Tensor
 
 from kdbench.data.arrays import Arrays, canonical_order, classes_hash, holdout, load
-from kdbench.data.batch import DataSpec
+from kdbench.data.batch import AGAIN, DataSpec
 from kdbench.data.kinds import targets_of
 from kdbench.errors import UserError
 from kdbench.sparse import Sparse
+from kdbench.targets import first_line, settings_of
 
 Positive = Annotated[float, Field(gt=0)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
-    """Images (N, H, W, C), uint8, and what is to be learnt of them: labels (N,), int64, or the targets of another task.
+    """Samples and what is known of them.
 
-    Those are masks (N, H, W), int64; depth (N, H, W), float32; boxes (N, M, 5), float32; pictures (N, C, H, W), uint8:
-    see `kdbench.data.kinds.targets_of`.
+    Attributes:
+        images: uint8, (N, H, W, C).
+        labels: int64, (N,), -1 where they are not known; or the targets of another task: masks, int64, (N, H, W);
+            depth, float32, (N, H, W); boxes, float32, (N, M, 5); pictures, uint8, (N, C, H, W). See
+            `kdbench.data.kinds.targets_of`.
+        mean, std: per channel, on the scale 0..1, where they are not the data set's: of another domain or modality.
     """
 
     images: Tensor
     labels: Tensor
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, index: Tensor | slice) -> Split:
+        """Some of the samples."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
     def to(self, device: torch.device) -> Split:
-        return Split(self.images.to(device), self.labels.to(device))
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Samples beside those of a batch; see `kdbench.data.views.Views`.
+
+    Attributes:
+        follow: the samples of the training split again, in the same views, from a split of as many: another modality.
+            Else the stream has an order of its own.
+        per_batch: how many images of a stream with an order of its own stand beside each batch.
+        draw: its random numbers. The labelled batch has draw 0 and ``again`` draw 1; a stream with an order of its own
+            has draw 2 or higher, and its ``again`` the next.
+    """
+
+    split: Split
+    follow: bool = False
+    per_batch: int = 0
+    draw: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where the samples of a data set come from, for scenarios that take more from there.
+
+    Attributes:
+        arrays: the prepared data set.
+        index: for each split, the file's split that its samples stand in, and at which positions.
+        root: the folder of prepared data sets, see `kdbench.paths.data_root`.
+    """
+
+    arrays: Arrays
+    index: Mapping[str, tuple[str, NDArray[np.int64]]]
+    root: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +98,13 @@ class Dataset:
         classes: class names, by label.
         mean, std: per channel, of pixels scaled to 0..1.
         pad, flip: the augmentation (see `kdbench.data.views`).
-        content_hash: of the whole prepared data set, whatever part of it is used.
+        content_hash: of the whole prepared data set, whatever part of it is used; and of what a scenario adds to it.
         classes_hash: of all its class names, which are no part of its content; None where they are made up.
+        beside: streams by name.
+        experiences: where training samples arrive in several parts, the positions of each, int64, ascending.
+        laps: how often an epoch shows each training sample.
+        paired: the same samples as teachers see them, where that is not as students do.
+        origin: None where the samples are made up.
     """
 
     train: Split
@@ -68,22 +118,76 @@ class Dataset:
     content_hash: str
     spec: DataSpec
     classes_hash: str | None = None
+    beside: Mapping[str, Stream] = field(default_factory=dict)
+    experiences: tuple[Tensor, ...] = ()
+    laps: int = 1
+    paired: Dataset | None = None
+    origin: Origin | None = None
+
+    @property
+    def for_teacher(self) -> Dataset:
+        """The same samples as teachers see them: itself, unless a modality is paired."""
+        return self.paired or self
+
+    def posed(self, spec: Mapping[str, Any] | None = None, **changes: Any) -> Dataset:
+        """The data with some fields changed; what `spec` says of splits, statistics and streams follows from them.
+
+        Args:
+            spec: what is changed of `spec` beside that: task, settings, memory.
+        """
+        data = replace(self, **changes)
+        seen = tuple(int(data.train.labels[part].max()) + 1 for part in data.experiences)
+        height, width, channels = data.train.images.shape[1:]
+        known = {
+            "shape": (channels, height, width),
+            "n_train": len(data.train),
+            "n_val": len(data.val) if data.val else 0,
+            "n_test": len(data.test),
+            "mean": data.mean,
+            "std": data.std,
+            "streams": (AGAIN, *data.beside),
+            "experiences": seen,
+            "per_epoch": tuple(data.laps * len(part) for part in data.experiences or (data.train,)),
+        }
+        if "classes" in changes:
+            known["num_classes"] = len(data.classes)
+        return replace(data, spec=replace(data.spec, **{**known, **(spec or {})}))
 
     def first(self, n: int) -> Dataset:
-        """The same with at most `n` samples of each split."""
+        """The same with at most `n` samples of each split, in equal parts of each experience."""
+        part = max(1, n // (len(self.experiences) or 1))
+        arriving = self.experiences or (torch.arange(len(self.train)),)
+        kept = torch.cat([positions[:part] for positions in arriving]).sort().values
+        beside = {
+            name: replace(stream, split=stream.split[kept if stream.follow else slice(n)])
+            for name, stream in self.beside.items()
+        }
+        return self.posed(
+            train=self.train[kept],
+            val=self.val and self.val[slice(n)],
+            # episodes need many of each class
+            test=self.test if self.spec.task == "few-shot" else self.test[slice(n)],
+            beside=beside,
+            experiences=tuple(torch.isin(kept, positions).nonzero()[:, 0] for positions in self.experiences),
+            paired=self.paired and self.paired.first(n),
+        )
 
-        def cut(split: Split) -> Split:
-            return Split(split.images[:n], split.labels[:n])
 
-        train, val, test = cut(self.train), self.val and cut(self.val), cut(self.test)
-        spec = replace(self.spec, n_train=len(train), n_val=len(val) if val else 0, n_test=len(test))
-        return replace(self, train=train, val=val, test=test, spec=spec)
+class Scenario(Protocol):
+    """How a data set is posed as a problem: a pure function, made of the settings under ``dataset.scenario``."""
+
+    def __call__(self, data: Dataset) -> Dataset: ...
 
 
 class DatasetConfig(Sparse):
-    """The fields of ``conf/dataset/*.yaml``, explained in ``conf/dataset/cifar100.yaml``."""
+    """The fields of ``conf/dataset/*.yaml``, explained in ``conf/dataset/cifar100.yaml``, and ``conf/scenario/*.yaml``.
+
+    A scenario is kept with all its settings, but for those that its class names in ``ADDED`` (see `Sparse`) and that
+    have their default.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    ADDED = frozenset({"scenario"})
 
     name: StrictStr
     mean: tuple[float, ...] | None = None
@@ -95,6 +199,18 @@ class DatasetConfig(Sparse):
     classes: StrictInt | tuple[StrictInt | StrictStr, ...] | None = None
     per_class: StrictInt | None = Field(default=None, ge=1)
     root: StrictStr | None = None
+    scenario: Mapping[str, Any] | None = None
+
+    @field_validator("scenario", mode="before")
+    @classmethod
+    def _with_defaults(cls, value: Any) -> Mapping[str, Any] | None:
+        if value is None:
+            return None
+        scenario, settings = settings_of("dataset.scenario", value)
+        later: Collection[str] = getattr(scenario, "ADDED", ())
+        defaults = {name: p.default for name, p in inspect.signature(scenario).parameters.items()}
+        kept = {key: each for key, each in settings.items() if key not in later or each != defaults[key]}
+        return {"_target_": value["_target_"], **kept}
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> DatasetConfig:
@@ -118,7 +234,7 @@ class DatasetConfig(Sparse):
         return self.model_dump(mode="json", exclude={"root"})
 
     def build(self) -> Dataset:
-        """Load, check and cut to size.
+        """Load, check, cut to size and pose as the scenario says.
 
         The order of the cuts: `classes`, then `val` (the last of each class in canonical order), then `per_class` (the
         first of each class). Where samples are of no class, `val` takes the last of all. Data that have a validation
@@ -156,16 +272,15 @@ class DatasetConfig(Sparse):
             held = holdout(labels, self.val)
             train, val = train[~held], train[held]
         if self.per_class is not None:
-            train = train[_rank_in_class(arrays.train_labels[train]) < self.per_class]
+            train = train[rank_in_class(arrays.train_labels[train]) < self.per_class]
 
         relabel = np.full(len(arrays.classes), -1, dtype=np.int64)
         relabel[chosen] = np.arange(len(chosen))
 
         def cut(split: str, index: NDArray[np.int64]) -> Split:
             images, labels = arrays.split(split)
-            targets = (
-                relabel[labels[index]] if arrays.kind.classes else targets_of(arrays.task, labels[index], arrays.ignore)
-            )
+            labels = labels[index]
+            targets = relabel[labels] if arrays.kind.classes else targets_of(arrays.task, labels, arrays.ignore)
             return Split(torch.from_numpy(images[index]), torch.from_numpy(targets))
 
         height, width = arrays.train_images.shape[1:3]
@@ -174,9 +289,10 @@ class DatasetConfig(Sparse):
                 f"dataset.pad={self.pad} moves images of {height}x{width} out of sight: choose at most {side}."
             )
         sizes = len(train), len(test), len(val)
-        return Dataset(
+        held_in = "val" if "val" in arrays.splits else "train"
+        data = Dataset(
             train=cut("train", train),
-            val=cut("val" if "val" in arrays.splits else "train", val) if len(val) else None,
+            val=cut(held_in, val) if len(val) else None,
             test=cut("test", test),
             classes=tuple(arrays.classes[k] for k in chosen),
             mean=mean,
@@ -193,7 +309,25 @@ class DatasetConfig(Sparse):
                 settings={"frames": arrays.frames} if arrays.task == "video" else {},
             ),
             classes_hash=classes_hash(arrays.classes),
-        )
+            origin=Origin(
+                arrays, {"train": ("train", train), "val": (held_in, val), "test": ("test", test)}, self.root
+            ),
+        ).posed()
+        return self._posed(data) if self.scenario else data
+
+    def _posed(self, data: Dataset) -> Dataset:
+        assert self.scenario is not None
+        cls, settings = settings_of("dataset.scenario", self.scenario)
+        try:
+            scenario: Scenario = cls(**settings)
+            return scenario(data)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the scenario {cls.__name__} cannot be had of {self.name} ({type(error).__name__}: "
+                f"{first_line(error)}): mend dataset.scenario."
+            ) from error
 
     def _statistics(self, arrays: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
         channels = arrays.train_images.shape[3]
@@ -233,6 +367,14 @@ class DatasetConfig(Sparse):
         return chosen
 
 
+def differing(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set's config with differences: of a scenario that names no class of its own, setting by setting."""
+    own, scenario = changes.get("scenario"), config.get("scenario")
+    if isinstance(own, Mapping) and isinstance(scenario, Mapping) and "_target_" not in own:
+        changes = {**changes, "scenario": {**scenario, **own}}
+    return {**config, **changes}
+
+
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population standard deviation of the pixels of (N, H, W, C) per channel, on the scale 0..1."""
     channels = images.shape[3]
@@ -247,7 +389,7 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _rank_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def rank_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each sample, how many earlier ones share its label."""
     rank = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.data.datasets import Dataset, Split
-from kdbench.data.views import Views
+from kdbench.data.views import Moved, Views
+from kdbench.plan import ends_of
+
+T = TypeVar("T")
 
 EVAL_BATCH = 500
 """Images that are evaluated at a time."""
@@ -18,12 +26,16 @@ EVAL_BATCH = 500
 class ArrayData(pl.LightningDataModule):
     """The loaders of a `Dataset`: training views, and the plain validation (if any) and test splits.
 
-    Everything lies on the trainer's device; the epoch whose views are seen is the trainer's, also after a resume.
+    Everything lies on the trainer's device; the epoch whose views are seen is the trainer's, also after a resume. Where
+    data arrive in experiences, an epoch shows those of its experience alone, so loaders differ in length: have
+    Lightning ask for them in each epoch (``reload_dataloaders_every_n_epochs=1``).
 
     Args:
         seed: of data order and views.
+        epochs: how many the experiences share (see `kdbench.plan.ends_of`); needed where there are some.
         drop_last: leave out a last training batch that is not full; RepDistiller keeps it.
         blind: training batches without data (see `Views`).
+        moved: what becomes of targets when their images move, as of `kdbench.tasks.Task.moved`.
     """
 
     def __init__(
@@ -32,24 +44,45 @@ class ArrayData(pl.LightningDataModule):
         batch_size: int,
         seed: int,
         *,
+        epochs: int | None = None,
         eval_batch_size: int = EVAL_BATCH,
         drop_last: bool = False,
         blind: bool = False,
+        moved: Moved | None = None,
     ) -> None:
         super().__init__()
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.dataset, self.batch_size, self.seed, self.moved = dataset, batch_size, seed, moved
         self.eval_batch_size, self.drop_last, self.blind = eval_batch_size, drop_last, blind
-        self._moved: dict[tuple[str, torch.device], Split] = {}
+        if dataset.experiences and not epochs:
+            raise ValueError("experiences share the epochs: say how many there are")
+        self._ends = ends_of(epochs, len(dataset.experiences)) if epochs and dataset.experiences else ()
+        self._placed: dict[tuple[str, torch.device], Any] = {}
 
     @property
     def spec(self) -> DataSpec:
         return self.dataset.spec
 
-    @property
-    def images_per_epoch(self) -> int:
-        """How many images an epoch trains on."""
-        n = self.spec.n_train
-        return n - n % self.batch_size if self.drop_last else n
+    def experience_at(self, epoch: int) -> int:
+        """The experience to which an epoch belongs, from 0."""
+        return min(bisect_right(self._ends, epoch), max(len(self._ends) - 1, 0))
+
+    def positions(self, experience: int) -> Tensor:
+        """Of the samples that arrive with an experience (all, where data come whole), int64, (N,), ascending."""
+        return self._once(f"experience {experience}", lambda: self._arriving(experience))
+
+    def images_seen(self, epochs: int, needs: AbstractSet[str] = frozenset()) -> int:
+        """How many images the first `epochs` epochs show to a method that declares these `needs`.
+
+        As `Batch.shown` counts: labelled samples in every lap, and declared streams with an order of their own.
+        """
+        own = self.dataset.beside
+        per_batch = sum(own[name].per_batch for name in needs & own.keys() if not own[name].follow)
+        seen = 0
+        for epoch in range(epochs):
+            samples = self.spec.epoch_size(self.experience_at(epoch))
+            batches = samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+            seen += (batches * self.batch_size if self.drop_last else samples) + batches * per_batch
+        return seen
 
     def train_dataloader(self) -> Views:
         data, trainer = self.dataset, self.trainer
@@ -69,7 +102,17 @@ class ArrayData(pl.LightningDataModule):
             device=self._device,
             # Lightning's own count is one behind when the first batch after a resume is fetched
             epoch_of=(lambda: getattr(trainer.lightning_module, "epoch", trainer.current_epoch)) if trainer else None,
+            beside={name: replace(stream, split=self._on_device(name)) for name, stream in data.beside.items()},
+            part_of=(lambda epoch: self.positions(self.experience_at(epoch))) if data.experiences else None,
+            laps=data.laps,
+            moved=self.moved,
         )
+
+    def take(self, index: Tensor, epoch: int, *, plain: bool) -> Batch:
+        """Any training samples, whatever their experience, as `epoch` shows them first, or plain; see `Views.take`."""
+        views = self.train_dataloader()
+        views.epoch_of = lambda: epoch
+        return views.take(index, plain)
 
     def val_dataloader(self) -> list[Views]:
         """Plain views of [test], or of [test, val] where there is a validation split."""
@@ -80,9 +123,7 @@ class ArrayData(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches are made on the device: nothing to move."""
-        if isinstance(batch, Batch) and batch.x.device == device:
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch.to(device) if isinstance(batch, Batch) else super().transfer_batch_to_device(batch, device, 0)
 
     def _plain(self, name: str) -> Views:
         data, split = self.dataset, self._on_device(name)
@@ -90,8 +131,8 @@ class ArrayData(pl.LightningDataModule):
             split.images,
             split.labels,
             self.eval_batch_size,
-            mean=data.mean,
-            std=data.std,
+            mean=split.mean or data.mean,
+            std=split.std or data.std,
             augment=False,
             device=self._device,
         )
@@ -101,8 +142,18 @@ class ArrayData(pl.LightningDataModule):
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def _on_device(self, name: str) -> Split:
-        """A split, moved once per device however many loaders ask for it."""
+        """A split, or a stream's, moved once per device however many loaders ask for it."""
+        stream = self.dataset.beside.get(name)
+        split = stream.split if stream else getattr(self.dataset, name)
+        return self._once(name, lambda: split.to(self._device))
+
+    def _arriving(self, experience: int) -> Tensor:
+        parts = self.dataset.experiences
+        whole = torch.arange(self.spec.n_train)
+        return (parts[experience] if parts else whole).to(self._device)
+
+    def _once(self, name: str, make: Callable[[], T]) -> T:
         key = name, self._device
-        if key not in self._moved:
-            self._moved[key] = getattr(self.dataset, name).to(self._device)
-        return self._moved[key]
+        if key not in self._placed:
+            self._placed[key] = make()
+        return self._placed[key]

@@ -43,6 +43,7 @@ from kdbench.results import record as rec
 from kdbench.results.labels import keep_labels
 from kdbench.results.store import RecordExistsError, Store
 from kdbench.source import source_hash
+from kdbench.tasks import task_of
 from kdbench.teaching.adapter import Adapter
 from kdbench.teaching.frozen import FrozenTeacher
 from kdbench.teaching.recipe import name_of
@@ -513,7 +514,15 @@ class Bench:
     ) -> list[Fitted | Exception]:
         blind = all("no_data" in member.method.needs for member in members)
         protocol = members[0].method.protocol
-        data = ArrayData(dataset, protocol.batch_size, seed, drop_last=protocol.drop_last, blind=blind)
+        data = ArrayData(
+            dataset,
+            protocol.batch_size,
+            seed,
+            epochs=protocol.epochs,
+            drop_last=protocol.drop_last,
+            blind=blind,
+            moved=task_of(dataset.spec.task, dataset.spec.settings, dataset.spec.name).moved,
+        )
         with seeded(seed, "training"), attempt(self.work / "cells", len(members)):
             results = fit(
                 members,
@@ -525,7 +534,7 @@ class Bench:
                 on_epoch=self.on_epoch,
             )
         pairs = zip(members, results, strict=True)
-        return [_whole(member, result, data.images_per_epoch) for member, result in pairs]
+        return [_whole(member, result, data) for member, result in pairs]
 
     @contextmanager
     def _locked(self, lock: Path, what: str, wait: bool) -> Iterator[Path]:
@@ -544,17 +553,19 @@ class Bench:
             yield folder
 
 
-def _whole(member: Member, result: Fitted | Exception, images_per_epoch: int) -> Fitted | Exception:
+def _whole(member: Member, result: Fitted | Exception, data: ArrayData) -> Fitted | Exception:
     """The result of a training that was as long as its protocol says; else what is wrong."""
     if isinstance(result, Exception):
         return result
     method = member.method
     epochs = method.epoch + 1 if result.reason else method.protocol.epochs
-    if method.images_seen == epochs * images_per_epoch:
+    there = data.images_seen(epochs, method.needs)
+    seen = method.images_seen - method.taken
+    if seen == there:
         return result
     return UserError(
-        f"{member.title} saw {method.images_seen} training images, and {epochs} epochs of its data have "
-        f"{epochs * images_per_epoch}: take away the setting of trainer that cuts training short."
+        f"{member.title} saw {seen} training images, and {epochs} epochs of its data have "
+        f"{there}: take away the setting of trainer that cuts training short."
     )
 
 

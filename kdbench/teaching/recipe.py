@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from kdbench.construct import Text, construct, method_class, method_identity
+from kdbench.data.datasets import differing
 from kdbench.data.sources import keys_of, source_of
 from kdbench.errors import UserError, nearest
 from kdbench.protocol import Protocol
@@ -80,7 +81,7 @@ def recipe_of(
     for key in own:
         if key not in known:
             raise UserError(f"unknown key '{where}.dataset.{key}': choose from {', '.join(known)}.")
-    shown = {**dataset, **own}
+    shown = differing(dataset, own)
     recipe = {
         "name": name,
         "method": method,

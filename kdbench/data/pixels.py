@@ -1,0 +1,78 @@
+"""Images made of images: without colour, coarser, noisier, of another size. All uint8, (N, H, W, C)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from kdbench.draws import random_bits
+from kdbench.errors import UserError
+
+Degrade = Literal["grey", "coarse", "noise"]
+
+
+def degraded(images: Tensor, how: Degrade, amount: float) -> Tensor:
+    """Images of lower quality.
+
+    Args:
+        how: ``grey``: luma alone (ITU-R BT.601), one channel; ``coarse``: each square of `amount` pixels has its mean;
+            ``noise``: Gaussian noise of standard deviation `amount`, in grey levels, the same whenever it is asked for.
+
+    Raises:
+        UserError: the images are grey already, or cannot be divided into such squares.
+    """
+    height, width, channels = images.shape[1:]
+    if how == "grey" and channels != 3:
+        raise UserError(
+            f"images of {channels} channel{'s' * (channels > 1)} have no colour to lose: degrade otherwise."
+        )
+    if how == "coarse" and (amount != int(amount) or amount < 2 or height % amount or width % amount):
+        raise UserError(
+            f"images of {height}x{width} cannot be divided into squares of {amount:g} pixels: give a number that "
+            "divides both sides."
+        )
+
+    def lower(part: Tensor, first: int) -> Tensor:
+        if how == "grey":
+            return TF.rgb_to_grayscale(part.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if how == "coarse":
+            side = int(amount)
+            means = F.avg_pool2d(part.permute(0, 3, 1, 2).float(), side).round().to(torch.uint8)
+            return means.repeat_interleave(side, 2).repeat_interleave(side, 3).permute(0, 2, 3, 1)
+        return (part + amount * _gaussian(part.shape, first * part[0].numel())).round().clamp(0, 255).to(torch.uint8)
+
+    return _in_parts(images, lower)
+
+
+def fitted(images: Tensor, size: tuple[int, int], channels: int) -> Tensor:
+    """Images of another size (bilinear, antialiased); grey ones repeated where `channels` are more.
+
+    Args:
+        size: height and width.
+    """
+
+    def fit(part: Tensor, first: int) -> Tensor:
+        part = part.permute(0, 3, 1, 2)
+        part = part if part.shape[2:] == size else TF.resize(part, list(size), antialias=True)
+        return part.expand(-1, channels, -1, -1).permute(0, 2, 3, 1)
+
+    return _in_parts(images, fit)
+
+
+def _gaussian(shape: torch.Size, first: int) -> Tensor:
+    """Standard normal numbers (Box and Muller 1958) for values numbered from `first`, float64."""
+    counter = torch.arange(first, first + shape.numel())
+    one, two = (((random_bits(0, 0, stream, counter) >> 11).double() + 0.5) / 2**52 for stream in (0, 1))
+    return (torch.sqrt(-2 * torch.log(one)) * torch.cos(2 * math.pi * two)).view(shape)
+
+
+def _in_parts(images: Tensor, change: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Change 1000 at a time: as floats all of them may be more than fits into memory."""
+    starts = range(0, len(images), 1000)
+    return torch.cat([change(images[start : start + 1000], start) for start in starts]).contiguous()
