@@ -133,8 +133,8 @@ def aligned(student: Spec, teacher: Spec, kind: str = "stage") -> list[tuple[str
 
 
 @torch.no_grad()
-def probe(name: str, net: nn.Module, shape: tuple[int, int, int]) -> Spec:
-    """Tap shapes of `net` on images of `shape` (C, H, W), by one forward pass that leaves no trace in the network."""
+def probe(name: str, net: nn.Module, shape: tuple[int, ...]) -> Spec:
+    """Tap shapes of `net` on inputs of `shape`, by one forward pass that leaves no trace in the network."""
     training = net.training
     net.eval()
     like = next(net.parameters())

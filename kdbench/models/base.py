@@ -66,17 +66,33 @@ def behind(after: str, first: int, n: int) -> int:
     """
     stages = [f"stage{i}" for i in range(first, first + n)]
     if after not in stages:
-        raise DoesNotFit(
-            f"this network cannot be cut behind '{after}': take one of its stages, {', '.join(stages)}."
-        )
+        raise DoesNotFit(f"this network cannot be cut behind '{after}': take one of its stages, {', '.join(stages)}.")
     return stages.index(after) + 1
+
+
+def through(
+    stages: nn.ModuleList, x: Tensor, taps: dict[str, Tensor], first: int = 1, rectified: bool = True
+) -> Tensor:
+    """What `stages` of blocks make of `x`; writes ``pre`` and ``stage`` of each, numbered from `first` on, into `taps`.
+
+    A block returns its output before the ReLU that closes it, if its network is `rectified`.
+    """
+    for depth, blocks in enumerate(stages, start=first):
+        for block in cast(nn.ModuleList, blocks):
+            pre = x = block(x)
+            if rectified:
+                x = F.relu(pre)
+        if rectified:
+            taps[f"pre{depth}"] = pre
+        taps[f"stage{depth}"] = x
+    return x
 
 
 class StagedNet(TappedNet):
     """Stem, stages of blocks, neck, linear head.
 
-    Every block returns its output *before* the closing ReLU; the ReLU is applied here, which gives ``pre`` and
-    ``stage``. The neck turns the last stage (B, C, H, W) into ``embed`` (B, D).
+    Every block returns its output *before* the closing ReLU; the ReLU is applied by the network (see `through`), which
+    gives ``pre`` and ``stage``. The neck turns the last stage (B, C, H, W) into ``embed`` (B, D).
 
     Args:
         stem: None in a tail, which begins with a stage.
@@ -105,14 +121,7 @@ class StagedNet(TappedNet):
         taps: dict[str, Tensor] = {}
         if self.stem is not None:
             taps["stem"] = x = self.stem(x)
-        for depth, blocks in enumerate(self.stages, start=self.first):
-            for block in cast(nn.ModuleList, blocks):
-                pre = x = block(x)
-                if self.rectified:
-                    x = F.relu(pre)
-            if self.rectified:
-                taps[f"pre{depth}"] = pre
-            taps[f"stage{depth}"] = x
+        x = through(self.stages, x, taps, first=self.first, rectified=self.rectified)
         taps["embed"] = self.neck(x)
         return taps
 
@@ -150,7 +159,7 @@ def he_init(net: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def small_head_init(head: nn.Linear) -> None:
-    """Linear classifier: normal with std 0.01, zero bias."""
+def small_head_init(head: nn.Linear | nn.Conv2d) -> None:
+    """Linear classifier, of images or of pixels: normal with std 0.01, zero bias."""
     nn.init.normal_(head.weight, std=0.01)
-    nn.init.zeros_(head.bias)
+    nn.init.zeros_(cast(Tensor, head.bias))

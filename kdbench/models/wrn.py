@@ -135,7 +135,9 @@ def wide_resnet(depth: int, widen: int, shape: Shape, num_classes: int, conv: Co
     stages, c_in = [], 16
     for width, first in ((16 * widen, 1), (32 * widen, 2), (64 * widen, 2)):
         strides = [first] + [1] * (n - 1)
-        stages.append([pre_activation(conv, c_in if j == 0 else width, width, stride) for j, stride in enumerate(strides)])
+        stages.append(
+            [pre_activation(conv, c_in if j == 0 else width, width, stride) for j, stride in enumerate(strides)]
+        )
         c_in = width
     net = WideResNet(stem, stages, nn.BatchNorm2d(c_in), nn.Linear(c_in, num_classes))
     he_init(net)
