@@ -13,8 +13,9 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from kdbench.errors import DoesNotFit, UserError
-from kdbench.models import create, known, names
+from kdbench.models import ZOOS, create, known, names
 from kdbench.taps import probe
+from kdbench.tasks.lookup import OURS
 
 PYRAMIDS = {"fpn-resnet8": 8, "fpn-resnet20": 20}
 TORCHVISION = (
@@ -43,6 +44,14 @@ def test_every_task_has_its_own_zoo() -> None:
     assert known("fpn-resnet8")
     assert known("resnet8")
     assert not known("fpn-resnet9")
+
+
+def test_every_task_names_the_zoo_that_serves_it() -> None:
+    own = {"segmentation", "depth", "policy"}
+    assert {name: task.zoo for name, task in OURS.items()} == {
+        name: name if name in own else "classification" for name in OURS
+    }
+    assert {task.zoo for task in OURS.values()} == ZOOS.keys()
 
 
 # --- maps ----------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def create(name: str, shape: Shape, outputs: int, task: str = "classification") 
             ``timm/NAME``.
         shape: (C, H, W) of the images, or (n,) of the observations.
         outputs: K, the number of logits: classes, actions, or channels of a map (1 for depth).
-        task: the kind of output, a key of `ZOOS`.
+        task: the kind of output, a key of `ZOOS` (a task's ``zoo``).
 
     Returns:
         A network with ``forward(x) -> logits``, ``tap(x, names)`` (see `kdbench.taps.Net`), ``tail(after)`` (see

@@ -41,7 +41,7 @@ class Returns(Meter):
 class Policy(Task):
     """Choosing actions: outputs are a score for each action, (B, K), of observations (B, D). There are no targets."""
 
-    name = "policy"
+    name = zoo = "policy"
     primary = Measure("return", unit="")
 
     environment: str
