@@ -156,7 +156,7 @@ def test_a_pyramid_cannot_be_cut() -> None:
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvisions_networks_for_segmentation(name: str) -> None:
-    shape = (3, 60, 80)  # 30, 15, 8, 4 rows and 40, 20, 10, 5 columns: ratios that round
+    shape = (3, 36, 48)  # 18, 9, 5, 3 rows and 24, 12, 6, 3 columns: ratios that round
     state = torch.get_rng_state()
     net: Any = create(name, shape, 11, "segmentation")
     assert net.training
@@ -165,8 +165,8 @@ def test_torchvisions_networks_for_segmentation(name: str) -> None:
     last = [] if "resnet" in name else ["stage3"]  # dilated: layers 2 to 4 have one resolution
     assert list(spec.shapes) == ["stem", "stage1", "stage2", *last, "logits"]
     sizes = {tap: size[1:] for tap, size in spec.shapes.items()}
-    halves = {"stem": (30, 40), "stage1": (15, 20), "stage2": (8, 10)} | dict.fromkeys(last, (4, 5))
-    assert sizes == halves | {"logits": (60, 80)}
+    halves = {"stem": (18, 24), "stage1": (9, 12), "stage2": (5, 6)} | dict.fromkeys(last, (3, 3))
+    assert sizes == halves | {"logits": (36, 48)}
     assert not any(getattr(module, "inplace", False) for module in net.modules())
     net.eval()
     x = images(2, *shape)
