@@ -7,7 +7,8 @@ Every network of kdbench, whatever its source, offers the same names:
 ``stage1``..``stageN``  output of each resolution stage *after* its last ReLU, (B, C, H, W)
 ``pre1``..``preN``      the same activations *before* that ReLU, where the network has one
 ``embed``              pooled features, the input of the classifier, (B, D)
-``logits``             class scores before the softmax, (B, K)
+``logits``             class scores before the softmax, (B, K); of a dense network a map, (B, K, H, W)
+``decoded``            what the head of a dense network reads, in the place of ``embed``, (B, D, H', W')
 =====================  ====================================================================
 
 Methods declare the taps they read as patterns: a name, ``stage*`` / ``pre*`` (all of them) or ``stage-1`` /
@@ -133,8 +134,8 @@ def aligned(student: Spec, teacher: Spec, kind: str = "stage") -> list[tuple[str
 
 
 @torch.no_grad()
-def probe(name: str, net: nn.Module, shape: tuple[int, int, int]) -> Spec:
-    """Tap shapes of `net` on images of `shape` (C, H, W), by one forward pass that leaves no trace in the network."""
+def probe(name: str, net: nn.Module, shape: tuple[int, ...]) -> Spec:
+    """Tap shapes of `net` on inputs of `shape`, by one forward pass that leaves no trace in the network."""
     training = net.training
     net.eval()
     like = next(net.parameters())

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdbench.errors import UserError
+from kdbench.errors import DoesNotFit, UserError
 from kdbench.models import create, names
 from kdbench.models.shufflenet import Shuffle
 from kdbench.taps import probe
@@ -48,8 +48,36 @@ REPDISTILLER = {
 }
 # Parameters at 10 classes, 1x32x32, counted on DAFL/lenet.py of huawei-noah/Data-Efficient-Model-Compression, 5e8f4e4.
 DAFL = {"lenet5": 61_706, "lenet5-half": 15_738}
+# The same of models/wide_resnet.py of BayesWatch/pytorch-moonshine at commit aea69b7 with its blocks DConvA2, DConvA4,
+# DConvA8, DConv, ConvB2, A8B2 and DConvB4, at 100 classes, 3x32x32.
+MOONSHINE = {
+    "wrn-16-2-g2": (417_236, 59_044_352),
+    "wrn-16-2-g4": (259_988, 36_041_216),
+    "wrn-16-2-g8": (181_364, 24_539_648),
+    "wrn-16-2-gn": (109_796, 14_844_416),
+    "wrn-16-2-b2": (301_876, 43_708_928),
+    "wrn-16-2-b2g8": (132_532, 18_936_320),
+    "wrn-16-2-b4gn": (69_140, 9_228_800),
+    "wrn-40-2-g2": (1_370_580, 197_456_384),
+    "wrn-40-2-g4": (826_260, 117_830_144),
+    "wrn-40-2-g8": (554_100, 78_017_024),
+    "wrn-40-2-gn": (305_124, 44_139_008),
+    "wrn-40-2-b2": (868_148, 125_497_856),
+    "wrn-40-2-b2g8": (360_116, 51_180_032),
+    "wrn-40-2-b4gn": (164_564, 22_843_904),
+}
+# Numbers in the state dict at 10 classes, that is with the running statistics, which their authors print in
+# wideresnets.md of BayesWatch/deficient-efficient.
+WITH_STATISTICS = {"wrn-40-2": 2_248_954, "wrn-40-2-gn": 304_074}
 # Our own, no reference: 3x3 convolutions, 1x1 projections, batch norms (2 per channel), a linear layer.
 WIDTHS = {"resnet8x0.25": (4, 4, 8, 16), "resnet8x0.5": (8, 8, 16, 32)}
+# Widths of all convolutions in turn.
+NARROW_VGG = {
+    "vgg8x0.25": (16, 32, 64, 128, 128),
+    "vgg8x0.5": (32, 64, 128, 256, 256),
+    "vgg16x0.5": (32, 32, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256),
+}
+CONV4 = {"conv4": (64, 64, 64, 64)}
 
 # Millions of multiply-accumulates at 3x32x32, from the definitions in the papers.
 PUBLISHED_MACS = {
@@ -91,7 +119,7 @@ def macs(net: nn.Module, shape: tuple[int, int, int] = CIFAR) -> int:
 
 def size(name: str) -> tuple[int, int, int]:
     """The smallest images of a zoo network."""
-    return (3, 28, 28) if name.startswith("lenet") else (3, 8, 8)
+    return {"lenet5": (3, 28, 28), "lenet5-half": (3, 28, 28), "conv4": (3, 16, 16)}.get(name, (3, 8, 8))
 
 
 def norms(net: nn.Module) -> list[Any]:
@@ -117,14 +145,15 @@ def images(shape: tuple[int, int, int], n: int = 4) -> torch.Tensor:
 
 
 def test_every_network_of_the_zoo_has_a_reference_count() -> None:
-    assert set(names()) == REPDISTILLER.keys() | DAFL.keys() | WIDTHS.keys()
+    counted = [REPDISTILLER, DAFL, MOONSHINE, WIDTHS, NARROW_VGG, CONV4]
+    assert sorted(names()) == sorted(name for table in counted for name in table)
 
 
-@pytest.mark.parametrize("name", REPDISTILLER)
-def test_parameters_and_macs_are_those_of_repdistiller(name: str) -> None:
+@pytest.mark.parametrize("name", [*REPDISTILLER, *MOONSHINE])
+def test_parameters_and_macs_are_those_of_the_authors(name: str) -> None:
     net = on_meta(name)
     cost = macs(net)
-    assert (parameters(net), cost) == REPDISTILLER[name]
+    assert (parameters(net), cost) == (REPDISTILLER | MOONSHINE)[name]
     if name in PUBLISHED_MACS:
         assert cost / 1e6 == pytest.approx(PUBLISHED_MACS[name], rel=0.01)
 
@@ -140,6 +169,21 @@ def test_narrow_resnets_have_the_parameters_of_their_widths(name: str) -> None:
     convs = 9 * (1 * w0 + w0 * w1 + w1 * w1 + w1 * w2 + w2 * w2 + w2 * w3 + w3 * w3) + w1 * w2 + w2 * w3
     norms = 2 * (w0 + 2 * w1 + 3 * w2 + 3 * w3)
     assert parameters(on_meta(name, (1, 8, 8), 10)) == convs + norms + 10 * w3 + 10
+
+
+@pytest.mark.parametrize("name", [*NARROW_VGG, *CONV4])
+def test_chains_of_convolutions_have_the_parameters_of_their_widths(name: str) -> None:
+    """Each convolution 3x3 with bias and batch norm; conv4 flattens 2x2 pixels of images of 32x32."""
+    widths = (NARROW_VGG | CONV4)[name]
+    convs = sum((9 * c_in + 1) * c_out + 2 * c_out for c_in, c_out in zip((3, *widths), widths, strict=False))
+    embed = widths[-1] * (4 if name == "conv4" else 1)
+    assert parameters(on_meta(name)) == convs + (embed + 1) * 100
+
+
+@pytest.mark.parametrize("name", WITH_STATISTICS)
+def test_state_dicts_are_as_large_as_published(name: str) -> None:
+    state = on_meta(name, num_classes=10).state_dict()
+    assert sum(value.numel() for key, value in state.items() if "num_batches" not in key) == WITH_STATISTICS[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
@@ -173,6 +217,10 @@ REFERENCE_LOGITS = {
     "shufflenetv1": (-0.178781, -0.235705, 0.165678),
     "shufflenetv2": (0.263165, 0.282122, 0.264643),
     "lenet5": (-1.339372, 0.004362, 1.242316),
+    "wrn-16-2-g8": (-0.140494, -0.061155, -0.399731),
+    "wrn-40-2-gn": (-0.180132, -0.250511, -0.301501),
+    "wrn-40-2-b2g8": (0.105969, 0.034301, 0.052553),
+    "wrn-16-2-b4gn": (-0.347658, -0.252688, -0.101647),
 }
 
 
@@ -201,6 +249,22 @@ def test_logits_are_those_of_the_reference_implementation(name: str) -> None:
     assert found.tolist() == pytest.approx(REFERENCE_LOGITS[name], abs=2e-6)
 
 
+def test_conv4_is_four_times_convolution_norm_relu_and_pooling() -> None:
+    """Pooling stands behind each block in the papers, in front of the next one here."""
+    blocks = [
+        nn.Sequential(nn.Conv2d(c, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2))
+        for c in (1, 64, 64, 64)
+    ]
+    paper = nn.Sequential(*blocks, nn.Flatten()).double()
+    net: Any = create("conv4", (1, 28, 28), 10).double()
+    fill_with_waves(paper)
+    fill_with_waves(net)
+    with torch.no_grad():
+        embed = paper(waves((1, 28, 28)))
+        assert embed.shape == (2, 64)
+        torch.testing.assert_close(net.tap(waves((1, 28, 28)))["embed"], embed)
+
+
 # --- taps ----------------------------------------------------------------------------------------------------------
 
 # Feature shapes of the papers' tables (and of RepDistiller's is_feat lists) at 3x32x32: stem, stages, embed.
@@ -214,6 +278,7 @@ SHAPES = {
     "shufflenetv1": [(24, 32, 32), (240, 16, 16), (480, 8, 8), (960, 4, 4), (960,)],
     "shufflenetv2": [(24, 32, 32), (116, 16, 16), (232, 8, 8), (464, 4, 4), (1024,)],
     "lenet5": [(6, 28, 28), (16, 10, 10), (120, 1, 1), (84,)],
+    "conv4": [(64, 32, 32), (64, 16, 16), (64, 8, 8), (64, 4, 4), (256,)],
 }
 
 
@@ -264,6 +329,64 @@ def test_taps_agree_with_each_other_and_with_forward(name: str) -> None:
     assert grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", names())
+def test_a_tail_goes_on_bit_for_bit_where_its_stage_ends(name: str) -> None:
+    net, x = copy.deepcopy(small(name)).double().eval(), images(size(name), 2).double()
+    taps, own = net.tap(x), {id(p) for p in net.parameters()}
+    assert torch.equal(net(x), taps["logits"])
+    stages = [tap for tap in taps if tap.startswith("stage")]
+    for i, stage in enumerate(stages):
+        tail = net.tail(stage)
+        found = tail.tap(taps[stage])
+        assert list(found) == list(taps)[list(taps).index(stage) + 1 :]
+        assert all(torch.equal(value, taps[tap]) for tap, value in found.items())
+        assert torch.equal(tail(taps[stage]), taps["logits"])
+        assert not tail.training
+        assert own >= {id(p) for p in tail.parameters()}
+        if stage != stages[-1]:  # a tail has tails too
+            assert torch.equal(tail.tail(stages[-1])(taps[stages[-1]]), taps["logits"])
+        with pytest.raises(DoesNotFit, match="stage9"):
+            tail.tail("stage9")
+        if i:
+            with pytest.raises(DoesNotFit, match=stages[i - 1]):
+                tail.tail(stages[i - 1])
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn-16-1", "mobilenetv2-0.5", "shufflenetv2", "vgg8", "lenet5", "conv4"])
+def test_every_parameter_of_a_copied_tail_learns_and_none_of_its_networks(name: str) -> None:
+    net, x = copy.deepcopy(small(name)), images(size(name))
+    for stage in [tap for tap in net.tap(x) if tap.startswith("stage")]:
+        tail = copy.deepcopy(net.tail(stage))
+        tail(net.tap(x)[stage].detach()).square().mean().backward()
+        assert all(p.grad is not None for p in tail.parameters())
+        assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["timm/test_efficientnet", "torchvision/mobilenet_v3_small"])
+def test_networks_from_elsewhere_have_no_tail(name: str) -> None:
+    net: Any = create(name, CIFAR, 10)
+    with pytest.raises(DoesNotFit, match="zoo"):
+        net.tail("stage2")
+
+
+def test_names_in_state_dicts_stay() -> None:
+    """Weights that are kept are found again by these."""
+    block = ["norm.weight", "norm.bias", "branch.0.weight", "branch.1.weight", "branch.1.bias", "branch.3.weight"]
+    cheap = [*block, "branch.4.weight", "branch.4.bias", "branch.6.weight", "branch.7.weight", "branch.7.bias"]
+    for name, inner in (("wrn-16-1", block), ("wrn-16-2-g8", [*cheap, "branch.9.weight"])):
+        keys = [key for key, _ in on_meta(name).named_parameters()]
+        assert keys[0] == "stem.weight"
+        assert [key for key in keys if key.startswith("stages.1.1.")] == [f"stages.1.1.{key}" for key in inner]
+        assert keys[-4:] == ["norm.weight", "norm.bias", "head.weight", "head.bias"]
+    keys = [key for key, _ in on_meta("mobilenetv2-0.5").named_parameters()]
+    assert [key for key in keys if key.startswith(("stem.0", "stages.0.1.branch.0", "neck.0", "head.w"))] == [
+        "stem.0.weight",
+        "stages.0.1.branch.0.weight",
+        "neck.0.weight",
+        "head.weight",
+    ]
+
+
 @pytest.mark.parametrize("name", ["resnet8x0.5", "wrn-16-1", "mobilenetv2-0.5", "shufflenetv2", "vgg8"])
 def test_tap_moves_the_running_statistics_as_forward_does(name: str) -> None:
     by_tap, by_forward, before = copy.deepcopy(small(name)), copy.deepcopy(small(name)), small(name).state_dict()
@@ -288,7 +411,7 @@ def test_pre_of_a_wide_resnet_is_the_normalised_sum_of_its_stage(depth: int) -> 
     torch.testing.assert_close(taps[f"pre{depth}"], expected)
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name.startswith(("resnet", "wrn"))])
+@pytest.mark.parametrize("name", [*WIDTHS, *(name for name in REPDISTILLER if name.startswith(("resnet", "wrn")))])
 def test_tiny_grey_images(name: str) -> None:
     if name in ("resnet110", "resnet32x4", "resnet50-cifar"):  # same code as their neighbours; shapes suffice
         with torch.device("meta"):
@@ -324,7 +447,12 @@ def test_convolutions_start_from_he_initialisation(name: str) -> None:
     [
         ("wrn_16_2", CIFAR, "wrn-16-2"),
         ("resnet21", CIFAR, "resnet20"),
-        ("zzz", CIFAR, "torchvision/NAME and timm/NAME"),
+        ("zzz", CIFAR, "torchvision/NAME or timm/NAME"),
+        ("fpn-resnet8", CIFAR, "no network for classification"),
+        ("mlp-64", CIFAR, "no network for classification"),
+        ("torchvision/fcn_resnet50", CIFAR, "torchvision/resnet50"),
+        ("resnet8", (4,), "vectors of 4"),
+        ("conv4", (3, 8, 8), "at least 16x16"),
         ("resnet8", (3, 4, 4), "at least 8x8"),
         ("lenet5", (1, 8, 8), "28x28 or 32x32"),
         ("torchvision/resnet81", CIFAR, "torchvision/resnet18"),
@@ -336,7 +464,7 @@ def test_convolutions_start_from_he_initialisation(name: str) -> None:
         ("timm/vit_tiny_patch16_224", (3, 8, 8), "cannot take images of 3x8x8"),
     ],
 )
-def test_a_users_mistake_is_one_sentence_with_the_mend(name: str, shape: tuple[int, int, int], sentence: str) -> None:
+def test_a_users_mistake_is_one_sentence_with_the_mend(name: str, shape: tuple[int, ...], sentence: str) -> None:
     with pytest.raises(UserError) as error:
         create(name, shape, 10)
     assert sentence in str(error.value)

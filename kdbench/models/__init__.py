@@ -1,53 +1,92 @@
-"""Networks by name: the zoo of the distillation literature, torchvision's and timm's, all with `kdbench.taps`."""
+"""Networks by name: the zoos of the distillation literature, torchvision's and timm's, all with `kdbench.taps`.
+
+Each kind of output has a zoo of its own: ``classification`` (B, K), ``segmentation`` (B, K, H, W), ``depth``
+(B, 1, H, W), positive, and ``policy`` (B, actions) of observations (B, n).
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
 from kdbench.errors import UserError
-from kdbench.models import adapters, lenet, mobilenet, resnet, shufflenet, vgg, wrn
-from kdbench.models.base import Builder
+from kdbench.models import adapters, conv4, fpn, lenet, mlp, mobilenet, resnet, shufflenet, vgg, wrn
+from kdbench.models.base import Builder, Shape
 
-ZOO: dict[str, Builder] = {
-    **resnet.NETS,
-    **wrn.NETS,
-    **vgg.NETS,
-    **mobilenet.NETS,
-    **shufflenet.NETS,
-    **lenet.NETS,
+ZOOS: dict[str, dict[str, Builder]] = {
+    "classification": {
+        **resnet.NETS,
+        **wrn.NETS,
+        **vgg.NETS,
+        **mobilenet.NETS,
+        **shufflenet.NETS,
+        **lenet.NETS,
+        **conv4.NETS,
+    },
+    "segmentation": fpn.SEGMENTATION,
+    "depth": fpn.DEPTH,
+    "policy": mlp.NETS,
 }
+DENSE = frozenset({"segmentation", "depth"})
 SMALLEST = 8  # pixels: below, pooling leaves nothing
 
 
-def names() -> list[str]:
-    """The names of the built-in zoo."""
-    return list(ZOO)
+def names(task: str = "classification") -> list[str]:
+    """The names of the zoo for a kind of output, by default of the image classifiers."""
+    return list(ZOOS[task])
 
 
-def create(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def known(name: str) -> bool:
+    """Whether some zoo has a network of this name."""
+    return any(name in zoo for zoo in ZOOS.values())
+
+
+def create(name: str, shape: Shape, outputs: int, task: str = "classification") -> nn.Module:
     """A fresh network with random weights, drawn from torch's global random state.
 
     Args:
-        name: a name of the zoo, ``torchvision/NAME`` or ``timm/NAME``.
-        shape: (C, H, W) of the images.
-        num_classes: K, the number of logits.
+        name: a name of the task's zoo; for tasks on images also ``torchvision/NAME`` and, for classification,
+            ``timm/NAME``.
+        shape: (C, H, W) of the images, or (n,) of the observations.
+        outputs: K, the number of logits: classes, actions, or channels of a map (1 for depth).
+        task: the kind of output, a key of `ZOOS` (a task's ``zoo``).
 
     Returns:
-        A network with ``forward(x) -> logits``, ``tap(x, names)`` (see `kdbench.taps.Net`) and ``head``, its last
-        nn.Linear.
+        A network with ``forward(x) -> logits``, ``tap(x, names)`` (see `kdbench.taps.Net`), ``tail(after)`` (see
+        `kdbench.models.base.TappedNet`) and ``head``, its last nn.Linear or 1x1 convolution.
 
     Raises:
-        UserError: no such network, or one that cannot take images of this shape.
+        UserError: no such network, or one that cannot take inputs of this shape or does not serve this task.
     """
+    if task not in ZOOS:
+        raise UserError(f"there are no networks for '{task}': choose from {', '.join(ZOOS)}.")
+    if task == "policy" and len(shape) != 1:
+        raise UserError(f"policy networks take vectors of observations, not {_size(shape)}: choose an environment.")
+    if task != "policy" and len(shape) != 3:
+        raise UserError(f"networks for {task} take images (C, H, W), not {_size(shape)}: choose a data set of images.")
     source, _, rest = name.partition("/")
-    if rest and source == "torchvision":
-        return adapters.torchvision_net(rest, shape, num_classes)
-    if rest and source == "timm":
-        return adapters.timm_net(rest, shape, num_classes)
-    if name not in ZOO:
-        raise UserError(adapters.unknown(name, names()))
-    if min(shape[1:]) < SMALLEST:
+    if rest and source == "torchvision" and task == "classification":
+        return adapters.torchvision_net(rest, shape, outputs)
+    if rest and source == "torchvision" and task in DENSE:
+        return adapters.torchvision_dense(rest, shape, outputs, positive=task == "depth")
+    if rest and source == "timm" and task == "classification":
+        return adapters.timm_net(rest, shape, outputs)
+    if name not in ZOOS[task]:
+        raise UserError(_refusal(name, task))
+    if len(shape) == 3 and min(shape[1:]) < SMALLEST:
         raise UserError(
             f"{name} takes images of at least {SMALLEST}x{SMALLEST}, not {shape[1]}x{shape[2]}: enlarge them."
         )
-    return ZOO[name](shape, num_classes)
+    return ZOOS[task][name](shape, outputs)
+
+
+def _size(shape: Shape) -> str:
+    return f"vectors of {shape[0]}" if len(shape) == 1 else "x".join(map(str, shape))
+
+
+def _refusal(name: str, task: str) -> str:
+    """One sentence about a network that is not in the task's zoo, with what is."""
+    also = {"classification": ["torchvision/NAME", "timm/NAME"], "policy": []}.get(task, ["torchvision/NAME"])
+    if not known(name) and not name.startswith(adapters.LIBRARIES):
+        return adapters.unknown(name, names(task), also)
+    candidates = ["resnet20", "any other image classifier of the zoo"] if task == "classification" else names(task)
+    return f"{name} is no network for {task}: choose from {', '.join(candidates + also)}."

@@ -1,30 +1,32 @@
 """Networks of torchvision and timm behind the taps of kdbench.
 
 Both start from random weights. What depends on the network is found by one forward pass when it is built. A tap is
-there only if the network has it: none has ``pre`` taps, torchvision's transformers have ``embed`` and ``logits`` alone.
+there only if the network has it: none has ``pre`` taps, torchvision's transformers have ``embed`` and ``logits`` alone,
+its networks for segmentation have no ``embed``.
 """
 
 from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.errors import UserError
-from kdbench.models.base import Shape
+from kdbench.errors import DoesNotFit, UserError
+from kdbench.models.base import UNCUT, Shape
 
+LIBRARIES = ("torchvision/", "timm/")
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
-class Wrapped(nn.Module, ABC):
+class Foreign(nn.Module, ABC):
     """A foreign network `net` as a `kdbench.taps.Net`; the state dict is that of `net` with the prefix ``net.``"""
 
-    def __init__(self, net: nn.Module, head: nn.Linear) -> None:
+    def __init__(self, net: nn.Module, head: nn.Module) -> None:
         super().__init__()
         for module in net.modules():
             if getattr(module, "inplace", False):  # would overwrite what a tap has recorded
@@ -37,27 +39,43 @@ class Wrapped(nn.Module, ABC):
     def head(self) -> nn.Module:
         return self.net.get_submodule(self.head_path)
 
+    def tap(self, x: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The taps called `names` (all when None) and ``logits``; KeyError for a name that the network has not."""
+        taps: dict[str, Tensor] = {}
+        taps["logits"] = self.run(x, taps)
+        return taps if names is None else {name: taps[name] for name in (*names, "logits")}
+
+    def tail(self, after: str) -> nn.Module:
+        """Only the zoo's networks can be cut: DoesNotFit."""
+        raise DoesNotFit(UNCUT)
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
+        """Logits of `x`; writes the other taps into `taps`."""
+
+
+class Wrapped(Foreign):
+    """A classifier; ``embed`` is what its head reads."""
+
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.net(x)
         return logits
 
-    def tap(self, x: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The taps called `names` (all when None) and ``logits``; KeyError for a name that the network has not."""
-        taps: dict[str, Tensor] = {}
-
+    def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
         def keep_embed(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             taps["embed"] = args[0]
 
         handle = self.head.register_forward_pre_hook(keep_embed)
         try:
-            logits = self.run(x, taps)
+            return self.maps(x, taps)
         finally:
             handle.remove()
-        taps["logits"] = logits
-        return taps if names is None else {name: taps[name] for name in (*names, "logits")}
 
     @abstractmethod
-    def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
+    def maps(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
         """Logits of `x`; writes the feature maps into `taps`."""
 
 
@@ -68,7 +86,7 @@ class Hooked(Wrapped):
         super().__init__(net, head)
         self.points = dict(points)
 
-    def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
+    def maps(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
         with recorded(self.net, self.points, taps):
             logits: Tensor = self.net(x)
             return logits
@@ -81,12 +99,32 @@ class Intermediates(Wrapped):
         super().__init__(net, head)
         self.points = dict(points)
 
-    def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
+    def maps(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
         net: Any = self.net
         x, maps = net.forward_intermediates(x, indices=list(self.points.values()))
         taps.update(zip(self.points, maps, strict=True))
         logits: Tensor = net.forward_head(x)
         return logits
+
+
+class Dense(Foreign):
+    """torchvision's networks for segmentation, which give a dict of maps: ``out``, at the size of the image, is taken.
+
+    `positive`: the output is the exponential of ``out``, as for depth (see `kdbench.models.fpn`).
+    """
+
+    def __init__(self, net: nn.Module, head: nn.Module, positive: bool) -> None:
+        super().__init__(net, head)
+        self.points: dict[str, str] = {}
+        self.positive = positive
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)["out"]
+        return out.exp() if self.positive else out
+
+    def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
+        with recorded(self.net, self.points, taps):
+            return self(x)
 
 
 @contextmanager
@@ -120,12 +158,7 @@ def torchvision_net(name: str, shape: Shape, num_classes: int) -> Wrapped:
     """
     from torchvision import models  # slow to import
 
-    known = models.list_models(module=models)
-    if name not in known:
-        raise UserError(unknown(f"torchvision/{name}", [f"torchvision/{other}" for other in known]))
-    label = f"torchvision/{name}"
-    if shape[0] != 3:
-        raise UserError(f"{label} takes images of 3 channels, not {shape[0]}: take a network of timm/ or of the zoo.")
+    label = checked_name(name, shape, models.list_models(module=models))
     net: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     if getattr(net, "aux_logits", False):
         raise UserError(f"{label} has auxiliary classifiers, which kdbench does not train: take another network.")
@@ -137,6 +170,43 @@ def torchvision_net(name: str, shape: Shape, num_classes: int) -> Wrapped:
         trial(label, wrapped, shape)
     wrapped.points = by_resolution(net, maps, shape)
     return wrapped
+
+
+def torchvision_dense(name: str, shape: Shape, outputs: int, positive: bool) -> Dense:
+    """torchvision's network for segmentation `name` for images of `shape`, with random weights.
+
+    Taps of its backbone, grouped by resolution as in `torchvision_net` (dilated stages have one resolution, so they are
+    one stage), and ``logits`` (B, K, H, W). The auxiliary classifier is left out.
+
+    Raises:
+        UserError: no such network; images that it cannot take.
+    """
+    from torchvision import models  # slow to import
+
+    label = checked_name(name, shape, models.list_models(module=models.segmentation))
+    net: Any = models.get_model(name, weights=None, weights_backbone=None, num_classes=outputs, aux_loss=None)
+    head = [module for module in net.classifier.modules() if isinstance(module, nn.Conv2d)][-1]
+    dense = Dense(net, head, positive)
+    points = {f"backbone.{path}": f"backbone.{path}" for path in candidates(net.backbone)}
+    maps: dict[str, Tensor] = {}
+    with recorded(net, points, maps):
+        trial(label, dense, shape)
+    dense.points = by_resolution(net, maps, shape)
+    return dense
+
+
+def checked_name(name: str, shape: Shape, known: Sequence[str]) -> str:
+    """torchvision's `name` with its prefix.
+
+    Raises:
+        UserError: it is not among the `known` ones, or the images have not three channels.
+    """
+    label = f"torchvision/{name}"
+    if name not in known:
+        raise UserError(unknown(label, [f"torchvision/{other}" for other in known]))
+    if shape[0] != 3:
+        raise UserError(f"{label} takes images of 3 channels, not {shape[0]}: take a network of the zoo.")
+    return label
 
 
 def candidates(net: nn.Module) -> list[str]:
@@ -154,8 +224,8 @@ def by_resolution(net: nn.Module, maps: Mapping[str, Tensor], shape: Shape) -> d
         module = net.get_submodule(path)
         if isinstance(module, nn.AdaptiveAvgPool2d):
             break  # behind the global pooling there are no feature maps any more
-        # (B, C, H, W) keeps the aspect ratio in the last two axes; (B, H, W, C) and token sequences do not.
-        is_map = x.ndim == 4 and x.shape[2] * shape[2] == x.shape[3] * shape[1]
+        # (B, C, H, W) keeps the aspect ratio in the last two axes, up to rounding; (B, H, W, C) and tokens do not.
+        is_map = x.ndim == 4 and abs(x.shape[2] * shape[2] - x.shape[3] * shape[1]) <= max(shape[1:])
         if is_map and not isinstance(module, POOLS):
             last[x.shape[2]] = path
     if len(last) < 2:  # a transformer's patch embedding
@@ -225,26 +295,36 @@ def refused(label: str, shape: Shape) -> Iterator[None]:
 
 
 @torch.no_grad()
-def trial(label: str, net: Wrapped, shape: Shape) -> None:
+def trial(label: str, net: Foreign, shape: Shape) -> None:
     """One forward pass in eval mode on a random image, which leaves no trace, not even in the global random state.
 
     Raises:
-        UserError: the network cannot take such images, or its classifier does not read ``embed`` to give the logits.
+        UserError: the network cannot take such images, or it is a classifier that does not read ``embed`` to give the
+            logits.
     """
     x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     net.eval()
     with refused(label, shape):
         taps = net.tap(x)
-        embed = taps.get("embed")
-        honest = embed is not None and embed.ndim == 2 and torch.allclose(net.head(embed), net(x), rtol=1e-4, atol=1e-4)
+        honest = not isinstance(net, Wrapped) or reads_embed(net, taps, net(x))
     net.train()
     if not honest:
         raise UserError(f"{label} does not end in one linear classifier, which kdbench needs: take another network.")
 
 
-def unknown(name: str, known: Collection[str]) -> str:
-    """One sentence about a network `name` that does not exist, with the closest of the `known` ones."""
+def reads_embed(net: Wrapped, taps: Mapping[str, Tensor], logits: Tensor) -> bool:
+    """Whether the head makes the logits of the tap ``embed``."""
+    embed = taps.get("embed")
+    return embed is not None and embed.ndim == 2 and torch.allclose(net.head(embed), logits, rtol=1e-4, atol=1e-4)
+
+
+def unknown(name: str, known: Collection[str], also: Sequence[str] = ()) -> str:
+    """One sentence about a network `name` that does not exist, with the closest of the `known` ones.
+
+    Args:
+        also: what else would do, as ``torchvision/NAME``.
+    """
     close = difflib.get_close_matches(name, known, n=3)
-    few = f"choose from {', '.join(known)}." if len(known) < 40 else "look it up in that library's list of models."
+    few = f"choose from {', '.join(known)}." if len(known) < 60 else "look it up in that library's list of models."
     mend = f"did you mean {' or '.join(close)}?" if close else few
-    return f"unknown network '{name}': {mend} (torchvision/NAME and timm/NAME work too.)"
+    return f"unknown network '{name}': {mend}" + (f" (Or take {' or '.join(also)}.)" if also else "")

@@ -9,7 +9,10 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Shape = tuple[int, int, int]  # (C, H, W)
+from kdbench.errors import DoesNotFit
+
+Shape = tuple[int, ...]  # of one input: (C, H, W) of an image, (n,) of a vector of observations
+UNCUT = "only the zoo's image classifiers and policies can be cut behind a stage: choose a pair of these."
 
 
 class TappedNet(nn.Module, ABC):
@@ -18,52 +21,113 @@ class TappedNet(nn.Module, ABC):
     No activation of the zoo works in place, or a ``pre`` tap would be overwritten by the ReLU behind it.
     """
 
-    head: nn.Linear
+    head: nn.Module
 
     @abstractmethod
     def features(self, x: Tensor) -> dict[str, Tensor]:
-        """Every tap but ``logits``, in the order of computation, for images (B, C, H, W)."""
+        """Every tap but ``logits``, in the order of computation, for inputs (B, *shape)."""
+
+    def output(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
+        """``logits`` from the other taps of the inputs `x`."""
+        logits: Tensor = self.head(taps["embed"])
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(x)["embed"])
-        return logits
+        return self.output(x, self.features(x))
 
     def tap(self, x: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """The taps called `names` (all when None) and ``logits``; KeyError for a name that the network has not."""
         taps = self.features(x)
-        taps["logits"] = self.head(taps["embed"])
+        taps["logits"] = self.output(x, taps)
         return taps if names is None else {name: taps[name] for name in (*names, "logits")}
 
+    def tail(self, after: str) -> TappedNet:
+        """The part of this network behind a stage, as a network: what turns that tap into ``logits``.
 
-Builder = Callable[[Shape, int], TappedNet]  # (image shape, number of classes) -> fresh network
+        It consists of the very modules of this network (a copy is the caller's to make), reads the tap `after` and has
+        the taps that come later, under the names that they have here.
+
+        Raises:
+            DoesNotFit: the network cannot be cut there.
+        """
+        raise DoesNotFit(UNCUT)
+
+
+Builder = Callable[[Shape, int], TappedNet]  # (shape of one input, number of outputs) -> fresh network
+
+
+def behind(after: str, first: int, n: int) -> int:
+    """How many of the `n` stages of a network, numbered from `first` on, end with the tap `after`.
+
+    Raises:
+        DoesNotFit: no stage has this name.
+    """
+    stages = [f"stage{i}" for i in range(first, first + n)]
+    if after not in stages:
+        raise DoesNotFit(f"this network cannot be cut behind '{after}': take one of its stages, {', '.join(stages)}.")
+    return stages.index(after) + 1
+
+
+def through(
+    stages: nn.ModuleList, x: Tensor, taps: dict[str, Tensor], first: int = 1, rectified: bool = True
+) -> Tensor:
+    """What `stages` of blocks make of `x`; writes ``pre`` and ``stage`` of each, numbered from `first` on, into `taps`.
+
+    A block returns its output before the ReLU that closes it, if its network is `rectified`.
+    """
+    for depth, blocks in enumerate(stages, start=first):
+        for block in cast(nn.ModuleList, blocks):
+            pre = x = block(x)
+            if rectified:
+                x = F.relu(pre)
+        if rectified:
+            taps[f"pre{depth}"] = pre
+        taps[f"stage{depth}"] = x
+    return x
 
 
 class StagedNet(TappedNet):
     """Stem, stages of blocks, neck, linear head.
 
-    Every block returns its output *before* the closing ReLU; the ReLU is applied here, which gives ``pre`` and
-    ``stage``. The neck turns the last stage (B, C, H, W) into ``embed`` (B, D).
+    Every block returns its output *before* the closing ReLU; the ReLU is applied by the network (see `through`), which
+    gives ``pre`` and ``stage``. The neck turns the last stage (B, C, H, W) into ``embed`` (B, D).
+
+    Args:
+        stem: None in a tail, which begins with a stage.
+        rectified: False where no ReLU closes a block, as in MobileNetV2; there are no ``pre`` taps then.
+        first: the number of the first of `stages`.
     """
 
     def __init__(
-        self, stem: nn.Module, stages: Iterable[Iterable[nn.Module]], head: nn.Linear, neck: nn.Module | None = None
+        self,
+        stem: nn.Module | None,
+        stages: Iterable[Iterable[nn.Module]],
+        head: nn.Linear,
+        neck: nn.Module | None = None,
+        *,
+        rectified: bool = True,
+        first: int = 1,
     ) -> None:
         super().__init__()
         self.stem = stem
         self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
         self.neck = neck or global_pool()
-        self.head = head
+        self.head: nn.Linear = head
+        self.rectified, self.first = rectified, first
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
-        x = self.stem(x)
-        taps = {"stem": x}
-        for depth, blocks in enumerate(self.stages, start=1):
-            for block in cast(nn.ModuleList, blocks):
-                pre = block(x)
-                x = F.relu(pre)
-            taps[f"pre{depth}"], taps[f"stage{depth}"] = pre, x
+        taps: dict[str, Tensor] = {}
+        if self.stem is not None:
+            taps["stem"] = x = self.stem(x)
+        x = through(self.stages, x, taps, first=self.first, rectified=self.rectified)
         taps["embed"] = self.neck(x)
         return taps
+
+    def tail(self, after: str) -> StagedNet:
+        later = behind(after, self.first, len(self.stages))
+        stages = cast("list[nn.ModuleList]", list(self.stages)[later:])
+        first = self.first + later
+        return StagedNet(None, stages, self.head, self.neck, rectified=self.rectified, first=first).train(self.training)
 
 
 def conv_bn(
@@ -93,7 +157,7 @@ def he_init(net: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def small_head_init(head: nn.Linear) -> None:
-    """Linear classifier: normal with std 0.01, zero bias."""
+def small_head_init(head: nn.Linear | nn.Conv2d) -> None:
+    """Linear classifier, of images or of pixels: normal with std 0.01, zero bias."""
     nn.init.normal_(head.weight, std=0.01)
-    nn.init.zeros_(head.bias)
+    nn.init.zeros_(cast(Tensor, head.bias))

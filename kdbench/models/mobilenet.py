@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from kdbench.models.base import Builder, Shape, TappedNet, conv_bn, conv_bn_relu, global_pool, he_init, small_head_init
+from kdbench.models.base import Builder, Shape, StagedNet, conv_bn, conv_bn_relu, global_pool, he_init, small_head_init
 
 # Per stage: (expansion, width, blocks, stride of the first block), in the grouping of RepDistiller's features f1..f4.
 STAGES = (
@@ -33,7 +33,7 @@ class InvertedResidual(nn.Module):
         return x + out if self.residual else out
 
 
-class MobileNetV2(TappedNet):
+def mobilenetv2(width: float, shape: Shape, num_classes: int) -> StagedNet:
     """MobileNetV2 as in RepDistiller (github.com/HobbitLong/RepDistiller, models/mobilenetv2.py).
 
     Widths are truncated (``int(c * width)``), ReLU stands for ReLU6, the last convolution keeps 1280 channels, and the
@@ -42,32 +42,21 @@ class MobileNetV2(TappedNet):
     Taps: ``stage_i`` is the output of its last block. Those bottlenecks are linear: no ReLU follows, so there is no
     ``pre`` tap.
     """
-
-    def __init__(self, width: float, shape: Shape, num_classes: int) -> None:
-        super().__init__()
-        c_in = int(32 * width)
-        self.stem = nn.Sequential(*conv_bn_relu(shape[0], c_in, stride=2))
-        self.stages = nn.ModuleList()
-        for groups in STAGES:
-            blocks = []
-            for expansion, c, n, first in groups:
-                for stride in [first] + [1] * (n - 1):
-                    blocks.append(InvertedResidual(c_in, int(c * width), stride, expansion))
-                    c_in = int(c * width)
-            self.stages.append(nn.Sequential(*blocks))
-        self.neck = nn.Sequential(*conv_bn_relu(c_in, 1280, 1), global_pool())
-        self.head = nn.Linear(1280, num_classes)
-        he_init(self)
-        small_head_init(self.head)
-
-    def features(self, x: Tensor) -> dict[str, Tensor]:
-        x = self.stem(x)
-        taps = {"stem": x}
-        for depth, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            taps[f"stage{depth}"] = x
-        taps["embed"] = self.neck(x)
-        return taps
+    c_in = int(32 * width)
+    stem = nn.Sequential(*conv_bn_relu(shape[0], c_in, stride=2))
+    stages = []
+    for groups in STAGES:
+        blocks = []
+        for expansion, c, n, first in groups:
+            for stride in [first] + [1] * (n - 1):
+                blocks.append(InvertedResidual(c_in, int(c * width), stride, expansion))
+                c_in = int(c * width)
+        stages.append(blocks)
+    neck = nn.Sequential(*conv_bn_relu(c_in, 1280, 1), global_pool())
+    net = StagedNet(stem, stages, nn.Linear(1280, num_classes), neck, rectified=False)
+    he_init(net)
+    small_head_init(net.head)
+    return net
 
 
-NETS: dict[str, Builder] = {"mobilenetv2-0.5": partial(MobileNetV2, 0.5)}
+NETS: dict[str, Builder] = {"mobilenetv2-0.5": partial(mobilenetv2, 0.5)}

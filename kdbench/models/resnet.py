@@ -36,15 +36,23 @@ def bottleneck(c_in: int, width: int, stride: int) -> Residual:
     return Residual(branch, c_in, 4 * width, stride)
 
 
-def basic_resnet(depth: int, widths: tuple[int, ...], shape: Shape, num_classes: int) -> StagedNet:
-    """ResNet of `depth` = 6n + 2 layers; `widths` of the stem and the three stages (strides 1, 2, 2)."""
+def basic_stages(depth: int, widths: tuple[int, ...]) -> list[list[nn.Module]]:
+    """The three stages (strides 1, 2, 2) of a ResNet of `depth` = 6n + 2 layers; `widths` of the stem and of them."""
     n = (depth - 2) // 6
-    stages, c_in = [], widths[0]
+    stages: list[list[nn.Module]] = []
+    c_in = widths[0]
     for i, width in enumerate(widths[1:]):
         strides = [1 if i == 0 else 2] + [1] * (n - 1)
         stages.append([basic(c_in if j == 0 else width, width, stride) for j, stride in enumerate(strides)])
         c_in = width
-    net = StagedNet(nn.Sequential(*conv_bn_relu(shape[0], widths[0])), stages, nn.Linear(c_in, num_classes))
+    return stages
+
+
+def basic_resnet(depth: int, widths: tuple[int, ...], shape: Shape, num_classes: int) -> StagedNet:
+    """ResNet of `depth` layers; `widths` of the stem and of the three stages."""
+    stages = basic_stages(depth, widths)
+    stem = nn.Sequential(*conv_bn_relu(shape[0], widths[0]))
+    net = StagedNet(stem, stages, nn.Linear(widths[-1], num_classes))
     he_init(net)
     return net
 

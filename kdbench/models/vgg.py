@@ -16,14 +16,16 @@ WIDTHS = (64, 128, 256, 512, 512)
 CONVS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
-def vgg(depth: int, shape: Shape, num_classes: int) -> StagedNet:
+def vgg(depth: int, multiplier: float, shape: Shape, num_classes: int) -> StagedNet:
     """VGG; `depth` counts the three linear layers of the original, of which one is left here.
 
+    Every width is multiplied by `multiplier` and truncated: a pruned VGG starts out with these shapes.
     Max pooling halves the image before stages 1, 2 and 3, and before stage 4 too if it is at least 64 pixels high.
     """
     groups: list[list[nn.Module]] = []
     c_in = shape[0]
-    for width, n in zip(WIDTHS, CONVS[depth], strict=True):
+    for whole, n in zip(WIDTHS, CONVS[depth], strict=True):
+        width = int(whole * multiplier)
         layers: list[nn.Module] = []
         for _ in range(n):
             layers += conv_bn_relu(c_in, width, bias=True)
@@ -41,4 +43,7 @@ def vgg(depth: int, shape: Shape, num_classes: int) -> StagedNet:
     return net
 
 
-NETS: dict[str, Builder] = {f"vgg{depth}": partial(vgg, depth) for depth in CONVS}
+NETS: dict[str, Builder] = {
+    **{f"vgg{depth}": partial(vgg, depth, 1.0) for depth in CONVS},
+    **{f"vgg{depth}x{part}": partial(vgg, depth, part) for depth, part in ((8, 0.25), (8, 0.5), (16, 0.5))},
+}

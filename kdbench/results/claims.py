@@ -86,7 +86,7 @@ class Claim(BaseModel):
     @field_validator("teacher", "student")
     @classmethod
     def _network(cls, value: str) -> str:
-        known = value in models.ZOO or value.startswith(_FRAMEWORKS) or _FOREIGN.fullmatch(value)
+        known = models.known(value) or value.startswith(_FRAMEWORKS) or _FOREIGN.fullmatch(value)
         if value and not known and value not in ROLES:
             raise ValueError(
                 f"'{value}' is not a network of kdbench; one of another definition is written NAME@REPOSITORY"

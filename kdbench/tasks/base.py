@@ -85,11 +85,13 @@ class Task:
         primary: the measure that is ranked.
         cumulative: whether it sums up the course of training, so that an earlier epoch answers another question: then
             there is no best epoch to select.
+        zoo: the kind of outputs that it judges, and so the networks that serve it: a key of `kdbench.models.ZOOS`.
     """
 
     name: ClassVar[str]
     primary: ClassVar[Measure]
     cumulative: ClassVar[bool] = False
+    zoo: ClassVar[str] = "classification"
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The supervised loss of a batch of outputs (``logits``), a scalar: the mean over what has a target."""

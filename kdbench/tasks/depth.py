@@ -77,7 +77,7 @@ class Depth(Task):
     Outputs of a smaller map are resized bilinearly to the target's size, in the loss and in the meter.
     """
 
-    name = "depth"
+    name = zoo = "depth"
     primary = Measure("AbsRel", higher=False, unit="")
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class Segmentation(Task):
             Cityscapes, 11 in SegNet's CamVid.
     """
 
-    name = "segmentation"
+    name = zoo = "segmentation"
     primary = Measure("mIoU")
 
     ignore: int = 255
