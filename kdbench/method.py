@@ -200,7 +200,7 @@ class Method(pl.LightningModule):
 
     def teach(self, batch: Batch) -> Out | None:
         """Targets for the batch; by default the outputs of the frozen teacher or teachers, without gradient."""
-        return self.teacher_out(batch.x) if self._teachers else None
+        return self.teacher_out(batch.for_teacher.x) if self._teachers else None
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
         """Unweighted, named terms of this step: scalars. `t` is what `teach` returned."""
@@ -341,7 +341,7 @@ class Method(pl.LightningModule):
             UserError: weights do not match the terms, or a needed teacher is absent.
         """
         name = type(self).__name__
-        self.task = task_of(data.task)
+        self.task = task_of(data.task, data.settings)
         self._check_offers(data)
         offered = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
         wanted = None if "teachers" in self.needs else 1 if "teacher" in self.needs else 0
@@ -354,17 +354,17 @@ class Method(pl.LightningModule):
         self._student_name = names[0]
         self._spawn = spawn or (lambda k: _reset(copy.deepcopy(student)))
         student_spec = probe(names[0], student, data.shape)
+        shown = data.shape_for_teacher or data.shape
         self._student_taps = student_spec.resolve(self.taps.student)
         specs = []
         for k, each in enumerate(self._teachers):
             each.eval().requires_grad_(False)
-            spec = probe(names[k + 1] if k + 1 < len(names) else "teacher", each, data.shape)
+            spec = probe(names[k + 1] if k + 1 < len(names) else "teacher", each, shown)
             specs.append(replace(spec, classes=classes[k] if k < len(classes) else None))
         self.teachers = tuple(specs)
         self._teacher_taps = tuple(spec.resolve(self.taps.teacher) for spec in specs)
         self._check_classes(student_spec, data)
         self.build(student_spec, specs[0] if specs else None, data)
-        self._n_train = data.n_train
         self.rng.manual_seed(seed)
         self.forwards = {"student": 0, "teacher": 0}
         self.images_seen = self.taken = 0
@@ -532,7 +532,7 @@ class Method(pl.LightningModule):
     def training_step(self, batch: Batch | Sequence[Tensor], batch_idx: int) -> None:
         if self.idle:
             return
-        batch = Batch.of(batch)
+        batch = Batch.of(batch).seen_by(self.needs)
         self.images_seen += batch.shown(self.needs)
         group = self._group(batch_idx, len(batch)) if self.protocol.accumulate > 1 else None
         batch = self.batch(batch)
@@ -572,12 +572,15 @@ class Method(pl.LightningModule):
         """The group of batches that a batch of `size` samples makes a step with."""
         batches = self.protocol.accumulate
         start = batch_idx - batch_idx % batches
-        if self._n_train:
-            length, seen = self.protocol.batch_size, self.protocol.images(self._n_train)
+        if self.data.n_train:
+            length, seen = self.protocol.batch_size, self.protocol.images(self._epoch_size())
         else:  # a loader of the user's, which says how many batches it has
             size, length, seen = 1, 1, int(self.trainer.num_training_batches)
         end = min((start + batches) * length, seen)
         return _Group(share=size / (end - start * length), ends=(batch_idx + 1) * length >= end)
+
+    def _epoch_size(self) -> int:
+        return self.data.epoch_size(self.experience.number)
 
     def _backward(self, loss: Tensor, **kwargs: Any) -> None:
         with torch.autocast(self.device.type, enabled=False):  # gradients have the types of what they are taken of

@@ -201,7 +201,7 @@ def loop_cost(setting: Setting, route: Route, rounds: int, steps: int, folder: P
     return cost
 
 
-def forward_flops(net: nn.Module, shape: tuple[int, int, int]) -> int:
+def forward_flops(net: nn.Module, shape: tuple[int, ...]) -> int:
     """FLOPs of one image's forward pass (a multiply-add counts two), by PyTorch's counter: matrix products alone."""
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -31,6 +31,7 @@ class Beside(Mapping[str, "Batch"]):
         self._cuts = dict(cuts)
         self.own: Mapping[str, int] = dict(own or {})
         self.cut: dict[str, Batch] = {}
+        self._versions: dict[str, int] = {}
 
     @classmethod
     def of(cls, streams: Mapping[str, Batch]) -> Beside:
@@ -41,6 +42,7 @@ class Beside(Mapping[str, "Batch"]):
     def __getitem__(self, name: str) -> Batch:
         if name not in self.cut:
             self.cut[name] = self._cuts[name]()
+            self._versions[name] = self.cut[name].x._version
         return self.cut[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -48,6 +50,10 @@ class Beside(Mapping[str, "Batch"]):
 
     def __len__(self) -> int:
         return len(self._cuts)
+
+    def changed(self) -> str | None:
+        """A stream that somebody changed in place since it was cut, which all share, or None."""
+        return next((name for name, batch in self.cut.items() if batch.x._version != self._versions[name]), None)
 
     def each(self, change: Callable[[Batch], Batch], names: AbstractSet[str] | None = None) -> Beside:
         """The streams, of `names` alone if they are given, with something done to each once it is asked for."""
@@ -163,7 +169,7 @@ class DataSpec:
     """A data set as methods and networks see it.
 
     Attributes:
-        shape: of an image, (C, H, W).
+        shape: of an image, (C, H, W); of an observation, (n,).
         num_classes: how many classes there are: of samples, or where the task is dense, of pixels (1 for depth).
         n_train, n_test, n_val: sizes of the splits.
         task, settings: what is asked of a network, by name, and the settings of that.
@@ -172,12 +178,13 @@ class DataSpec:
         experiences: where classes arrive one after the other, how many were seen at the end of each experience; empty
             where the data come whole.
         memory: how many samples of past experiences a method may keep.
+        shape_for_teacher: where teachers see another modality, the shape of that.
         per_epoch: how many samples an epoch of each experience shows (of one, where data come whole); empty where each
             training sample is shown once.
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     num_classes: int
     n_train: int
     n_test: int
@@ -190,6 +197,7 @@ class DataSpec:
     experiences: tuple[int, ...] = ()
     memory: int = 0
     per_epoch: tuple[int, ...] = ()
+    shape_for_teacher: tuple[int, ...] | None = None
 
     def epoch_size(self, experience: int = 0) -> int:
         """How many samples an epoch of an experience shows."""

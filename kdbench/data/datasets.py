@@ -147,6 +147,7 @@ class Dataset:
             "std": data.std,
             "streams": (AGAIN, *data.beside),
             "experiences": seen,
+            "shape_for_teacher": data.paired.spec.shape if data.paired else None,
             "per_epoch": tuple(data.laps * len(part) for part in data.experiences or (data.train,)),
         }
         if "classes" in changes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
@@ -21,6 +22,15 @@ T = TypeVar("T")
 
 EVAL_BATCH = 500
 """Images that are evaluated at a time."""
+EVAL_PIXELS = 500 * 32 * 32
+"""Of images whose every pixel has an output, evaluated at a time."""
+
+
+def eval_batch(dataset: Dataset) -> int:
+    """How many samples are evaluated at a time: fewer where the outputs are maps, which take memory."""
+    if dataset.test.labels.dim() > 2:
+        return max(1, min(EVAL_BATCH, EVAL_PIXELS // math.prod(dataset.spec.shape[1:])))
+    return EVAL_BATCH
 
 
 class ArrayData(pl.LightningDataModule):

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kdbench import models
 from kdbench.data.batch import DataSpec
 from kdbench.engine.cell import Cell
 from kdbench.engine.seeding import key, seeded
 from kdbench.method import Method
 from kdbench.teaching.adapter import Adapter
+from kdbench.teaching.teachers import create
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Lecturer:
 def network(name: str, spec: DataSpec, seed: int, k: int = 0) -> nn.Module:
     """The k-th network of a seed: the same for every method, so that their differences are paired."""
     with seeded(seed, "student", name, k):
-        return models.create(name, spec.shape, spec.num_classes)
+        return create(name, spec)
 
 
 def bind(cell: Cell, lecturers: Sequence[Lecturer], spec: DataSpec) -> Method:
@@ -53,5 +53,5 @@ def bind(cell: Cell, lecturers: Sequence[Lecturer], spec: DataSpec) -> Method:
 def untrained(name: str, learned: DataSpec, adapter: Adapter) -> Lecturer:
     """A stand-in for a teacher that costs hours."""
     with seeded("rehearsal"):
-        net = models.create(name, learned.shape, learned.num_classes)
+        net = create(name, learned)
     return Lecturer(name, adapter.wrap(net), adapter.known)

@@ -208,16 +208,18 @@ class Cohort(pl.LightningModule):
         self._laid_out(batch)
         shared, version = batch.x, batch.x._version
         for teacher in self._teachers:
-            teacher.serve(batch, whole=not self._asked_of(teacher) <= CACHED)
+            teacher.serve(batch.for_teacher, whole=not self._asked_of(teacher) <= CACHED)
         for member in self.members[:]:
             before = member.seconds
             with member.playing():
                 try:
-                    member.method.training_step(_seen_by(member.method, batch), batch_idx)
+                    member.method.training_step(batch, batch_idx)
                 except Exception as error:
                     self._leave(member, error=error)
             self._played += member.seconds - before
             spoiled = "the batch's 'x' was changed in place" if shared._version != version else None
+            if stream := batch.beside.changed():  # type: ignore[attr-defined]  # a `Beside`, whatever was given
+                spoiled = spoiled or f"the stream '{stream}' was changed in place"
             spoiled = spoiled or next(filter(None, (teacher.spoiled() for teacher in self._teachers)), None)
             if spoiled and len(self.members) > 1:
                 raise Spoiled(member, spoiled)
@@ -330,11 +332,3 @@ class Cohort(pl.LightningModule):
     def _laid_out(self, batch: Batch) -> None:
         if self.channels_last and batch.x.dim() == 4:
             batch.x = batch.x.contiguous(memory_format=torch.channels_last)
-
-
-def _seen_by(method: Method, batch: Batch) -> Batch:
-    """The batch as the method may see it: without data where it declares to need none."""
-    if "no_data" not in method.needs or batch.x.shape[1] == 0:
-        return batch
-    n = len(batch)
-    return Batch(batch.x.new_empty(n, 0), batch.y.new_empty(n, 0), batch.index, batch.view)

@@ -16,12 +16,11 @@ import torch
 from torch import nn
 
 import kdbench
-from kdbench import models
 from kdbench.compute.route import EngineConfig, Route
 from kdbench.construct import method_class, slots
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset
-from kdbench.data.module import EVAL_BATCH, ArrayData
+from kdbench.data.module import ArrayData, eval_batch
 from kdbench.data.sources import source_of
 from kdbench.engine.binding import Lecturer, bind, untrained
 from kdbench.engine.cell import Cell, cell_of, title_of
@@ -48,7 +47,7 @@ from kdbench.teaching.adapter import Adapter
 from kdbench.teaching.frozen import FrozenTeacher
 from kdbench.teaching.recipe import name_of
 from kdbench.teaching.taught import Taught, share
-from kdbench.teaching.teachers import Teacher, Teachers, check_pin, full_stem
+from kdbench.teaching.teachers import Teacher, Teachers, check_pin, create, full_stem
 
 Pool = dict[str, tuple[Teacher, Taught]]
 """The teachers of a cohort, by what `name_of` calls their recipes."""
@@ -123,9 +122,8 @@ class Bench:
         return 4 * (tensors + slots(cell.protocol) * sum(parameter.numel() for parameter in net.parameters()))
 
     def _untrained(self, cell: Cell) -> nn.Module:
-        spec = self.dataset(cell.config["dataset"]).spec
         with seeded("size"):
-            return models.create(cell.student, spec.shape, spec.num_classes)
+            return create(cell.student, self.dataset(cell.config["dataset"]).spec)
 
     @cached_property
     def device(self) -> torch.device:
@@ -144,9 +142,9 @@ class Bench:
             return self.max_students
         if self.engine.route == "plain":
             return 1
-        net, shape = self._untrained(cell), self.dataset(cell.config["dataset"]).spec.shape
+        net, data = self._untrained(cell), self.dataset(cell.config["dataset"])
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else free_memory()
-        free -= activation_bytes(net, shape, train=cell.protocol.batch_size, evaluate=EVAL_BATCH)
+        free -= activation_bytes(net, data.spec.shape, train=cell.protocol.batch_size, evaluate=eval_batch(data))
         return max(1, min(int(free / 2 / student_bytes(net)), self._survivable))
 
     @cached_property
@@ -446,13 +444,15 @@ class Bench:
             return
         self._labelled.add(name)
         labels = dataset.test.labels.cpu().numpy()
+        if labels.ndim > 1 or not dataset.classes_hash:  # no classes to balance over
+            return
         try:
             keep_labels(self.store.root, dataset.spec.name, dataset.content_hash, config, labels, dataset.classes)
         except UserError as error:  # only balanced accuracy needs them, and the next run tries again
             self.tell(f"the labels of {dataset.spec.name} are not kept beside its records: {error}")
 
     def route(self, protocol: Protocol, dataset: Dataset) -> Route:
-        steps = protocol.epochs * protocol.batches(dataset.spec.n_train)
+        steps = protocol.epochs * protocol.batches(dataset.spec.epoch_size())
         return Route.choose(self.engine, self.device, steps)
 
     def _rehearse(self, cell: Cell, dataset: Dataset, partial: bool) -> None:
@@ -460,7 +460,7 @@ class Bench:
         absent, stand_ins = False, []
         for recipe, _ in cell.teachers:
             learned = self.dataset(recipe["dataset"])
-            adapter = Adapter.between(recipe["name"], learned, dataset, partial=partial)
+            adapter = Adapter.between(recipe["name"], learned, dataset.for_teacher, partial=partial)
             stand_ins.append((recipe["name"], learned.spec, adapter))
             absent = absent or self.teachers.find(recipe, learned) is None
         if absent:
@@ -519,6 +519,7 @@ class Bench:
             protocol.batch_size,
             seed,
             epochs=protocol.epochs,
+            eval_batch_size=eval_batch(dataset),
             drop_last=protocol.drop_last,
             blind=blind,
             moved=task_of(dataset.spec.task, dataset.spec.settings, dataset.spec.name).moved,
@@ -559,7 +560,7 @@ def _whole(member: Member, result: Fitted | Exception, data: ArrayData) -> Fitte
         return result
     method = member.method
     epochs = method.epoch + 1 if result.reason else method.protocol.epochs
-    there = data.images_seen(epochs, method.needs)
+    there = 0 if method.idle else data.images_seen(epochs, method.needs)
     seen = method.images_seen - method.taken
     if seen == there:
         return result

@@ -117,7 +117,9 @@ class Adapted(nn.Module):
         return logits if self.classes is None else logits.index_select(1, self.classes)
 
 
-def _size(shape: tuple[int, int, int]) -> str:
+def _size(shape: tuple[int, ...]) -> str:
+    if len(shape) != 3:
+        return f"{shape[0]} numbers"
     channels, height, width = shape
     return f"{height}x{width} in {channels} channel{'s' if channels > 1 else ''}"
 

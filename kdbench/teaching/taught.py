@@ -137,7 +137,8 @@ def share(
     Raises:
         UserError: it does not fit the data, or says something else of the test images than its card.
     """
-    card, shape = teacher.card, dataset.spec.shape
+    card, dataset = teacher.card, dataset.for_teacher
+    shape = dataset.spec.shape
     adapter = Adapter.between(card.name, learned, dataset, partial=partial)
     net = teacher.load(learned)
     # no batch is larger than the data, whatever the protocol says

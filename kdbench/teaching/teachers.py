@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from kdbench import models
+from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset
 from kdbench.errors import UserError
 from kdbench.files import check_room, write_atomic, writing_to
@@ -26,6 +27,7 @@ from kdbench.measures import TOP1
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, cache_dir
 from kdbench.results.record import Measured, Record, Sha256, cell_id, check_range, digest
 from kdbench.sparse import Sparse
+from kdbench.tasks import task_of
 
 KEPT_BYTES = 10_000_000
 """Weights smaller than this are kept beside the records that they stand behind."""
@@ -128,7 +130,7 @@ class Teacher:
         Raises:
             UserError: its file is not there, does not match its hash, or does not hold this architecture.
         """
-        net = models.create(self.card.name, data.spec.shape, data.spec.num_classes)
+        net = create(self.card.name, data.spec)
         try:
             net.load_state_dict(safetensors.torch.load(self._bytes()))
         except (RuntimeError, SafetensorError):
@@ -150,6 +152,11 @@ class Teacher:
                 "restore the file, or delete both to train this teacher again."
             )
         return raw
+
+
+def create(name: str, spec: DataSpec) -> torch.nn.Module:
+    """A fresh network for some data, out of the zoo of their task, see `kdbench.models.create`."""
+    return models.create(name, spec.shape, spec.num_classes, task_of(spec.task, spec.settings).zoo)
 
 
 @dataclass(frozen=True)

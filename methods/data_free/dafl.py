@@ -49,7 +49,7 @@ class Generator(nn.Module):
     that normalises the output. Upsampling goes to explicit sizes, so that sides not divisible by 4 work too.
     """
 
-    def __init__(self, noise: int, shape: tuple[int, int, int]) -> None:
+    def __init__(self, noise: int, shape: tuple[int, ...]) -> None:
         super().__init__()
         channels, *self.size = shape
         self.small = [max(side // 4, 1) for side in self.size]
