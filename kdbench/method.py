@@ -341,7 +341,7 @@ class Method(pl.LightningModule):
             UserError: weights do not match the terms, or a needed teacher is absent.
         """
         name = type(self).__name__
-        self.task = task_of(data.task, data.settings)
+        self.task = task_of(data.task, data.settings, data.name)
         self._check_offers(data)
         offered = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
         wanted = None if "teachers" in self.needs else 1 if "teacher" in self.needs else 0

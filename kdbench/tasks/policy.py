@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from kdbench.errors import DoesNotFit
+from kdbench.measures import Measure
 from kdbench.tasks.base import Meter, Scores, Task
 from kdbench.tasks.play import Play, returns
 
@@ -39,6 +40,9 @@ class Returns(Meter):
 @dataclass(frozen=True)
 class Policy(Task):
     """Choosing actions: outputs are a score for each action, (B, K), of observations (B, D). There are no targets."""
+
+    name = zoo = "policy"
+    primary = Measure("return", unit="", examples="episodes")
 
     environment: str
 
