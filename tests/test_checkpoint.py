@@ -198,7 +198,7 @@ def test_a_teacher_is_not_gone_on_with_from_other_data(alone: Kdbench, monkeypat
     result = kd.run("method=[kd]", *LONG)
     assert result.code == 0
     assert result.out.count("begun anew") == 1
-    assert "teacher resnet20 is begun anew: its checkpoint is damaged." in result.out
+    assert "teacher resnet20 digits seed 0 is begun anew: its checkpoint is damaged." in result.out
     first = kd.record("kd").teacher
     assert first
     shutil.rmtree(kd.cache)
@@ -247,6 +247,7 @@ def test_a_forced_run_goes_on_where_it_was_killed_once(kd: Kdbench, monkeypatch:
 
 
 def test_already_done_removes_what_a_kill_left(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kd("teacher", "train", *SMALL, *LONG).code == 0  # which has a record of its own
     with monkeypatch.context() as patch:
         killed_after(patch, "write")
         assert kd.run("method=[kd]", *LONG).code == 130

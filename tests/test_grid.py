@@ -492,6 +492,6 @@ def test_what_did_not_see_its_images_becomes_no_record_and_no_teacher(
     result = alone.run("method=[scratch,dafl]")
     assert (result.code, len(result.messages)) == (1, 2)
     assert all("and 2 epochs of its data have 400: take away the setting" in line for line in result.messages)
-    assert "teacher resnet20 saw " in result.messages[1]
+    assert "teacher resnet20 digits seed 0 saw " in result.messages[1]
     assert not alone.records()
     assert not list(alone.cache.rglob("*.safetensors"))

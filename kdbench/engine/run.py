@@ -211,7 +211,15 @@ class Bench:
             if record.metrics is None:
                 shutil.rmtree(work, ignore_errors=True)
                 raise UserError(f"the teacher {cell.student} diverged: {record.reason}.")
-            kept.append(self.teachers.save(recipe, dataset, method.deployed().state_dict(), record))
+            known = {
+                "accuracy": record.metrics.last,
+                "curve": record.curves[f"test/{record.measure.name}"],
+                "device": record.environment.device,
+                "torch": record.environment.torch,
+                "code": record.method.source,
+                "measure": record.measure,
+            }
+            kept.append(self.teachers.save(recipe, dataset, method.deployed().state_dict(), **known))
             self._school.write(record, overwrite=True)
             return record
 

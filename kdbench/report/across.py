@@ -49,7 +49,7 @@ def _sheet(tables: Sequence[Table]) -> Sheet:
     methods = _complete(tables)
     partial = sorted({row.method for table in tables for row in table.rows if row.scores} - methods.keys())
     measure, heads = first.measure, {table.versus["kd"].removeprefix("Δ ") for table in tables}
-    kd = heads.pop() if len(heads) == 1 else "KD"
+    kd = " or ".join(sorted(heads))
     ranks = average_ranks({name: [_mean(row) for row in rows] for name, rows in methods.items()}, higher=measure.higher)
     controls = [[table.control(name) for table in tables] for name in ("scratch", "kd")]
     values = [_values(name, rows, tables, *controls, rank=ranks[name]) for name, rows in methods.items()]

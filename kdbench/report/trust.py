@@ -60,11 +60,14 @@ def header(
     ]
 
 
+ROLES = {"kd": "KD"}
+"""How a column calls a control whose method is called like its role, where people write that in another way."""
+
+
 def versus(control: str, reference: Reference | None) -> str:
     """The head of the differences to a control: by the name of the method that stands for it, where that is another."""
-    usual = "KD" if control == "kd" else control
     name = reference.setting.method if reference else control
-    return f"Δ {usual if name == control else name}"
+    return f"Δ {ROLES.get(name, name)}"
 
 
 def _measured(measure: Measure) -> str:

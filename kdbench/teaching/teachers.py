@@ -25,7 +25,7 @@ from kdbench.errors import UserError
 from kdbench.files import check_room, write_atomic, writing_to
 from kdbench.measures import TOP1
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, cache_dir
-from kdbench.results.record import Measured, Record, Sha256, cell_id, check_range, digest
+from kdbench.results.record import Measured, Sha256, cell_id, check_range, digest
 from kdbench.sparse import Sparse
 from kdbench.tasks import task_of
 
@@ -223,13 +223,8 @@ class Teachers:
         """The file that whoever trains this teacher holds a lock on: all who share the cache see it."""
         return self.cache / ".locks" / f"{full_stem(recipe, data.content_hash, data.classes)}.lock"
 
-    def save(self, recipe: Mapping[str, Any], data: Dataset, state: Mapping[str, Tensor], record: Record) -> Teacher:
-        """Write weights and card into the cache, whole or not at all; another process may have been faster.
-
-        Args:
-            record: of its training.
-        """
-        assert record.metrics is not None
+    def save(self, recipe: Mapping[str, Any], data: Dataset, state: Mapping[str, Tensor], **card: Any) -> Teacher:
+        """Write weights and card into the cache, whole or not at all; another process may have been faster."""
         raw = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in state.items()})
         full = Card(
             recipe=dict(recipe),
@@ -238,12 +233,7 @@ class Teachers:
             classes=data.classes,
             mean=data.mean,
             std=data.std,
-            accuracy=record.metrics.last,
-            curve=record.curves[f"test/{record.measure.name}"],
-            device=record.environment.device,
-            torch=record.environment.torch,
-            code=record.method.source,
-            measure=record.measure,
+            **card,
         )
         with writing_to(self.cache, CHOOSE_CACHE):
             self.cache.mkdir(parents=True, exist_ok=True)
