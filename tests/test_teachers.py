@@ -37,8 +37,8 @@ from kdbench.report import build_tables
 from kdbench.results.stats import above_chance
 from kdbench.teaching import view_cache
 from kdbench.teaching.adapter import Adapted, Adapter
+from kdbench.teaching.agreement import measure, tolerance
 from kdbench.teaching.frozen import FrozenTeacher
-from kdbench.teaching.taught import measure, tolerance
 from kdbench.teaching.teachers import Card, Teacher, Teachers, stem
 from kdbench.teaching.view_cache import ViewCache
 

@@ -55,13 +55,13 @@ def fused(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def stride_outside(net: nn.Module) -> None:
-    """Have 1x1 convolutions with a stride and less than 8 inputs leave pixels out first: the same sums.
+    """Have 1x1 convolutions with a stride and less than 16 inputs leave pixels out first: the same sums.
 
     Without AVX-512, oneDNN's kernels for them in channels-last write beyond their buffers ("corrupted double-linked
     list", "free(): invalid size").
     """
     for module in net.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.in_channels < 8:
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.in_channels < 16:
             dy, dx = module.stride
             if (dy, dx) != (1, 1) and module.padding == (0, 0):
                 module.stride = (1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ def views_of(dataset: Dataset, seeds: Iterable[int], epochs: int) -> Tensor:
     seen = torch.zeros(0, dtype=torch.int64)
     side = 2 * dataset.pad + 1
     for seed in seeds:
-        for epoch in range(epochs):
-            dy, dx, flip = view_of(seed, epoch, index, dataset.pad, dataset.flip).unbind(1)
+        for epoch, lap in product(range(epochs), range(dataset.laps)):
+            # in the pass p of an epoch the sample i is number i + n·p, see `kdbench.data.views`
+            number = index + lap * dataset.spec.n_train
+            dy, dx, flip = view_of(seed, epoch, number, dataset.pad, dataset.flip).unbind(1)
             code = ((index * side + dy) * side + dx) * 2 + flip
             seen = torch.unique(torch.cat([seen, code]))
     return _decoded(seen, side)
@@ -43,6 +46,7 @@ def fill(
     frozen: FrozenTeacher, dataset: Dataset, views: Tensor, batch_size: int, device: torch.device
 ) -> Iterator[int]:
     """Have the teacher look at `views` (V, 4); those that are in its cache cost nothing. Yields how many are done."""
+    dataset = dataset.for_teacher
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (dataset.mean, dataset.std))
     labels = dataset.train.labels
     for part in views.split(batch_size):

@@ -61,9 +61,9 @@ class FrozenTeacher(nn.Module):
         self.hits = self.misses = 0
         self.failed: str | None = None
         self.plain = net.eval().requires_grad_(False)
-        self.fast = fast_copy(net, shape, self.dtype) if route.fast else None
+        self.fast = fast_copy(net, shape, self.dtype) if route.fast and len(shape) == 3 else None
         if route.fast and self.fast is None:
-            self.failed = "its taps change when it is folded"
+            self.failed = "its taps change when it is folded" if len(shape) == 3 else "it takes no images"
         self._graph: Tapped | None = None
         if route.compiled and not route.cached and self.fast is not None:
             self._graph = compiled_tap("tap_teacher")

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.compute.device import device_name
 from kdbench.compute.route import Route, instruction_set
 from kdbench.data.datasets import Dataset
-from kdbench.data.module import ArrayData
 from kdbench.errors import UserError
 from kdbench.paths import cache_dir
 from kdbench.protocol import Protocol
-from kdbench.results.record import Agreement, TeacherInfo
+from kdbench.results.record import TeacherInfo
 from kdbench.taps import probe
 from kdbench.teaching.adapter import Adapter
+from kdbench.teaching.agreement import (
+    PLAIN,
+    Fed,
+    check_as_fed,
+    check_card,
+    check_value,
+    check_value_as_fed,
+    judged,
+    measure,
+    measured_by_bits,
+    percent,
+    same_test,
+)
 from kdbench.teaching.frozen import CACHED, FrozenTeacher
 from kdbench.teaching.teachers import Teacher
 from kdbench.teaching.view_cache import ViewCache
-
-COMPARED = 1000
-"""The first test images, on which a record says how far a fast teacher agrees with its float32 self."""
-ROUNDING = {"here": 1e-5, "elsewhere": 1e-3, "low precision": 3e-2}
-"""By how much of its largest logit rounding may move a logit of an image: in float32 on the same device and version of
-torch (another order of sums), on another or on a GPU (TF32), and where the card was measured in 16 bits."""
 
 
 @dataclass
@@ -41,77 +46,6 @@ class Taught:
     route: Route
     cache: ViewCache | None
     known: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a teacher says of n test images, as the float32 network and as it is fed to students, one value each.
-
-    Attributes:
-        right: the float32 network is right, bool (n,).
-        fed_right: it is right as it is fed.
-        turned: the two give different classes.
-        apart: the largest difference of any logit.
-        margin: of the float32 network's two largest logits, in units of its largest absolute one.
-    """
-
-    right: Tensor
-    fed_right: Tensor
-    turned: Tensor
-    apart: Tensor
-    margin: Tensor
-
-    @property
-    def n(self) -> int:
-        return len(self.right)
-
-    def near(self, rounding: float) -> int:
-        """How many images rounding of that relative size may give another class: both logits can move."""
-        return int((self.margin <= 2 * rounding).sum())
-
-    def agreement(self) -> Agreement:
-        """On the first test images."""
-        apart, turned = self.apart[:COMPARED], self.turned[:COMPARED]
-        same = len(turned) - int(turned.sum())
-        return Agreement(max_abs_logit=float(apart.max()), top1_percent=100.0 * same / len(turned), images=len(turned))
-
-
-def tolerance(turned: int) -> float:
-    """By how many right answers two measures may differ if rounding gives `turned` images another class.
-
-    Rounding takes no side: each of these images is one right answer more, one less, or none, so that the difference has
-    a standard deviation of at most √turned. Four of them; and never more than all.
-    """
-    return min(turned, 4 * math.sqrt(turned))
-
-
-@torch.no_grad()
-def measure(frozen: FrozenTeacher, dataset: Dataset, precision: str, known: tuple[int, ...] | None = None) -> Measured:
-    """Of the whole test set, by the very calls and under the autocast of the cells.
-
-    Args:
-        known: which classes its logits are, if it knows but some: then on the images of these alone.
-    """
-    device = next(frozen.parameters()).device
-    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    parts: list[tuple[Tensor, ...]] = []
-    for batch in ArrayData(dataset, batch_size=1, seed=0, eval_batch_size=100).test_dataloader():
-        x, y = batch.x.to(device), batch.y.to(device)
-        if known is not None:
-            place = torch.full((dataset.spec.num_classes,), -1, device=device)
-            place[list(known)] = torch.arange(len(known), device=device)
-            x, y = x[place[y] >= 0], place[y][place[y] >= 0]
-            if not len(y):
-                continue
-        with torch.autocast(device.type, enabled=False):
-            want = frozen.plain(x)
-        with torch.autocast(device.type, dtype=mixed, enabled=mixed is not None):
-            got = frozen.tap(x, ())["logits"].float()
-        first, second = want.topk(2).values.unbind(1)
-        classes, fed = want.argmax(1), got.argmax(1)
-        scale = want.abs().amax(1).clamp(min=torch.finfo(want.dtype).tiny)
-        parts.append((classes == y, fed == y, classes != fed, (got - want).abs().amax(1), (first - second) / scale))
-    return Measured(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
 def share(
@@ -143,16 +77,11 @@ def share(
     net = teacher.load(learned)
     # no batch is larger than the data, whatever the protocol says
     frozen = FrozenTeacher(adapter.wrap(net), shape, route, min(protocol.batch_size, dataset.spec.n_train)).to(device)
-    measured = measure(frozen, dataset, protocol.precision, adapter.known)
-    if _same_test(learned, dataset):
-        accuracy, own = card.accuracy, measured
-    else:
-        accuracy = _percent(measured.right)
-        own = measure(FrozenTeacher(net, shape, _PLAIN, protocol.batch_size).to(device), learned, "32-true")
-    check_card(teacher, learned, own, device)
-    check_as_fed(card.name, measured, dataset)
+    found = _measured(teacher, net, frozen, learned, dataset, protocol, route, adapter, device)
     cache = None
-    if route.cached:
+    if route.cached and not _vectors(frozen, dataset):
+        frozen.failed = frozen.failed or "its outputs are maps, and not cached"
+    elif route.cached:
         # all that can change a bit of what the teacher says
         key = {
             "teacher": card.sha256,
@@ -175,14 +104,51 @@ def share(
             frozen.failed = frozen.failed or "its views are not cached"
         else:
             frozen.cache = Forgiving(cache, card.name, say)
-    info = TeacherInfo(
-        name=card.name,
-        sha256=card.sha256,
-        accuracy=accuracy,
-        as_fed=_percent(measured.fed_right),
-        agreement=measured.agreement() if route.fast else None,
-    )
-    return Taught(info, frozen, route, cache, adapter.known)
+    return Taught(found, frozen, route, cache, adapter.known)
+
+
+def _measured(
+    teacher: Teacher,
+    net: nn.Module,
+    frozen: FrozenTeacher,
+    learned: Dataset,
+    dataset: Dataset,
+    protocol: Protocol,
+    route: Route,
+    adapter: Adapter,
+    device: torch.device,
+) -> TeacherInfo:
+    """What the teacher reaches on the cells' test set, by their measure, itself and as it is fed.
+
+    Raises:
+        UserError: that, or what it reaches on its own test set, is not what it should be.
+    """
+    card, agreement = teacher.card, None
+    bits, same = measured_by_bits(dataset), same_test(learned, dataset)
+    if bits:
+        measured = measure(frozen, dataset, protocol.precision, adapter.known)
+        check_as_fed(card.name, measured, dataset)
+        accuracy, fed = percent(measured.right), percent(measured.fed_right)
+        agreement = measured.agreement() if route.fast else None
+    else:
+        accuracy, fed = judged(frozen.plain, dataset, device), judged(Fed(frozen), dataset, device)
+        check_value_as_fed(card.name, accuracy, fed)
+    if not measured_by_bits(learned):
+        alike = same and learned.spec.task == dataset.spec.task
+        check_value(teacher, accuracy if alike else judged(net, learned, device))
+    elif bits and same:
+        check_card(teacher, learned, measured, device)
+        accuracy = card.accuracy
+    else:
+        own = FrozenTeacher(net, learned.spec.shape, PLAIN, protocol.batch_size).to(device)
+        check_card(teacher, learned, measure(own, learned, "32-true"), device)
+    return TeacherInfo(name=card.name, sha256=card.sha256, accuracy=accuracy, as_fed=fed, agreement=agreement)
+
+
+def _vectors(frozen: FrozenTeacher, dataset: Dataset) -> bool:
+    """Whether the network has what a view cache holds, and no maps there."""
+    shapes = probe("teacher", frozen.plain, dataset.spec.shape).shapes
+    return all(len(shapes.get(name, ())) == 1 for name in CACHED) and len(dataset.spec.shape) == 3
 
 
 def _cache_or_none(
@@ -224,50 +190,6 @@ class Forgiving:
         except UserError as error:
             self._cache.only_read = "it could not be written"
             self._say(f"the view cache of {self._name} is only read from now on: {error}")
-
-
-_PLAIN = Route(fast=False, compiled=False, teacher_dtype=torch.float32, cached=False)
-
-
-def check_card(teacher: Teacher, data: Dataset, measured: Measured, device: torch.device) -> None:
-    """Raises `UserError` if the network does not have the accuracy of its card on the test images of its own data.
-
-    The numbers of right answers may differ by `tolerance` of those images that rounding can turn: without a fast route,
-    on the device of the card, that is none but exact ties.
-    """
-    card = teacher.card
-    if card.recipe["protocol"].get("precision", "32-true") != "32-true":
-        rounding = ROUNDING["low precision"]
-    else:
-        same = (card.device, card.torch, "cpu") == (device_name(device), torch.__version__, device.type)
-        rounding = ROUNDING["here" if same else "elsewhere"]
-    n, right = measured.n, int(measured.right.sum())
-    if abs(right - card.accuracy * n / 100) > tolerance(measured.near(rounding)) + 1e-6 * n:
-        raise UserError(
-            f"the teacher {card.name} gets {100 * right / n:.2f} % of the {n} test images of {data.spec.name} right, "
-            f"but its card says {card.accuracy:.2f} %: card or weights were edited, or belong to other data, pixels or "
-            f"class names; delete {teacher.weights} and its .json to train it again."
-        )
-
-
-def check_as_fed(name: str, measured: Measured, data: Dataset) -> None:
-    """Raises `UserError` if what students are fed is worse than the float32 network beyond rounding."""
-    right, fed = int(measured.right.sum()), int(measured.fed_right.sum())
-    if abs(right - fed) > tolerance(int(measured.turned.sum())):
-        raise UserError(
-            f"the teacher {name} gets {100 * fed / measured.n:.2f} % of the {measured.n} test images of "
-            f"{data.spec.name} right as it would be fed to students, and {100 * right / measured.n:.2f} % in float32: "
-            "low precision spoils it; set engine.route=plain and protocol.precision=32-true."
-        )
-
-
-def _same_test(a: Dataset, b: Dataset) -> bool:
-    """Whether both have the same test images: no setting but the classes chooses among them."""
-    return a.content_hash == b.content_hash and sorted(a.classes) == sorted(b.classes)
-
-
-def _percent(right: Tensor) -> float:
-    return 100 * right.double().mean().item()
 
 
 def open_cache(root: Path, key: Mapping[str, Any], frozen: FrozenTeacher, dataset: Dataset) -> ViewCache:
