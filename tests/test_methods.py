@@ -35,7 +35,7 @@ from kdbench.data.batch import Batch, DataSpec
 from kdbench.engine.run import Bench
 from kdbench.engine.seeding import seeded
 from kdbench.errors import Diverged, DoesNotFit, UserError
-from kdbench.method import NEEDS, Method
+from kdbench.method import NEEDS, Method, Snapshot
 from kdbench.models.base import StagedNet
 from kdbench.paths import conf_dir
 from kdbench.protocol import Protocol, Schedule
@@ -112,11 +112,18 @@ def batches(n: int, *, seed: int = 0) -> list[Batch]:
     ]
 
 
+def teachers(needs: Collection[str]) -> list[nn.Module]:
+    """One, two or none, as a method needs."""
+    seeds = ("teacher", "other") if "teachers" in needs else ("teacher",) if "teacher" in needs else ()
+    return [network(TEACHER, seed) for seed in seeds]
+
+
 def bind(method: Method, *, seed: int = 0, spec: DataSpec = SPEC) -> Method:
-    """A method on the tiny pair; without a teacher where it declares no need of one."""
-    teacher = network(TEACHER, "teacher") if "teacher" in method.needs else None
+    """A method on the tiny pair, with as many teachers as it declares a need of."""
     with seeded(seed, "adapters"):
-        return method.bind(network(STUDENT, seed), teacher, spec, spawn=lambda k: network(STUDENT, seed, k), seed=seed)
+        return method.bind(
+            network(STUDENT, seed), teachers(method.needs), spec, spawn=lambda k: network(STUDENT, seed, k), seed=seed
+        )
 
 
 def make(name: str, *, seed: int = 0, protocol: Protocol = PROTOCOL) -> Method:
@@ -187,6 +194,11 @@ class Turn:
     teacher_trains: bool
 
 
+def past_selves(method: Method) -> set[nn.Module]:
+    """The method's own networks that teach, with all their parts."""
+    return {part for module in method.modules() if isinstance(module, Snapshot) for part in module.modules()}
+
+
 def watch(method: Method) -> list[Turn]:
     """A list that fills with the method's turns while it trains."""
     seen: list[Turn] = []
@@ -195,7 +207,7 @@ def watch(method: Method) -> list[Turn]:
     def turns(batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for player, terms in original(batch):
             values = {name: value.item() for name, value in terms.items()}
-            teacher = next(iter(method._teachers), None)
+            past = past_selves(method)
             seen.append(
                 Turn(
                     epoch=method.current_epoch,
@@ -203,8 +215,8 @@ def watch(method: Method) -> list[Turn]:
                     player=player,
                     terms=values,
                     total=sum(method._weight[name] * value for name, value in values.items()),
-                    all_train=all(module.training for module in method.modules()),
-                    teacher_trains=teacher is not None and any(module.training for module in teacher.modules()),
+                    all_train=all(module.training for module in method.modules() if module not in past),
+                    teacher_trains=any(m.training for teacher in (*method._teachers, *past) for m in teacher.modules()),
                 )
             )
             yield player, terms
@@ -345,7 +357,7 @@ class Run:
 
     method: Method
     start: dict[str, Tensor]
-    teacher: dict[str, Tensor] | None
+    teachers: list[dict[str, Tensor]]
     epochs: int
     turns: list[Turn]
     log: dict[str, list[float]]
@@ -356,12 +368,12 @@ class Run:
 def run_of(name: str) -> Run:
     """Two batches per epoch, with validation; as many epochs as stages, two at least."""
     method = make(name)
-    frozen = next(iter(method._teachers), None)
+    teaching = {*method._teachers, *past_selves(method)}
     logger = Memory()
     run = Run(
         method,
         state(method.student),
-        None if frozen is None else state(frozen),
+        [state(teacher) for teacher in method._teachers],
         max(2, len(method.stages())),
         watch(method),
         logger.values,
@@ -370,7 +382,7 @@ def run_of(name: str) -> Run:
 
     def features(self: StagedNet, x: Tensor) -> dict[str, Tensor]:
         if method.trainer.training:
-            run.forwards["teacher" if self is frozen else "student"] += len(x)
+            run.forwards["teacher" if self in teaching else "student"] += len(x)
         return original(self, x)
 
     StagedNet.features = features  # type: ignore[method-assign]
@@ -395,19 +407,15 @@ def test_the_student_learns_and_every_value_is_finite(name: str) -> None:
 @every_method
 def test_the_teacher_stays_as_it_is_and_outside(name: str) -> None:
     run = run_of(name)
-    frozen = next(iter(run.method._teachers), None)
-    if "teacher" not in run.method.needs:
-        assert frozen is None
-        assert run.forwards["teacher"] == 0
-        return
-    assert frozen is not None
-    assert run.teacher is not None
-    assert same(state(frozen), run.teacher)
-    assert not any(p.requires_grad or p.grad is not None for p in frozen.parameters())
+    frozen = run.method._teachers
+    assert len(frozen) == len(teachers(run.method.needs))
+    assert (run.forwards["teacher"] > 0) == bool(frozen or past_selves(run.method))
     inside = {value.data_ptr() for value in (*run.method.parameters(), *run.method.buffers())}
     inside |= {value.data_ptr() for value in run.method.state_dict().values()}
-    assert not inside & {value.data_ptr() for value in frozen.state_dict().values()}
-    assert run.forwards["teacher"] > 0
+    for teacher, before in zip(frozen, run.teachers, strict=True):
+        assert same(state(teacher), before)
+        assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+        assert not inside & {value.data_ptr() for value in teacher.state_dict().values()}
 
 
 @every_method
@@ -475,7 +483,7 @@ def test_peers_are_declared(name: str) -> None:
         asked.append(k)
         return network(STUDENT, 0, k)
 
-    entry.cls(**entry.settings).bind(network(STUDENT, 0), network(TEACHER, 0), SPEC, spawn=spawn)
+    entry.cls(**entry.settings).bind(network(STUDENT, 0), teachers(entry.cls.needs), SPEC, spawn=spawn)
     assert bool(asked) == ("peers" in entry.cls.needs)
     assert 0 not in asked  # that is the student itself
 
@@ -497,9 +505,7 @@ def test_works_without_the_bench(name: str) -> None:
     cls = ENTRIES[name].cls
     student = network(STUDENT, 0)
     student.eval()  # as someone leaves it who has just evaluated it
-    networks: dict[str, Any] = {"student": student} | (
-        {"teacher": network(TEACHER, 0)} if "teacher" in cls.needs else {}
-    )
+    networks: dict[str, Any] = {"student": student, "teacher": teachers(cls.needs)}
     x, y = torch.randn(16, *SPEC.shape), torch.arange(16) % CLASSES
     loader = DataLoader(TensorDataset(x, y), batch_size=BATCH)
     data: dict[str, Any] = {"train_dataloaders": loader, "val_dataloaders": loader}

@@ -111,34 +111,34 @@ class CRD(Method):
                 "CRD keeps an embedding of every training image, and these data do not say how many there are: give a "
                 "datamodule whose `spec` does, and batches with the positions of their images (x, y, index)."
             )
-        self.samples = data.n_train
+        self.images = data.n_train
         self.embed_s = nn.Linear(student.channels("embed"), self.dim)
         self.embed_t = nn.Linear(teacher.channels("embed"), self.dim)
         bound = math.sqrt(3 / self.dim)
         for side in "st":
-            self.register_buffer(f"bank_{side}", torch.empty(self.samples, self.dim).uniform_(-bound, bound))
-        self.register_buffer("labels", torch.full((self.samples,), -1))
+            self.register_buffer(f"bank_{side}", torch.empty(self.images, self.dim).uniform_(-bound, bound))
+        self.register_buffer("labels", torch.full((self.images,), -1))
         self.register_buffer("log_z", torch.full((2,), torch.nan))
 
     def keys(self, batch: Batch) -> Tensor:
         """Positions in the banks, (B, 1 + K): the anchor's own, then its negatives."""
         labels, order = self.labels.scatter(0, batch.index, batch.y).sort(stable=True)
         start, end = (torch.searchsorted(labels, batch.y, right=right) for right in (False, True))  # its own class
-        others = (self.samples - (end - start)).clamp(min=1)
+        others = (self.images - (end - start)).clamp(min=1)
         drawn = torch.rand(len(batch), self.negatives, generator=self.rng, dtype=torch.float64).to(batch.y.device)
         place = (drawn * others[:, None]).long()
         place = place + (place >= start[:, None]) * (end - start)[:, None]
-        return torch.cat([batch.index[:, None], order[place % self.samples]], dim=1)
+        return torch.cat([batch.index[:, None], order[place % self.images]], dim=1)
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
         keys = self.keys(batch)
         anchors = on_sphere(self.embed_s(s.embed)), on_sphere(self.embed_t(t.embed))
         banks = self.bank_t, self.bank_s  # each side meets the other's
         scores = [compared(v, bank, keys, self.temperature) for v, bank in zip(anchors, banks, strict=True)]
-        first = torch.stack([log_normaliser(score, self.samples) for score in scores])
+        first = torch.stack([log_normaliser(score, self.images) for score in scores])
         log_z = torch.where(self.log_z.isnan(), first, self.log_z)
         self._step_saw = (*(anchor.detach() for anchor in anchors), log_z)
-        crd = nce_loss(scores[0], log_z[0], self.samples) + nce_loss(scores[1], log_z[1], self.samples)
+        crd = nce_loss(scores[0], log_z[0], self.images) + nce_loss(scores[1], log_z[1], self.images)
         return {"ce": cross_entropy(s.logits, batch.y), "crd": crd}
 
     @torch.no_grad()

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from kdbench.losses import in_float32, kl, kl_of_logs
+from kdbench.data.batch import Batch, DataSpec
+from kdbench.errors import DoesNotFit
+from kdbench.losses import cross_entropy, in_float32, kl, kl_of_logs
+from kdbench.method import Method
+from kdbench.settings import Temperature
+from kdbench.taps import Out, Spec
 
 
 @torch.no_grad()
@@ -36,3 +42,43 @@ def average_loss(student: Tensor, teachers: Sequence[Tensor], temperature: float
     less `spread`, a constant: for every p, mean_k KL(q_k || p) = KL(q̄ || p) + mean_k KL(q_k || q̄).
     """
     return members_loss(student, teachers, temperature) - spread(teachers, temperature).to(student.dtype)
+
+
+class AverageKD(Method):
+    """L = (1 - α) · CE(y, s) + α · `average_loss` over all teachers, with α in ``weights``; of one teacher it is KD."""
+
+    leaf = "multi-teacher/ensemble-of-logits"
+    paper = "you2017learning"
+    title = "AVG-KD"
+    needs = frozenset({"teachers", "labels"})
+    terms = ("ce", "kd")
+    survey: ClassVar = {
+        "ensemble_logits": "mean of softened probabilities",
+        "ensemble_features": "none",
+        "unify_data": "no",
+        "customize": "no",
+        "peers": "no",
+        "online": "no",
+        "objective": "CE + KL",
+    }
+
+    def __init__(self, temperature: Temperature = 4.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.temperature = temperature
+
+    def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
+        all_of_one_mind("AVG-KD", self.teachers)
+
+    def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
+        teachers = [each.logits for each in t.each]
+        return {"ce": cross_entropy(s.logits, batch.y), "kd": average_loss(s.logits, teachers, self.temperature)}
+
+
+def all_of_one_mind(method: str, teachers: Sequence[Spec]) -> None:
+    """Raises `DoesNotFit` if a teacher knows other classes than the student, so that outputs cannot be averaged."""
+    for teacher in teachers:
+        if teacher.classes is not None:
+            raise DoesNotFit(
+                f"{method} averages what teachers say of the same classes, and {teacher.name} knows only "
+                f"{len(teacher.classes)} of the student's: train it on all of them, or choose a method that unifies."
+            )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.losses import in_float32
+from kdbench.data.batch import Batch, DataSpec
+from kdbench.errors import DoesNotFit
+from kdbench.losses import in_float32, kl
+from kdbench.method import Method
+from kdbench.taps import Out, Spec, Taps
 
 SIGMAS = (0.001, 0.01, 0.05, 0.1, 0.2, 1.0, 2.0)
 """zju-vipa/KamalEngine: kamal/amalgamation/common_feature.py."""
@@ -89,3 +94,74 @@ class CommonSpace(nn.Module):
         codes = [self.extractor(align(t)) for align, t in zip(self.align_t, teachers, strict=True)]
         decoded = [decode(code) for decode, code in zip(self.decoders, codes, strict=True)]
         return self.extractor(self.align_s(student)), codes, decoded
+
+
+@in_float32
+def joined(teachers: Sequence[Tensor], classes: Sequence[Sequence[int]], num_classes: int) -> Tensor:
+    """Logits over the union of the teachers' classes, (B, num_classes): of a class that several know, their mean.
+
+    Args:
+        teachers: logits of each over its own classes, (B, K_k).
+        classes: what their outputs mean.
+    """
+    told = torch.cat(list(teachers), dim=1)
+    place = torch.tensor([label for own in classes for label in own], device=told.device)
+    total = told.new_zeros(len(told), num_classes).index_add(1, place, told)
+    return total / torch.bincount(place, minlength=num_classes)
+
+
+class CFL(Method):
+    """One student for the classes of all teachers, by their soft targets and a feature space that all of them share.
+
+    L = KL( softmax(`joined`(t)) || softmax(s) ) + Σ_k `mmd_loss`(c_s, c_k) + Σ_k `reconstruction_loss`(d_k(c_k), f_k)
+
+    with the teachers' features f_k, and codes c and decoders d of a `CommonSpace`, which learns with the student, on
+    the teachers' side too; no labels.
+
+    Args:
+        tap: which features are made common: a stage's maps (of the size of the smallest), or ``embed``.
+    """
+
+    leaf = "multi-teacher/amalgamation"
+    paper = "luo2019knowledge"
+    title = "CFL"
+    needs = frozenset({"teachers"})
+    terms = ("kd", "common", "reconstruction")
+    survey: ClassVar = {
+        "ensemble_logits": "concatenated logits",
+        "ensemble_features": "common feature space",
+        "unify_data": "yes",
+        "customize": "yes",
+        "peers": "no",
+        "online": "no",
+        "objective": "KL + MMD + reconstruction",
+    }
+
+    def __init__(self, tap: str = "stage-1", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.taps = Taps(student=(tap,), teacher=(tap,))
+
+    def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
+        everything = tuple(range(data.num_classes))
+        self.classes = [everything if spec.classes is None else spec.classes for spec in self.teachers]
+        self.own, *self.theirs = (spec.resolve(self.taps.student)[0] for spec in (student, *self.teachers))
+        own = student.shapes[self.own]
+        theirs = [spec.shapes[tap] for spec, tap in zip(self.teachers, self.theirs, strict=True)]
+        if len({len(shape) for shape in (own, *theirs)}) > 1:
+            raise DoesNotFit("CFL makes maps or vectors common, not both: choose another tap (method.cfl.tap).")
+        self.size = tuple(map(min, *(shape[1:] for shape in (own, *theirs))))
+        self.space = CommonSpace(own, theirs, channels=max(own[0] // 4, 1))
+
+    def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
+        def sized(x: Tensor) -> Tensor:
+            return F.adaptive_avg_pool2d(x, self.size) if self.size else x
+
+        theirs = [sized(each[tap]) for each, tap in zip(t.each, self.theirs, strict=True)]
+        code, codes, decoded = self.space(sized(s[self.own]), theirs)
+        told = joined([each.logits for each in t.each], self.classes, s.logits.shape[1])
+        back = [reconstruction_loss(d, feature) for d, feature in zip(decoded, theirs, strict=True)]
+        return {
+            "kd": kl(s.logits, told),
+            "common": torch.stack([mmd_loss(code, other) for other in codes]).sum(),
+            "reconstruction": torch.stack(back).sum(),
+        }
