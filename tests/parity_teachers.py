@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.losses import cross_entropy, kl
+from kdbench.tasks.robust import ascend
 from methods.intermediate.crd import compared, log_normaliser, nce_loss, on_sphere
 from methods.intermediate.irg import edge_loss, edges, transform_loss, transformation, vertex_loss
-from methods.learning.ard import pgd
 from methods.learning.gkd import adjacency, gkd_loss
 from methods.logits.endd import dirichlet_loss
 from methods.multi_teacher.average import average_loss, members_loss
@@ -212,9 +212,22 @@ def pgd_attack(v: Arrays) -> dict[str, Tensor]:
     def net(z: Tensor) -> Tensor:
         return (z @ v["param_w1"] + v["param_b1"]).tanh() @ v["param_w2"] + v["param_b2"]
 
-    eps, step, low, high = x.new_tensor([8 / 255, 2 / 255, 0.0, 1.0])
-    found = pgd(net, x, y, v["start_noise"], eps=eps, step=step, steps=10, low=low, high=high)
+    step, low, high = x.new_tensor(2 / 255), (x - 8 / 255).clamp(min=0), (x + 8 / 255).clamp(max=1)
+    found = ascend(net, x + v["start_noise"], y, step=step, steps=10, low=low, high=high)
     return {"loss": cross_entropy(net(found), y), "out_adversarial": found, "out_logits": net(found)}
+
+
+def ard(v: Arrays) -> dict[str, Tensor]:
+    s, clean = v.leaf("student_logits_adversarial"), v.leaf("student_logits_natural")
+    kd, ce = kl(s, v["teacher_logits_natural"], 30.0), cross_entropy(clean, v["target"])
+    return {"loss": kd / s.shape[1] + 0 * ce}  # alpha is 1; nn.KLDivLoss() divides by the number of classes, too
+
+
+def ban(v: Arrays) -> dict[str, Tensor]:
+    s = v.leaf("student_logits")
+    kd = kl(s, v["teacher_logits"], 20.0)
+    # nocotan/born_again_neuralnet has no T^2, and divides by the number of classes
+    return {"loss": 0.2 * kd / 20**2 / s.shape[1] + 0.8 * cross_entropy(s, v["target"])}
 
 
 TEACHERS: dict[str, Callable[[Arrays], dict[str, Tensor]]] = {
@@ -223,6 +236,6 @@ TEACHERS: dict[str, Callable[[Arrays], dict[str, Tensor]]] = {
         *(crd, irg_zoo, irg_caffe, gkd),
         *(multi_teacher_average_loss, multi_teacher_average_prob, uhc_subset_kl),
         *(cfl_fc, cfl_conv, endd_dirichlet, endd_dirichlet_plain),
-        *(one, okddip, ddgsd, pgd_attack),
+        *(one, okddip, ddgsd, ban, pgd_attack, ard),
     )
 }

@@ -59,12 +59,13 @@ every_method = pytest.mark.parametrize("name", ENTRIES)
 # Players whose loss is sure to fall on one repeated batch. By default all of them; in an adversarial game only some,
 # and none where the targets move at first (the keys of a memory bank).
 SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "crd": set()}
-# Those that keep something of every training image: they must be told how many there are, and which is which.
-INDEXED = {"crd"}
+# Those that must be told more of the data than a plain loader shows: how many images there are, and which is which; how
+# pixels were normalised.
+INFORMED = {"crd", "ard"}
 
 STUDENT, TEACHER = "resnet8x0.25", "resnet8x0.5"
 BATCH, CLASSES = 8, 6
-SPEC = DataSpec("fake", (1, 8, 8), CLASSES, n_train=2 * BATCH, n_test=BATCH)
+SPEC = DataSpec("fake", (1, 8, 8), CLASSES, n_train=2 * BATCH, n_test=BATCH, mean=(0.5,), std=(0.2,))
 PROTOCOL = Protocol(
     name="tiny",
     epochs=2,
@@ -509,7 +510,7 @@ def test_works_without_the_bench(name: str) -> None:
     x, y = torch.randn(16, *SPEC.shape), torch.arange(16) % CLASSES
     loader = DataLoader(TensorDataset(x, y), batch_size=BATCH)
     data: dict[str, Any] = {"train_dataloaders": loader, "val_dataloaders": loader}
-    if name in INDEXED:
+    if name in INFORMED:
         numbered = TensorDataset(x, y, torch.arange(16))
         data = {"datamodule": pl.LightningDataModule.from_datasets(numbered, numbered, batch_size=BATCH)}
         data["datamodule"].spec = SPEC
