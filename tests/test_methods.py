@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import kdbench
 from kdbench import models
 from kdbench.data.batch import Batch, DataSpec
-from kdbench.engine.run import Bench
+from kdbench.engine import binding
 from kdbench.engine.seeding import seeded
 from kdbench.errors import Diverged, DoesNotFit, UserError
 from kdbench.method import NEEDS, Method, Snapshot
@@ -40,7 +41,6 @@ from kdbench.models.base import StagedNet
 from kdbench.paths import conf_dir
 from kdbench.protocol import Protocol, Schedule
 from kdbench.registry import Entry, methods
-from kdbench.results.store import Store
 from kdbench.tasks import TASKS
 from kdbench.taxonomy import load_taxonomy
 from methods.controls.scratch import Scratch
@@ -525,20 +525,23 @@ def test_works_without_the_bench(name: str) -> None:
     assert all(turn.all_train for turn in turns)
     assert changed(student, before) == {key for key, _ in student.named_parameters()}
     assert method(x).shape == (16, CLASSES)
-    assert len(torch.cat(method.correct["test"])) == 16
+    assert len(method.meter("test").examples()) == 16
 
 
 @every_method
-def test_the_students_start_is_common_to_all_methods(name: str, tmp_path: Path) -> None:
+def test_the_students_start_is_common_to_all_methods(name: str) -> None:
     """Common random numbers: the initial student is a function of seed and architecture alone."""
-    bench = Bench(Store(tmp_path / "results"), tmp_path / "work")
-    teacher = network(TEACHER, 0)
 
     def start(which: str, seed: int) -> dict[str, Tensor]:
         entry = ENTRIES[which]
-        method = entry.cls(**entry.settings, protocol=PROTOCOL)
-        bench._bind(method, STUDENT, (None, teacher), SPEC, seed, which)  # type: ignore[arg-type]
-        return state(method.deployed())
+        cell = SimpleNamespace(
+            name=which,
+            student=STUDENT,
+            seed=seed,
+            make_method=lambda: entry.cls(**entry.settings, protocol=PROTOCOL),
+        )
+        pool = [binding.Lecturer(TEACHER, net) for net in teachers(entry.cls.needs)]
+        return state(binding.bind(cell, pool, SPEC).deployed())  # type: ignore[arg-type]
 
     torch.manual_seed(len(name))  # the global state does not matter
     assert same(start(name, 3), start("scratch", 3))
