@@ -118,7 +118,7 @@ class CRD(Method):
         for side in "st":
             self.register_buffer(f"bank_{side}", torch.empty(self.images, self.dim).uniform_(-bound, bound))
         self.register_buffer("labels", torch.full((self.images,), -1))
-        self.register_buffer("log_z", torch.full((2,), torch.nan))
+        self.register_buffer("log_z", torch.full((2,), torch.inf))  # until the first batch
 
     def keys(self, batch: Batch) -> Tensor:
         """Positions in the banks, (B, 1 + K): the anchor's own, then its negatives."""
@@ -136,7 +136,7 @@ class CRD(Method):
         banks = self.bank_t, self.bank_s  # each side meets the other's
         scores = [compared(v, bank, keys, self.temperature) for v, bank in zip(anchors, banks, strict=True)]
         first = torch.stack([log_normaliser(score, self.images) for score in scores])
-        log_z = torch.where(self.log_z.isnan(), first, self.log_z)
+        log_z = torch.where(self.log_z.isinf(), first, self.log_z)
         self._step_saw = (*(anchor.detach() for anchor in anchors), log_z)
         crd = nce_loss(scores[0], log_z[0], self.images) + nce_loss(scores[1], log_z[1], self.images)
         return {"ce": cross_entropy(s.logits, batch.y), "crd": crd}
