@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kdbench
 from kdbench import models
-from kdbench.data.batch import Batch, DataSpec
+from kdbench.data.batch import AGAIN, PAIRED, Batch, DataSpec
 from kdbench.engine import binding
 from kdbench.engine.seeding import seeded
 from kdbench.errors import Diverged, DoesNotFit, UserError
@@ -56,16 +56,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in methods()}
 every_method = pytest.mark.parametrize("name", ENTRIES)
 
+STREAMS = {AGAIN, PAIRED, "unlabelled"}
+"""What scenarios offer beside a batch."""
+
 # Players whose loss is sure to fall on one repeated batch. By default all of them; in an adversarial game only some,
 # and none where the targets move at first (the keys of a memory bank).
-SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "crd": set()}
+SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "anc": {"student"}, "crd": set()}
 # Those that must be told more of the data than a plain loader shows: how many images there are, and which is which; how
-# pixels were normalised.
-INFORMED = {"crd", "ard"}
+# pixels were normalised; another view of each image.
+INFORMED = {"crd", "ard", "ddgsd"}
 
 STUDENT, TEACHER = "resnet8x0.25", "resnet8x0.5"
 BATCH, CLASSES = 8, 6
-SPEC = DataSpec("fake", (1, 8, 8), CLASSES, n_train=2 * BATCH, n_test=BATCH, mean=(0.5,), std=(0.2,))
+SPEC = DataSpec("fake", (1, 8, 8), CLASSES, n_train=2 * BATCH, n_test=BATCH, mean=(0.5,), std=(0.2,), streams=(AGAIN,))
 PROTOCOL = Protocol(
     name="tiny",
     epochs=2,
@@ -101,16 +104,19 @@ class Loader:
 
 
 def batches(n: int, *, seed: int = 0) -> list[Batch]:
-    rng = torch.Generator().manual_seed(seed)
-    return [
-        Batch(
+    """Ready-made ones, and beside each another view of its images."""
+    rng, other = (torch.Generator().manual_seed(seed + k) for k in (0, 1000))
+    found = []
+    for i in range(n):
+        batch = Batch(
             x=torch.randn(BATCH, *SPEC.shape, generator=rng),
             y=torch.randint(CLASSES, (BATCH,), generator=rng),
             index=torch.arange(BATCH) + i * BATCH,
             view=torch.zeros(BATCH, 3, dtype=torch.long),
         )
-        for i in range(n)
-    ]
+        again = replace(batch, x=batch.x + 0.1 * torch.randn(batch.x.shape, generator=other))
+        found.append(replace(batch, beside={AGAIN: again}))
+    return found
 
 
 def teachers(needs: Collection[str]) -> list[nn.Module]:
@@ -239,7 +245,7 @@ def test_declares_its_place_and_its_source(name: str) -> None:
     assert cls.title
     assert (cls.__doc__ or "").strip()
     assert cls.__doc__ != Method.__doc__
-    assert cls.needs <= NEEDS
+    assert cls.needs <= NEEDS | STREAMS
     assert cls.tasks
     assert cls.tasks <= set(TASKS)
     if cls.control == "scratch":
@@ -382,7 +388,7 @@ def run_of(name: str) -> Run:
     original = StagedNet.features
 
     def features(self: StagedNet, x: Tensor) -> dict[str, Tensor]:
-        if method.trainer.training:
+        if method.trainer.training and self.stem is not None:  # a branch's own part is no pass through a network
             run.forwards["teacher" if self in teaching else "student"] += len(x)
         return original(self, x)
 
@@ -511,9 +517,10 @@ def test_works_without_the_bench(name: str) -> None:
     loader = DataLoader(TensorDataset(x, y), batch_size=BATCH)
     data: dict[str, Any] = {"train_dataloaders": loader, "val_dataloaders": loader}
     if name in INFORMED:
-        numbered = TensorDataset(x, y, torch.arange(16))
-        data = {"datamodule": pl.LightningDataModule.from_datasets(numbered, numbered, batch_size=BATCH)}
-        data["datamodule"].spec = SPEC
+        informed = pl.LightningDataModule()
+        informed.spec = SPEC
+        informed.train_dataloader = informed.val_dataloader = lambda: Loader(batches(2))
+        data = {"datamodule": informed}
     before = state(student)
     settings = {key: value for key, value in ENTRIES[name].settings.items() if key != "weights"}
     method = cls(**settings, **networks)
