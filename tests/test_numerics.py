@@ -27,11 +27,11 @@ from methods.intermediate.sp import sp_loss
 from methods.intermediate.vid import vid_loss
 from methods.learning.anc import logits_loss
 from methods.learning.gkd import gkd_loss
+from methods.logits.distilled_labels import mixed_label_loss
 from methods.logits.dkd import dkd_loss, dkd_terms
 from methods.logits.endd import dirichlet_loss
 from methods.logits.label_smoothing import label_smoothing_loss
 from methods.logits.logits_mse import logits_mse_loss
-from methods.logits.noisy_labels import mixed_label_loss
 from methods.logits.rkd import rkd_terms
 from methods.multi_teacher.average import average_loss, members_loss
 from methods.multi_teacher.cfl import mmd_loss, reconstruction_loss

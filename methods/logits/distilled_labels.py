@@ -27,7 +27,7 @@ def mixed_label_loss(student: Tensor, teacher: Tensor, y: Tensor, trust: float) 
     return cross_entropy(student, trust * label + (1 - trust) * teacher.softmax(1))
 
 
-class NoisyLabels(Method):
+class DistilledLabels(Method):
     """L = `mixed_label_loss`: labels that are noisy hedge their risk with a teacher that knows a few clean ones.
 
     The teacher is a network trained on the small clean part of the data alone.
