@@ -159,8 +159,8 @@ def endd_dirichlet_plain(v: Arrays) -> dict[str, Tensor]:
 def one(v: Arrays) -> dict[str, Tensor]:
     branches, y = [v.leaf(f"peer_logits_{i}") for i in range(3)], v["target"]
     gate = Gate(v["gate_feature"].shape[1], len(branches))
-    names = {f"0.{kind}": f"control_v1_{kind}" for kind in ("weight", "bias")}
-    v.load(gate, names | {f"1.{kind}": f"bn_v1_{kind}" for kind in ("weight", "bias")})
+    names = {f"linear.{kind}": f"control_v1_{kind}" for kind in ("weight", "bias")}
+    v.load(gate, names | {f"norm.{kind}": f"bn_v1_{kind}" for kind in ("weight", "bias")})
     weights = gate.train()(v.leaf("gate_feature"))
     ensemble = gated(weights, branches)
     ce = torch.stack([cross_entropy(z, y) for z in (*branches, ensemble)]).sum()

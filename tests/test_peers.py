@@ -40,8 +40,7 @@ def test_branches_learn_from_their_gated_ensemble() -> None:
     z = [student(batch.x)]
     handle.remove()
     z += [branch(seen[0]) for branch in mine["branches"]]  # type: ignore[union-attr]
-    linear, norm = gate[0], gate[1]  # type: ignore[index]
-    weights = norm(linear(seen[0].mean((2, 3)))).relu().softmax(1)
+    weights = gate.norm(gate.linear(seen[0].mean((2, 3)))).relu().softmax(1)
     ensemble = sum(weights[:, i : i + 1] * logits for i, logits in enumerate(z))
     loss = sum(F.cross_entropy(logits, batch.y) for logits in (*z, ensemble))
     loss = loss + 0.5 * sum(softened(ensemble.detach(), logits, 2.0) for logits in z)

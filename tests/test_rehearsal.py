@@ -13,7 +13,7 @@ from test_methods import BATCH, CLASSES, PLAIN, PROTOCOL, SPEC, batches, fit, ne
 from torch import Tensor, nn
 
 from kdbench import models
-from kdbench.data.batch import Batch, DataSpec
+from kdbench.data.batch import AGAIN, Batch, DataSpec
 from kdbench.engine.seeding import seeded
 from kdbench.errors import Diverged, UserError
 from kdbench.losses import cross_entropy
@@ -98,7 +98,8 @@ def test_a_batch_of_one_trains(name: str) -> None:
     """Every method of the registry finishes an epoch whose last batch is of one image."""
     method = bound(ENTRIES[name].cls(**ENTRIES[name].settings, protocol=PROTOCOL))
     (one,) = batches(1)
-    last = Batch(one.x[:1], one.y[:1], one.index[:1], one.view[:1])
+    last, again = (Batch(b.x[:1], b.y[:1], b.index[:1], b.view[:1]) for b in (one, one[AGAIN]))
+    last = replace(last, beside={AGAIN: again})
     fit(method, [*batches(1), last], 2)
     assert all(value.isfinite().all() for value in method.state_dict().values())
     assert all(math.isfinite(value) for value in method.term_means().values())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -17,11 +18,20 @@ from kdbench.taps import Out, Spec, Taps
 from methods.online.trunk import branches, last_stage_but_one
 
 
-class Gate(nn.Sequential):
+class Gate(nn.Module):
     """g = softmax( ReLU( BN( W · f ) ) ): the weight of each branch, (B, m), by the trunk's pooled features (B, D)."""
 
     def __init__(self, features: int, branches: int) -> None:
-        super().__init__(nn.Linear(features, branches), nn.BatchNorm1d(branches), nn.ReLU(), nn.Softmax(dim=1))
+        super().__init__()
+        self.linear, self.norm = nn.Linear(features, branches), nn.BatchNorm1d(branches)
+
+    def forward(self, features: Tensor) -> Tensor:
+        z, norm = self.linear(features), self.norm
+        if len(z) == 1:  # has no statistics of its own, and takes the running ones
+            z = F.batch_norm(z, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        else:
+            z = norm(z)
+        return z.relu().softmax(1)
 
 
 @in_float32
