@@ -27,13 +27,15 @@ HOTTEST = 1e15
 def in_float32(loss: Callable[P, R]) -> Callable[P, R]:
     """Have a loss compute in float32 (or float64) whatever its inputs: autocast off, half-precision tensors widened.
 
+    Tensors may stand in lists, too, as those of several networks do.
+
     Autocast would compute sums of squares, products and logarithms in the half type: float16 overflows at 65504,
     bfloat16 has 8 bits, and differences of nearly equal numbers keep none of them.
     """
 
     @wraps(loss)
     def wide(*args: P.args, **kwargs: P.kwargs) -> R:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        tensors = [tensor for value in (*args, *kwargs.values()) for tensor in _tensors(value)]
         if any(torch.is_autocast_enabled(device) for device in {tensor.device.type for tensor in tensors}):
             with torch.autocast(tensors[0].device.type, enabled=False):
                 return wide(*args, **kwargs)
@@ -42,7 +44,14 @@ def in_float32(loss: Callable[P, R]) -> Callable[P, R]:
     return wide
 
 
+def _tensors(value: Any) -> list[Tensor]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [each for each in values if isinstance(each, Tensor)]
+
+
 def _widened(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_widened, value))
     half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return value.float() if half else value
 

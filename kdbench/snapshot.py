@@ -18,7 +18,8 @@ class Snapshot(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = copy.deepcopy(net).requires_grad_(False).eval()
+        self.net = copy.deepcopy(net).requires_grad_(False)
+        self.eval()
 
     def train(self, mode: bool = True) -> Snapshot:
         """Stays in eval mode."""

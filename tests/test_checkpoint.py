@@ -118,6 +118,19 @@ def test_a_checkpoint_of_the_same_training_is_gone_on_with(kd: Kdbench, monkeypa
     assert "begun anew" not in result.out
 
 
+def test_what_methods_remember_is_gone_on_with(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bank and its normaliser, an earlier self, a discriminator, a gate, an attention, and the dice of an attack."""
+    cheap = ("pair.student=resnet8x0.25", "method.crd.negatives=100", "method.ard.steps=2")
+    grid = ("method=[crd,ban,anc,one,okddip,ddgsd,ard]", *cheap, *LONG)
+    assert kd.run(*grid, "paths.results=whole", "paths.work=elsewhere").code == 0
+    begun(kd, monkeypatch, *grid, at=3)  # in the second generation of the one that has some
+    assert kd.run(*grid).code == 0
+    whole = {record.cell.method: record for record in Store(kd.root / "whole").load()}
+    assert len(whole) == 7
+    for name, record in whole.items():
+        assert numbers(kd.record(name)) == numbers(record), name
+
+
 @pytest.mark.parametrize("damage", ["flip", "swap"])
 def test_a_bad_checkpoint_is_told_and_begun_anew(kd: Kdbench, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     kd.run("method=[scratch,ls]", *LONG, "paths.results=whole")

@@ -13,9 +13,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,12 +32,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kdbench
 from kdbench import models
-from kdbench.data.batch import Batch, DataSpec
+from kdbench.data.batch import AGAIN, PAIRED, Batch, DataSpec
 from kdbench.engine import binding
-from kdbench.engine.cell import Cell
 from kdbench.engine.seeding import seeded
 from kdbench.errors import Diverged, DoesNotFit, UserError
-from kdbench.method import NEEDS, Method
+from kdbench.method import NEEDS, Method, Snapshot
 from kdbench.models.base import StagedNet
 from kdbench.paths import conf_dir
 from kdbench.protocol import Protocol, Schedule
@@ -56,12 +56,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in methods()}
 every_method = pytest.mark.parametrize("name", ENTRIES)
 
-# Players whose loss is sure to fall on one repeated batch. By default all of them; in an adversarial game only some.
-SETTLING = {"dafl": {"generator"}}
+STREAMS = {AGAIN, PAIRED, "unlabelled"}
+"""What scenarios offer beside a batch."""
+
+# Players whose loss is sure to fall on one repeated batch. By default all of them; in an adversarial game only some,
+# and none where the targets move at first (the keys of a memory bank).
+SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "anc": {"student"}, "crd": set()}
+# Those that must be told more of the data than a plain loader shows: how many images there are, and which is which; how
+# pixels were normalised; another view of each image.
+INFORMED = {"crd", "ard", "ddgsd"}
 
 STUDENT, TEACHER = "resnet8x0.25", "resnet8x0.5"
 BATCH, CLASSES = 8, 6
-SPEC = DataSpec("fake", (1, 8, 8), CLASSES, n_train=2 * BATCH, n_test=BATCH)
+SPEC = DataSpec("fake", (1, 8, 8), CLASSES, n_train=2 * BATCH, n_test=BATCH, mean=(0.5,), std=(0.2,), streams=(AGAIN,))
 PROTOCOL = Protocol(
     name="tiny",
     epochs=2,
@@ -97,23 +104,33 @@ class Loader:
 
 
 def batches(n: int, *, seed: int = 0) -> list[Batch]:
-    rng = torch.Generator().manual_seed(seed)
-    return [
-        Batch(
+    """Ready-made ones, and beside each another view of its images."""
+    rng, other = (torch.Generator().manual_seed(seed + k) for k in (0, 1000))
+    found = []
+    for i in range(n):
+        batch = Batch(
             x=torch.randn(BATCH, *SPEC.shape, generator=rng),
             y=torch.randint(CLASSES, (BATCH,), generator=rng),
             index=torch.arange(BATCH) + i * BATCH,
             view=torch.zeros(BATCH, 3, dtype=torch.long),
         )
-        for i in range(n)
-    ]
+        again = replace(batch, x=batch.x + 0.1 * torch.randn(batch.x.shape, generator=other))
+        found.append(replace(batch, beside={AGAIN: again}))
+    return found
+
+
+def teachers(needs: Collection[str]) -> list[nn.Module]:
+    """One, two or none, as a method needs."""
+    seeds = ("teacher", "other") if "teachers" in needs else ("teacher",) if "teacher" in needs else ()
+    return [network(TEACHER, seed) for seed in seeds]
 
 
 def bind(method: Method, *, seed: int = 0, spec: DataSpec = SPEC) -> Method:
-    """A method on the tiny pair; without a teacher where it declares no need of one."""
-    teacher = network(TEACHER, "teacher") if "teacher" in method.needs else None
+    """A method on the tiny pair, with as many teachers as it declares a need of."""
     with seeded(seed, "adapters"):
-        return method.bind(network(STUDENT, seed), teacher, spec, spawn=lambda k: network(STUDENT, seed, k), seed=seed)
+        return method.bind(
+            network(STUDENT, seed), teachers(method.needs), spec, spawn=lambda k: network(STUDENT, seed, k), seed=seed
+        )
 
 
 def make(name: str, *, seed: int = 0, protocol: Protocol = PROTOCOL) -> Method:
@@ -184,6 +201,11 @@ class Turn:
     teacher_trains: bool
 
 
+def past_selves(method: Method) -> set[nn.Module]:
+    """The method's own networks that teach, with all their parts."""
+    return {part for module in method.modules() if isinstance(module, Snapshot) for part in module.modules()}
+
+
 def watch(method: Method) -> list[Turn]:
     """A list that fills with the method's turns while it trains."""
     seen: list[Turn] = []
@@ -192,7 +214,7 @@ def watch(method: Method) -> list[Turn]:
     def turns(batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for player, terms in original(batch):
             values = {name: value.item() for name, value in terms.items()}
-            teacher = next(iter(method._teachers), None)
+            past = past_selves(method)
             seen.append(
                 Turn(
                     epoch=method.current_epoch,
@@ -200,8 +222,8 @@ def watch(method: Method) -> list[Turn]:
                     player=player,
                     terms=values,
                     total=sum(method._weight[name] * value for name, value in values.items()),
-                    all_train=all(module.training for module in method.modules()),
-                    teacher_trains=teacher is not None and any(module.training for module in teacher.modules()),
+                    all_train=all(module.training for module in method.modules() if module not in past),
+                    teacher_trains=any(m.training for teacher in (*method._teachers, *past) for m in teacher.modules()),
                 )
             )
             yield player, terms
@@ -223,7 +245,7 @@ def test_declares_its_place_and_its_source(name: str) -> None:
     assert cls.title
     assert (cls.__doc__ or "").strip()
     assert cls.__doc__ != Method.__doc__
-    assert cls.needs <= NEEDS
+    assert cls.needs <= NEEDS | STREAMS
     assert cls.tasks
     assert cls.tasks <= set(TASKS)
     if cls.control == "scratch":
@@ -342,7 +364,7 @@ class Run:
 
     method: Method
     start: dict[str, Tensor]
-    teacher: dict[str, Tensor] | None
+    teachers: list[dict[str, Tensor]]
     epochs: int
     turns: list[Turn]
     log: dict[str, list[float]]
@@ -353,12 +375,12 @@ class Run:
 def run_of(name: str) -> Run:
     """Two batches per epoch, with validation; as many epochs as stages, two at least."""
     method = make(name)
-    frozen = next(iter(method._teachers), None)
+    teaching = {*method._teachers, *past_selves(method)}
     logger = Memory()
     run = Run(
         method,
         state(method.student),
-        None if frozen is None else state(frozen),
+        [state(teacher) for teacher in method._teachers],
         max(2, len(method.stages())),
         watch(method),
         logger.values,
@@ -366,8 +388,8 @@ def run_of(name: str) -> Run:
     original = StagedNet.features
 
     def features(self: StagedNet, x: Tensor) -> dict[str, Tensor]:
-        if method.trainer.training:
-            run.forwards["teacher" if self is frozen else "student"] += len(x)
+        if method.trainer.training and self.stem is not None:  # a branch's own part is no pass through a network
+            run.forwards["teacher" if self in teaching else "student"] += len(x)
         return original(self, x)
 
     StagedNet.features = features  # type: ignore[method-assign]
@@ -392,19 +414,15 @@ def test_the_student_learns_and_every_value_is_finite(name: str) -> None:
 @every_method
 def test_the_teacher_stays_as_it_is_and_outside(name: str) -> None:
     run = run_of(name)
-    frozen = next(iter(run.method._teachers), None)
-    if "teacher" not in run.method.needs:
-        assert frozen is None
-        assert run.forwards["teacher"] == 0
-        return
-    assert frozen is not None
-    assert run.teacher is not None
-    assert same(state(frozen), run.teacher)
-    assert not any(p.requires_grad or p.grad is not None for p in frozen.parameters())
+    frozen = run.method._teachers
+    assert len(frozen) == len(teachers(run.method.needs))
+    assert (run.forwards["teacher"] > 0) == bool(frozen or past_selves(run.method))
     inside = {value.data_ptr() for value in (*run.method.parameters(), *run.method.buffers())}
     inside |= {value.data_ptr() for value in run.method.state_dict().values()}
-    assert not inside & {value.data_ptr() for value in frozen.state_dict().values()}
-    assert run.forwards["teacher"] > 0
+    for teacher, before in zip(frozen, run.teachers, strict=True):
+        assert same(state(teacher), before)
+        assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+        assert not inside & {value.data_ptr() for value in teacher.state_dict().values()}
 
 
 @every_method
@@ -472,7 +490,7 @@ def test_peers_are_declared(name: str) -> None:
         asked.append(k)
         return network(STUDENT, 0, k)
 
-    entry.cls(**entry.settings).bind(network(STUDENT, 0), network(TEACHER, 0), SPEC, spawn=spawn)
+    entry.cls(**entry.settings).bind(network(STUDENT, 0), teachers(entry.cls.needs), SPEC, spawn=spawn)
     assert bool(asked) == ("peers" in entry.cls.needs)
     assert 0 not in asked  # that is the student itself
 
@@ -494,18 +512,22 @@ def test_works_without_the_bench(name: str) -> None:
     cls = ENTRIES[name].cls
     student = network(STUDENT, 0)
     student.eval()  # as someone leaves it who has just evaluated it
-    networks: dict[str, Any] = {"student": student} | (
-        {"teacher": network(TEACHER, 0)} if "teacher" in cls.needs else {}
-    )
+    networks: dict[str, Any] = {"student": student, "teacher": teachers(cls.needs)}
     x, y = torch.randn(16, *SPEC.shape), torch.arange(16) % CLASSES
     loader = DataLoader(TensorDataset(x, y), batch_size=BATCH)
+    data: dict[str, Any] = {"train_dataloaders": loader, "val_dataloaders": loader}
+    if name in INFORMED:
+        informed = pl.LightningDataModule()
+        informed.spec = SPEC
+        informed.train_dataloader = informed.val_dataloader = lambda: Loader(batches(2))
+        data = {"datamodule": informed}
     before = state(student)
     settings = {key: value for key, value in ENTRIES[name].settings.items() if key != "weights"}
     method = cls(**settings, **networks)
     turns = watch(method)
     pl.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
-    ).fit(method, train_dataloaders=loader, val_dataloaders=loader)
+    ).fit(method, **data)
     assert len({turn.epoch for turn in turns}) == 2
     assert all(turn.all_train for turn in turns)
     assert changed(student, before) == {key for key, _ in student.named_parameters()}
@@ -516,13 +538,17 @@ def test_works_without_the_bench(name: str) -> None:
 @every_method
 def test_the_students_start_is_common_to_all_methods(name: str) -> None:
     """Common random numbers: the initial student is a function of seed and architecture alone."""
-    teacher = binding.Lecturer(TEACHER, network(TEACHER, 0))
 
     def start(which: str, seed: int) -> dict[str, Tensor]:
         entry = ENTRIES[which]
-        settings = {"name": which, "_target_": entry.path, **entry.settings}
-        config = {"method": settings, "student": STUDENT, "protocol": PROTOCOL.model_dump(), "seed": seed}
-        return state(binding.bind(Cell(which, entry.cls, config), [teacher], SPEC).deployed())
+        cell = SimpleNamespace(
+            name=which,
+            student=STUDENT,
+            seed=seed,
+            make_method=lambda: entry.cls(**entry.settings, protocol=PROTOCOL),
+        )
+        pool = [binding.Lecturer(TEACHER, net) for net in teachers(entry.cls.needs)]
+        return state(binding.bind(cell, pool, SPEC).deployed())  # type: ignore[arg-type]
 
     torch.manual_seed(len(name))  # the global state does not matter
     assert same(start(name, 3), start("scratch", 3))

@@ -19,16 +19,28 @@ import methods
 from kdbench.losses import HOT, divergence, in_float32, kl
 from methods.data_free.dafl import activation_loss, information_entropy_loss, one_hot_loss
 from methods.intermediate.at import at_loss
+from methods.intermediate.crd import nce_loss
 from methods.intermediate.fitnet import hint_loss
+from methods.intermediate.irg import edge_loss, transform_loss, vertex_loss
 from methods.intermediate.pkt import pkt_loss
 from methods.intermediate.sp import sp_loss
 from methods.intermediate.vid import vid_loss
+from methods.learning.anc import logits_loss
+from methods.learning.gkd import gkd_loss
+from methods.logits.distilled_labels import mixed_label_loss
 from methods.logits.dkd import dkd_loss, dkd_terms
+from methods.logits.endd import dirichlet_loss
 from methods.logits.label_smoothing import label_smoothing_loss
 from methods.logits.logits_mse import logits_mse_loss
 from methods.logits.rkd import rkd_terms
+from methods.multi_teacher.average import average_loss, members_loss
+from methods.multi_teacher.cfl import mmd_loss, reconstruction_loss
+from methods.multi_teacher.uhc import uhc_loss
 from methods.online.dml import mutual_loss
+from methods.online.okddip import group_loss
+from methods.online.one import native_ensemble_loss
 from methods.teacher_free.byot import exit_feature_loss, exit_kd_loss
+from methods.teacher_free.ddgsd import mean_feature_loss, posterior_loss
 
 B, K = 6, 10
 Y = torch.arange(B) % K
@@ -52,6 +64,23 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "at_loss": ("map", at_loss),
     "sp_loss": ("map", sp_loss),
     "hint_loss": ("map", hint_loss),
+    "nce_loss": ("logits", lambda s, t: nce_loss(s, t.mean().detach(), 50)),
+    "dirichlet_loss": ("logits", lambda s, t: dirichlet_loss(s, [t, t.flip(0)], 2.5)),
+    "mixed_label_loss": ("logits", lambda s, t: mixed_label_loss(s, t, Y[: len(s)], 0.3)),
+    "members_loss": ("logits", lambda s, t: members_loss(s, [t, t.flip(0)], 4.0)),
+    "average_loss": ("logits", lambda s, t: average_loss(s, [t, t.flip(0)], 4.0)),
+    "uhc_loss": ("logits", lambda s, t: uhc_loss(s, [t[:, :6], t[:, 4:]], [range(6), range(4, K)], 3.0)),
+    "native_ensemble_loss": ("logits", lambda s, t: native_ensemble_loss([s, s.flip(0)], t, 3.0)),
+    "group_loss": ("logits", lambda s, t: group_loss([s, s.flip(0)], [t, t], 3.0)),
+    "posterior_loss": ("logits", posterior_loss),
+    "logits_loss": ("logits", logits_loss),
+    "vertex_loss": ("logits", vertex_loss),
+    "mean_feature_loss": ("embed", mean_feature_loss),
+    "mmd_loss": ("embed", mmd_loss),
+    "reconstruction_loss": ("map", reconstruction_loss),
+    "gkd_loss": ("map", gkd_loss),
+    "edge_loss": ("map", edge_loss),
+    "transform_loss": ("map", lambda s, t: transform_loss((s, s.flip(1)), (t, t.flip(1)))),
     "vid_loss": ("map", lambda s, t: vid_loss(s, t, torch.linspace(-2, 6, 4).to(s))),
 }
 SOFT = {
@@ -60,7 +89,10 @@ SOFT = {
     "nckd": lambda s, t, temperature: dkd_terms(s, t, Y, temperature)[1],
     "exit_kd": exit_kd_loss,
     "mutual": lambda s, t, temperature: mutual_loss(s, [t], temperature),
+    "average": lambda s, t, temperature: average_loss(s, [t, t.flip(0)], temperature),
 }
+SQUARES = ("logits_mse_loss", "logits_loss", "vertex_loss")
+"""Of logits' differences, which float32 cannot hold for the largest of them."""
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -129,6 +161,8 @@ def soft_reference(name: str, s: Tensor, t: Tensor, temperature: float) -> Tenso
     elif name == "nckd":
         others = ~F.one_hot(Y, K).bool()
         p, q = (x[others].view(B, K - 1) / x[others].view(B, K - 1).sum(1, keepdim=True) for x in (p, q))
+    elif name == "average":
+        q = (q + q.flip(0)) / 2
     entropy = q * q.log() if name != "exit_kd" else torch.zeros(())
     return (entropy - q * p.log()).sum(1).mean() * temperature**2
 
@@ -231,7 +265,7 @@ def test_in_float32_passes_everything_else() -> None:
 
 def extremes(name: str) -> Iterator[tuple[Tensor, Tensor]]:
     s, t = inputs(name)
-    logits = LOSSES[name][0] == "logits" and name != "logits_mse_loss"
+    logits = LOSSES[name][0] == "logits" and name not in SQUARES
     for scale in (0.0, 1e-30, 1e-20, 1e-3, 1e3, 1e8, *([1e30] if logits else [])):
         yield scale * s, scale * t
     yield s, s  # nothing to learn

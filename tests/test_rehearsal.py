@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from test_methods import BATCH, CLASSES, PLAIN, PROTOCOL, SPEC, batches, fit, network, same, state
+from test_methods import BATCH, CLASSES, PLAIN, PROTOCOL, SPEC, batches, fit, network, same, state, teachers
 from torch import Tensor, nn
 
 from kdbench import models
-from kdbench.data.batch import Batch, DataSpec
+from kdbench.data.batch import AGAIN, Batch, DataSpec
 from kdbench.engine.seeding import seeded
 from kdbench.errors import Diverged, UserError
 from kdbench.losses import cross_entropy
@@ -26,16 +27,17 @@ from methods.logits.kd import KD
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging interval|no `val_dataloader)")
 
-ODD = DataSpec("odd", SPEC.shape, CLASSES, n_train=2 * BATCH + 1, n_test=BATCH)
+ODD = replace(SPEC, name="odd", n_train=2 * BATCH + 1)
 """Batches of `BATCH` leave a last one of a single image."""
 ENTRIES = {entry.name: entry for entry in methods()}
 
 
 def bound(method: Method, spec: DataSpec = ODD, student: str = "resnet8x0.25") -> Method:
     with seeded(0):
-        nets = [models.create(name, spec.shape, CLASSES) for name in (student, "resnet8x0.5")]
-    teacher = nets[1] if "teacher" in method.needs else None
-    return method.bind(nets[0], teacher, spec, spawn=lambda k: models.create(student, spec.shape, CLASSES))
+        net, *pool = [models.create(each, spec.shape, CLASSES) for each in (student, *["resnet8x0.5"] * 2)]
+    return method.bind(
+        net, pool[: len(teachers(method.needs))], spec, spawn=lambda k: models.create(student, spec.shape, CLASSES)
+    )
 
 
 # ---- the last batch -----------------------------------------------------------------------------------------------
@@ -79,12 +81,13 @@ def test_whatever_fails_on_one_image_alone_is_told() -> None:
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_rehearsal_leaves_no_trace(name: str) -> None:
-    def start(spec: DataSpec) -> tuple[dict[str, Tensor], Tensor, Tensor, dict[str, int]]:
+    def start(rehearsed: bool) -> tuple[dict[str, Tensor], Tensor, Tensor, dict[str, int]]:
         torch.manual_seed(5)
-        method = bound(ENTRIES[name].cls(**ENTRIES[name].settings, protocol=PROTOCOL), spec)
+        protocol = PROTOCOL.model_copy(update={"drop_last": not rehearsed})
+        method = bound(ENTRIES[name].cls(**ENTRIES[name].settings, protocol=protocol))
         return state(method), torch.get_rng_state(), method.rng.get_state(), method.forwards
 
-    with_one, without = start(ODD), start(SPEC)
+    with_one, without = start(True), start(False)
     assert same(with_one[0], without[0])
     assert all(torch.equal(a, b) for a, b in zip(with_one[1:3], without[1:3], strict=True))
     assert with_one[3] == {"student": 0, "teacher": 0}
@@ -95,7 +98,8 @@ def test_a_batch_of_one_trains(name: str) -> None:
     """Every method of the registry finishes an epoch whose last batch is of one image."""
     method = bound(ENTRIES[name].cls(**ENTRIES[name].settings, protocol=PROTOCOL))
     (one,) = batches(1)
-    last = Batch(one.x[:1], one.y[:1], one.index[:1], one.view[:1])
+    last, again = (Batch(b.x[:1], b.y[:1], b.index[:1], b.view[:1]) for b in (one, one[AGAIN]))
+    last = replace(last, beside={AGAIN: again})
     fit(method, [*batches(1), last], 2)
     assert all(value.isfinite().all() for value in method.state_dict().values())
     assert all(math.isfinite(value) for value in method.term_means().values())

@@ -442,9 +442,9 @@ def _classes(path: Path, meta: Mapping[str, Any], kind: Kind) -> tuple[str, ...]
     if not kind.named:
         return ()
     classes = meta.get("classes")
-    least, words = (1, "one") if kind.task == "detection" else (2, "two")
+    least, words = (1, "one or more") if kind.task == "detection" else (2, "two or more")
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes) or len(set(classes)) < least:
-        raise _corrupt(path, f'has no list of {words} or more class names under "classes"')
+        raise _corrupt(path, f'has no list of {words} class names under "classes"')
     names = tuple(normalize("NFC", name) for name in classes)
     if len(set(names)) != len(classes):
         raise _corrupt(path, "names a class twice")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,28 @@ if TYPE_CHECKING:
 
 SEED = 0
 """Of the attack's random start, which is the same for every network."""
+
+
+def ascend(
+    net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, *, step: Tensor, steps: int, low: Tensor, high: Tensor
+) -> Tensor:
+    """Signed gradient ascent on the cross entropy within a box: x <- clip( x + step · sign of the gradient ).
+
+    Args:
+        net: logits (B, K) of images.
+        x: where it starts, (B, C, H, W).
+        y: class indices, (B,).
+        step, low, high: in the images' units, broadcast to them.
+
+    Returns:
+        Images like `x`, without gradient.
+    """
+    for _ in range(steps):
+        x = x.detach().requires_grad_()
+        loss = cross_entropy(net(x), y, reduction="sum")
+        (slope,) = torch.autograd.grad(loss, x)
+        x = (x.detach() + step * slope.sign()).clamp(low, high)
+    return x
 
 
 class PGD(nn.Module):
@@ -56,13 +78,7 @@ class PGD(nn.Module):
             low, high = torch.maximum(x - radius, low), torch.minimum(x + radius, high)
             pixel = index.view(-1, 1, 1, 1) * x[0].numel() + torch.arange(x[0].numel(), device=x.device).view_as(x[0])
             start = x + radius * (2 * uniform(random_bits(SEED, 0, 0, pixel)) - 1)
-            attacked = start.clamp(low, high)
-            for _ in range(self.steps):
-                attacked.requires_grad_()
-                loss = cross_entropy(net(attacked), y, reduction="sum")
-                (slope,) = torch.autograd.grad(loss, attacked)
-                attacked = (attacked.detach() + step * slope.sign()).clamp(low, high)
-            return attacked
+            return ascend(net, start.clamp(low, high), y, step=step, steps=self.steps, low=low, high=high)
 
 
 class Attacked(Meter):
