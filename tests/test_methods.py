@@ -29,15 +29,31 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from worlds import (
+    BATCH,
+    CHAIN,
+    CLASSES,
+    IMAGES,
+    SPEC,
+    STUDENT,
+    TEACHER,
+    Data,
+    World,
+    batches,
+    network,
+    teachers,
+    world_of,
+)
 
 import kdbench
 from kdbench import models
 from kdbench.data.batch import AGAIN, PAIRED, Batch, DataSpec
-from kdbench.engine import binding
+from kdbench.engine.binding import Lecturer
+from kdbench.engine.binding import bind as bind_cell
 from kdbench.engine.seeding import seeded
 from kdbench.errors import Diverged, DoesNotFit, UserError
 from kdbench.method import NEEDS, Method, Snapshot
-from kdbench.models.base import StagedNet
+from kdbench.models.base import TappedNet
 from kdbench.paths import conf_dir
 from kdbench.protocol import Protocol, Schedule
 from kdbench.registry import Entry, methods
@@ -60,15 +76,24 @@ STREAMS = {AGAIN, PAIRED, "unlabelled"}
 """What scenarios offer beside a batch."""
 
 # Players whose loss is sure to fall on one repeated batch. By default all of them; in an adversarial game only some,
-# and none where the targets move at first (the keys of a memory bank).
-SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "anc": {"student"}, "crd": set()}
+# none where the targets move at first (the keys of a memory bank), and not a head that tells eight images apart by
+# their cosines, too slowly to be seen.
+SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "anc": {"student"}, "crd": set(), "sskd": {"student"}}
+# Each batch of an environment is another play, each of a bias is drawn anew.
+SETTLING |= {"actor_critic": set(), "policy_distillation": set(), "bic": {"student"}}
 # Those that must be told more of the data than a plain loader shows: how many images there are, and which is which; how
 # pixels were normalised; another view of each image.
 INFORMED = {"crd", "ard", "ddgsd"}
 
-STUDENT, TEACHER = "resnet8x0.25", "resnet8x0.5"
-BATCH, CLASSES = 8, 6
-SPEC = DataSpec("fake", (1, 8, 8), CLASSES, n_train=2 * BATCH, n_test=BATCH, mean=(0.5,), std=(0.2,), streams=(AGAIN,))
+# What takes long by default, shortened; and a pair of its own for what fits no other.
+QUICK: dict[str, dict[str, Any]] = {
+    "zskd": {"impressions": 24, "iterations": 2, "image_batch": 12},
+    "deep_inversion": {"images": 16, "iterations": 2, "image_batch": 8},
+}
+PAIRS = {"fskd": CHAIN}
+# Parameters of the student that have no part in what a method trains and ships.
+IDLE = {"lucir": {"head.weight", "head.bias"}}
+
 PROTOCOL = Protocol(
     name="tiny",
     epochs=2,
@@ -82,59 +107,30 @@ PLAIN = PROTOCOL.model_copy(update={"optimizer": {"_target_": "torch.optim.SGD",
 # ---- a tiny world -------------------------------------------------------------------------------------------------
 
 
-def network(name: str, *key: object) -> nn.Module:
-    with seeded(name, *key):
-        net = models.create(name, SPEC.shape, CLASSES)
-    if name == TEACHER:  # as a trained one it holds opinions
-        net.head.weight.data *= 100  # type: ignore[union-attr,operator]
-    return net
-
-
-class Loader:
-    """Ready-made batches; Lightning would take a list for several loaders."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-def batches(n: int, *, seed: int = 0) -> list[Batch]:
-    """Ready-made ones, and beside each another view of its images."""
-    rng, other = (torch.Generator().manual_seed(seed + k) for k in (0, 1000))
-    found = []
-    for i in range(n):
-        batch = Batch(
-            x=torch.randn(BATCH, *SPEC.shape, generator=rng),
-            y=torch.randint(CLASSES, (BATCH,), generator=rng),
-            index=torch.arange(BATCH) + i * BATCH,
-            view=torch.zeros(BATCH, 3, dtype=torch.long),
-        )
-        again = replace(batch, x=batch.x + 0.1 * torch.randn(batch.x.shape, generator=other))
-        found.append(replace(batch, beside={AGAIN: again}))
-    return found
-
-
-def teachers(needs: Collection[str]) -> list[nn.Module]:
-    """One, two or none, as a method needs."""
-    seeds = ("teacher", "other") if "teachers" in needs else ("teacher",) if "teacher" in needs else ()
-    return [network(TEACHER, seed) for seed in seeds]
-
-
-def bind(method: Method, *, seed: int = 0, spec: DataSpec = SPEC) -> Method:
+def bind(method: Method, *, seed: int = 0, spec: DataSpec | None = None, world: World | None = None) -> Method:
     """A method on the tiny pair, with as many teachers as it declares a need of."""
+    world = world or world_of(type(method))
+
+    def student(*key: object) -> nn.Module:
+        return network(world.student, seed, *key, world=world)
+
     with seeded(seed, "adapters"):
         return method.bind(
-            network(STUDENT, seed), teachers(method.needs), spec, spawn=lambda k: network(STUDENT, seed, k), seed=seed
+            student(), teachers(method.needs, world), spec or world.spec, spawn=lambda k: student(k), seed=seed
         )
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    return {**ENTRIES[name].settings, **QUICK.get(name, {})}
+
+
+def home(name: str) -> World:
+    return PAIRS.get(name) or world_of(ENTRIES[name].cls)
 
 
 def make(name: str, *, seed: int = 0, protocol: Protocol = PROTOCOL) -> Method:
-    return bind(ENTRIES[name].cls(**ENTRIES[name].settings, protocol=protocol), seed=seed)
+    protocol = protocol.model_copy(update={"epochs": 2 * home(name).experiences})
+    return bind(ENTRIES[name].cls(**settings_of(name), protocol=protocol), seed=seed, world=home(name))
 
 
 def trainer(epochs: int, **settings: Any) -> pl.Trainer:
@@ -146,8 +142,11 @@ def trainer(epochs: int, **settings: Any) -> pl.Trainer:
 def fit(
     method: Method, train: Sequence[Batch], epochs: int, val: Sequence[Batch] | None = None, **settings: Any
 ) -> Method:
+    world = replace(IMAGES, spec=getattr(method, "data", SPEC))
+    data = Data(train, val, world)
+    method.samples = method.samples or data
     with seeded("training"):
-        trainer(epochs, **settings).fit(method, Loader(train), None if val is None else Loader(val))
+        trainer(epochs, reload_dataloaders_every_n_epochs=1, **settings).fit(method, datamodule=data)
     return method
 
 
@@ -193,12 +192,23 @@ class Turn:
     """One optimiser step as the method asked for it."""
 
     epoch: int
+    experience: int
     stage: str
     player: str
     terms: dict[str, float]
     total: float
     all_train: bool
     teacher_trains: bool
+
+
+def untrained(method: Method) -> set[nn.Module]:
+    """The method's own networks that teach and are not trained, past selves and averages, with all their parts."""
+    return {
+        part
+        for module in method.children()
+        if (weights := list(module.parameters())) and not any(weight.requires_grad for weight in weights)
+        for part in module.modules()
+    }
 
 
 def past_selves(method: Method) -> set[nn.Module]:
@@ -218,6 +228,7 @@ def watch(method: Method) -> list[Turn]:
             seen.append(
                 Turn(
                     epoch=method.current_epoch,
+                    experience=method.experience.number,
                     stage=method.stage,
                     player=player,
                     terms=values,
@@ -265,7 +276,14 @@ def test_extension_marks_what_the_survey_does_not_cite(name: str) -> None:
 
 
 def test_controls_stand_once_each() -> None:
-    assert Counter(e.cls.control for e in ENTRIES.values() if e.cls.control) == {"scratch": 1, "smoothing": 1, "kd": 1}
+    """In the tables of each task: images have all three, the others a baseline and perhaps plain distillation."""
+    found: dict[str, Counter[str]] = {task: Counter() for task in TASKS}
+    for entry in ENTRIES.values():
+        for task in entry.cls.tasks if entry.cls.control else ():
+            found[task][str(entry.cls.control)] += 1
+    assert found["classification"] == {"scratch": 1, "smoothing": 1, "kd": 1}
+    assert all(count == 1 for roles in found.values() for count in roles.values())
+    assert {task for task in ("class-incremental", "policy") if found[task]["scratch"] != 1} == set()
 
 
 # ---- configs ------------------------------------------------------------------------------------------------------
@@ -285,6 +303,7 @@ def test_yaml_sets_every_hyperparameter_to_its_default(name: str) -> None:
     entry = ENTRIES[name]
     defaults = hyperparameters(entry.cls)
     settings = {key: value for key, value in entry.settings.items() if key != "weights"}
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     assert set(settings) == set(defaults)
     # of several YAMLs of one class, the one that is called like the file has the class's defaults
     siblings = [other for other in ENTRIES.values() if other.cls is entry.cls]
@@ -299,7 +318,7 @@ def test_every_value_in_the_yaml_has_a_source(name: str) -> None:
         rf"# @package method\.{name}\n(#.*\n)+_target_: ", text
     )
     settings = text.split("\nsearch:")[0]
-    values = [line for line in settings.splitlines() if re.match(r"\s*\w+: *[^\s#]", line) and "_target_" not in line]
+    values = [line for line in settings.splitlines() if re.match(r"\s*(?!_target_|weights: \{\})\w+: *[^\s#]", line)]
     assert len(values) == len(hyperparameters(ENTRIES[name].cls)) + len(ENTRIES[name].settings["weights"])
     for line in values:
         assert re.search(r"\S +# \S", line) or re.fullmatch(r" +\w+: 1\.0", line), f"where is this from? {line}"
@@ -364,6 +383,7 @@ class Run:
 
     method: Method
     start: dict[str, Tensor]
+    shipped: dict[str, Tensor]
     teachers: list[dict[str, Tensor]]
     epochs: int
     turns: list[Turn]
@@ -374,30 +394,38 @@ class Run:
 @cache
 def run_of(name: str) -> Run:
     """Two batches per epoch, with validation; as many epochs as stages, two at least."""
-    method = make(name)
-    teaching = {*method._teachers, *past_selves(method)}
+    method, world = make(name), home(name)
+    teaching = {*method._teachers, *untrained(method)}
     logger = Memory()
     run = Run(
         method,
         state(method.student),
+        state(method.deployed()),
         [state(teacher) for teacher in method._teachers],
-        max(2, len(method.stages())),
+        max(2, stages_of(method)) * world.experiences,
         watch(method),
         logger.values,
     )
-    original = StagedNet.features
+    kind = type(method.student)
+    original = kind.features
 
-    def features(self: StagedNet, x: Tensor) -> dict[str, Tensor]:
-        if method.trainer.training and self.stem is not None:  # a branch's own part is no pass through a network
+    def features(self: TappedNet, x: Tensor) -> dict[str, Tensor]:
+        if method.trainer.training and getattr(self, "stem", self) is not None:  # a tail is a part of a pass
             run.forwards["teacher" if self in teaching else "student"] += len(x)
-        return original(self, x)
+        return original(self, x)  # type: ignore[operator]
 
-    StagedNet.features = features  # type: ignore[method-assign]
+    kind.features = features
     try:
-        fit(method, batches(2), run.epochs, batches(1, seed=9), logger=logger)
+        fit(method, batches(2, world=world), run.epochs, batches(1, seed=9, world=world), logger=logger)
     finally:
-        StagedNet.features = original  # type: ignore[method-assign]
+        kind.features = original
     return run
+
+
+def stages_of(method: Method) -> int:
+    """How many of them train, in the experience that has most; one at least."""
+    trained = Counter(entry.experience.number for entry in method._plan if entry.length)
+    return max(trained.values(), default=1)
 
 
 @every_method
@@ -405,9 +433,12 @@ def test_the_student_learns_and_every_value_is_finite(name: str) -> None:
     run = run_of(name)
     assert all(math.isfinite(value) for turn in run.turns for value in turn.terms.values())
     assert run.method.epoch == run.epochs
-    everything = {key for key, _ in run.method.student.named_parameters()}
-    assert changed(run.method.student, run.start) == everything
-    assert changed(run.method.deployed(), run.start) == everything
+    idle = IDLE.get(name, set())
+    for net, before, without in (
+        (run.method.student, run.start, idle),
+        (run.method.deployed(), run.shipped, {f"student.{key}" for key in idle}),
+    ):
+        assert changed(net, before) == {key for key, _ in net.named_parameters()} - without
     assert all(value.isfinite().all() for value in run.method.state_dict().values())
 
 
@@ -416,7 +447,7 @@ def test_the_teacher_stays_as_it_is_and_outside(name: str) -> None:
     run = run_of(name)
     frozen = run.method._teachers
     assert len(frozen) == len(teachers(run.method.needs))
-    assert (run.forwards["teacher"] > 0) == bool(frozen or past_selves(run.method))
+    assert (run.forwards["teacher"] > 0) == bool(frozen or untrained(run.method))
     inside = {value.data_ptr() for value in (*run.method.parameters(), *run.method.buffers())}
     inside |= {value.data_ptr() for value in run.method.state_dict().values()}
     for teacher, before in zip(frozen, run.teachers, strict=True):
@@ -428,17 +459,17 @@ def test_the_teacher_stays_as_it_is_and_outside(name: str) -> None:
 @every_method
 def test_modes_survive_validation(name: str) -> None:
     run = run_of(name)
-    assert {turn.epoch for turn in run.turns} == set(range(run.epochs))
+    assert {turn.epoch for turn in run.turns} == set(range(0 if run.method.idle else run.epochs))
     assert all(turn.all_train and not turn.teacher_trains for turn in run.turns)
-    assert len(run.log["test/top1"]) == run.epochs
+    assert len(run.log[f"test/{run.method.task.primary.name}"]) == run.epochs
 
 
 @every_method
 def test_terms_are_those_declared_and_are_logged(name: str) -> None:
     run = run_of(name)
     assert {term for turn in run.turns for term in turn.terms} == set(run.method.terms)
-    assert {turn.stage for turn in run.turns} == {stage.name for stage in run.method.stages()}
-    assert {turn.player for turn in run.turns} == {player.name for player in run.method.players()}
+    assert {turn.stage for turn in run.turns} == {entry.stage.name for entry in run.method._plan if entry.length}
+    assert {turn.player for turn in run.turns} == {player for _, player in run.method._optimizer_of}
     assert {key for key in run.log if key.startswith("loss/")} == {f"loss/{term}" for term in run.method.terms}
     for term in run.method.terms:
         means = []
@@ -451,46 +482,50 @@ def test_terms_are_those_declared_and_are_logged(name: str) -> None:
 @every_method
 def test_forwards_are_counted(name: str) -> None:
     run = run_of(name)
-    assert run.method.images_seen == run.epochs * 2 * BATCH
-    assert run.forwards["student"] >= run.method.images_seen
+    shown = sum(batch.shown(run.method.needs) for batch in batches(2, world=home(name))[:2])
+    trained = 0 if run.method.idle else run.epochs * shown
+    assert run.method.images_seen == trained + run.method.taken
+    assert run.forwards["student"] + run.forwards["teacher"] >= trained
     assert run.method.forwards == {"student": run.forwards["student"], "teacher": run.forwards["teacher"]}
 
 
 @every_method
 def test_the_same_seed_gives_the_same_student(name: str) -> None:
     run = run_of(name)
-    again = fit(make(name), batches(2), run.epochs, batches(1, seed=9))
+    world = home(name)
+    again = fit(make(name), batches(2, world=world), run.epochs, batches(1, seed=9, world=world))
     assert same(state(again), state(run.method))
 
 
 @every_method
 def test_needs_are_what_is_used(name: str) -> None:
     """Labels and images matter where they are declared, and make no difference where they are not."""
-    run = run_of(name)
+    run, world = run_of(name), home(name)
     end = state(run.method.student)
 
-    others = batches(2)
+    others = batches(2, world=world)
     for batch in others:
-        batch.y = (batch.y + 1) % CLASSES
+        batch.y = batch.y.flip(0)
     without = state(fit(make(name), others, run.epochs).student)
     assert same(without, end) == ("labels" not in run.method.needs)
 
-    others = batches(2)
+    others = batches(2, world=world)
     for batch in others:
         batch.x = torch.zeros(BATCH, 0) if "no_data" in run.method.needs else batch.x.flip(0)
     without = state(fit(make(name), others, run.epochs).student)
-    assert same(without, end) == ("no_data" in run.method.needs)
+    assert same(without, end) == ("no_data" in run.method.needs or world.zoo == "policy")
 
 
 @every_method
 def test_peers_are_declared(name: str) -> None:
-    entry, asked = ENTRIES[name], []
+    entry, world, asked = ENTRIES[name], home(name), []
 
     def spawn(k: int) -> nn.Module:
         asked.append(k)
-        return network(STUDENT, 0, k)
+        return network(world.student, 0, k, world=world)
 
-    entry.cls(**entry.settings).bind(network(STUDENT, 0), teachers(entry.cls.needs), SPEC, spawn=spawn)
+    pool = teachers(entry.cls.needs, world)
+    entry.cls(**settings_of(name)).bind(network(world.student, 0, world=world), pool, world.spec, spawn=spawn)
     assert bool(asked) == ("peers" in entry.cls.needs)
     assert 0 not in asked  # that is the student itself
 
@@ -499,59 +534,60 @@ def test_peers_are_declared(name: str) -> None:
 def test_the_loss_falls_on_one_batch(name: str) -> None:
     method = make(name)
     turns = watch(method)
-    fit(method, batches(1) * 30, len(method.stages()))
+    repeated = [batch for batch in batches(1, world=home(name)) for _ in range(30)]
+    fit(method, repeated, stages_of(method) * home(name).experiences)
     settling = SETTLING.get(name, {turn.player for turn in turns})
-    for stage, player in {(turn.stage, turn.player) for turn in turns if turn.player in settling}:
-        totals = [turn.total for turn in turns if (turn.stage, turn.player) == (stage, player)]
+    for part in {(turn.experience, turn.stage, turn.player) for turn in turns if turn.player in settling}:
+        totals = [turn.total for turn in turns if (turn.experience, turn.stage, turn.player) == part][:30]
         assert len(totals) == 30
-        assert sum(totals[-5:]) / 5 < totals[0] - 0.05 * abs(totals[0]), f"{player} in {stage}"
+        assert sum(totals[-5:]) / 5 < totals[0] - 0.05 * abs(totals[0]), part
 
 
 @every_method
 def test_works_without_the_bench(name: str) -> None:
-    cls = ENTRIES[name].cls
-    student = network(STUDENT, 0)
+    cls, world = ENTRIES[name].cls, home(name)
+    student = network(world.student, 0, world=world)
     student.eval()  # as someone leaves it who has just evaluated it
-    networks: dict[str, Any] = {"student": student, "teacher": teachers(cls.needs)}
-    x, y = torch.randn(16, *SPEC.shape), torch.arange(16) % CLASSES
-    loader = DataLoader(TensorDataset(x, y), batch_size=BATCH)
-    data: dict[str, Any] = {"train_dataloaders": loader, "val_dataloaders": loader}
-    if name in INFORMED:
-        informed = pl.LightningDataModule()
-        informed.spec = SPEC
-        informed.train_dataloader = informed.val_dataloader = lambda: Loader(batches(2))
-        data = {"datamodule": informed}
+    networks: dict[str, Any] = {"student": student, "teacher": teachers(cls.needs, world)}
     before = state(student)
-    settings = {key: value for key, value in ENTRIES[name].settings.items() if key != "weights"}
-    method = cls(**settings, **networks)
+    settings = {key: value for key, value in settings_of(name).items() if key != "weights"}
+    method = cls(**settings, **networks, protocol=PROTOCOL.model_copy(update={"epochs": 2 * world.experiences}))
     turns = watch(method)
-    pl.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
-    ).fit(method, **data)
-    assert len({turn.epoch for turn in turns}) == 2
+    plain = world is IMAGES and name not in INFORMED and cls.needs <= NEEDS
+    if plain:
+        x, y = torch.randn(16, *SPEC.shape), torch.arange(16) % CLASSES
+        loader = DataLoader(TensorDataset(x, y), batch_size=BATCH)
+        data: dict[str, Any] = {"train_dataloaders": loader, "val_dataloaders": loader}
+    else:
+        data = {"datamodule": Data(batches(2, world=world), batches(1, world=world)[:1], world)}
+    epochs = 2 * world.experiences
+    trainer(epochs, reload_dataloaders_every_n_epochs=1).fit(method, **data)
+    assert len({turn.epoch for turn in turns}) == (0 if method.idle else epochs)
     assert all(turn.all_train for turn in turns)
-    assert changed(student, before) == {key for key, _ in student.named_parameters()}
-    assert method(x).shape == (16, CLASSES)
-    assert len(method.meter("test").examples()) == 16
+    assert changed(student, before) == {key for key, _ in student.named_parameters()} - IDLE.get(name, set())
+    examples = method.meter("test").examples()
+    assert len(examples) == (16 if plain else BATCH)
 
 
 @every_method
 def test_the_students_start_is_common_to_all_methods(name: str) -> None:
     """Common random numbers: the initial student is a function of seed and architecture alone."""
+    world = home(name)
+    lecturers = [Lecturer(f"t{k}", net) for k, net in enumerate(teachers({"teachers"}, world))]
 
     def start(which: str, seed: int) -> dict[str, Tensor]:
-        entry = ENTRIES[which]
-        cell = SimpleNamespace(
+        protocol = PROTOCOL.model_copy(update={"epochs": 2 * world.experiences})
+        cell: Any = SimpleNamespace(
             name=which,
-            student=STUDENT,
+            student=world.student,
             seed=seed,
-            make_method=lambda: entry.cls(**entry.settings, protocol=PROTOCOL),
+            make_method=lambda: ENTRIES[which].cls(**settings_of(which), protocol=protocol),
         )
-        pool = [binding.Lecturer(TEACHER, net) for net in teachers(entry.cls.needs)]
-        return state(binding.bind(cell, pool, SPEC).deployed())  # type: ignore[arg-type]
+        return state(bind_cell(cell, lecturers, world.spec).student)
 
     torch.manual_seed(len(name))  # the global state does not matter
-    assert same(start(name, 3), start("scratch", 3))
+    neighbours = [other for other in ENTRIES if home(other) is world]
+    assert same(start(name, 3), start(neighbours[0], 3))
     assert not same(start(name, 3), start(name, 4))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parity_families import FAMILIES
 from parity_teachers import TEACHERS
 from torch import Tensor, nn
 
@@ -260,14 +261,18 @@ def data_free_onehot_balance(v: Arrays) -> dict[str, Tensor]:
     return {"loss": one_hot + 5 * balance, "loss_onehot": one_hot, "loss_balance": balance}
 
 
-CASES: dict[str, Callable[[Arrays], dict[str, Tensor]]] = {
-    f.__name__: f
-    for f in (
-        *(kd, logits_mse, label_smoothing, label_smoothing_uniform, dkd, rkd),
-        *(fitnet, fitnet_no_relu, at, at_p3, at_p4, sp, pkt, vid, vid_middle),
-        *(dml, dml_official, byot, dafl, data_free_onehot_balance),
-    )
-} | TEACHERS
+CASES: dict[str, Callable[[Arrays], dict[str, Tensor]]] = (
+    {
+        f.__name__: f
+        for f in (
+            *(kd, logits_mse, label_smoothing, label_smoothing_uniform, dkd, rkd),
+            *(fitnet, fitnet_no_relu, at, at_p3, at_p4, sp, pkt, vid, vid_middle),
+            *(dml, dml_official, byot, dafl, data_free_onehot_balance),
+        )
+    }
+    | TEACHERS
+    | FAMILIES
+)
 
 
 # ---- the check ----------------------------------------------------------------------------------------------------
@@ -359,6 +364,7 @@ def test_a_wrong_expectation_fails(case: str) -> None:
             index = np.unravel_index(np.abs(wrong).argmax(), wrong.shape)
             # the gradient of a constant side, or of a bias in front of batch norm, is zero: then 1 % of the others
             alike = [np.abs(values[k]).max() for k in values if k.startswith("grad_")] if "grad" in key else [0]
-            wrong[index] += 0.01 * max(np.abs(wrong[index]), *alike)
+            whole = np.issubdtype(wrong.dtype, np.integer)
+            wrong[index] += 1 if whole else 0.01 * max(np.abs(wrong[index]), *alike)
             with pytest.raises(AssertionError, match=key):
                 check(case, {**values, key: wrong}, torch.float64)
