@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.data.batch import DataSpec
 from kdbench.engine.cell import Cell
 from kdbench.engine.seeding import key, seeded
-from kdbench.method import Method
+from kdbench.errors import UserError
+from kdbench.method import Method, Snapshot
 from kdbench.teaching.adapter import Adapter
 from kdbench.teaching.teachers import create
 
@@ -48,6 +49,22 @@ def bind(cell: Cell, lecturers: Sequence[Lecturer], spec: DataSpec) -> Method:
             spawn=lambda k: network(cell.student, spec, cell.seed, k),
             seed=key(cell.seed, "method", cell.name),
         )
+
+
+def kept_state(cell: Cell, method: Method) -> dict[str, Tensor]:
+    """What is kept of a cell whose student teaches: the weights of a network of its architecture.
+
+    Raises:
+        UserError: the method deploys more than such a network.
+    """
+    net = method.deployed()
+    state = (net.net if isinstance(net, Snapshot) else net).state_dict()
+    if state.keys() != network(cell.student, method.data, cell.seed).state_dict().keys():
+        raise UserError(
+            f"{type(method).__name__} deploys more than a {cell.student}, so its student cannot be kept as a teacher: "
+            "choose another teacher.method."
+        )
+    return state
 
 
 def untrained(name: str, learned: DataSpec, adapter: Adapter) -> Lecturer:

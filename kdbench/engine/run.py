@@ -22,7 +22,7 @@ from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset
 from kdbench.data.module import ArrayData, eval_batch
 from kdbench.data.sources import source_of
-from kdbench.engine.binding import Lecturer, bind, untrained
+from kdbench.engine.binding import Lecturer, bind, kept_state, untrained
 from kdbench.engine.cell import Cell, cell_of, title_of
 from kdbench.engine.checkpoint import Unusable
 from kdbench.engine.cohort import Member, Spoiled
@@ -219,14 +219,15 @@ class Bench:
                 "code": record.method.source,
                 "measure": record.measure,
             }
-            kept.append(self.teachers.save(recipe, dataset, method.deployed().state_dict(), **known))
+            kept.append(self.teachers.save(recipe, dataset, kept_state(cell, method), **known))
             self._school.write(record, overwrite=True)
             return record
 
         with ExitStack() as stack:
             pool = self._pool([cell], dataset, done, wait)
             if not done:
-                self._train([cell], dataset, pool, {cell.id: work}, done, keep, stack)
+                kept_state(cell, bind(cell, lecturers(_of(pool, cell)), dataset.spec))  # fails now if ever
+                self._train([cell], dataset, pool, {cell.id: work}, done, keep, stack, planned=False)
         if isinstance(result := done[cell.id], Exception):
             raise result
         return kept[0]
@@ -250,7 +251,7 @@ class Bench:
         """Train the cells of a cohort in lockstep, or resume them, and store their records.
 
         Args:
-            cells: of one data set, protocol and seed, and of at most one teacher.
+            cells: of one data set, protocol and seed; those that have teachers have the first in common.
             wait: for another process that is at such a cell or at the teacher.
 
         Returns:
@@ -331,12 +332,14 @@ class Bench:
         stack: ExitStack,
         *,
         force: bool = False,
+        planned: bool = True,
     ) -> None:
         """Train cells in lockstep; what became of them is entered into `done`.
 
         Args:
             work: where each one's unfinished training lies.
             keep: stores a cell's record, and whatever else is kept of it.
+            planned: their epochs were counted when the grid was.
         """
         route = self.route(cells[0].protocol, dataset)
         members: list[tuple[Cell, Member]] = []
@@ -350,8 +353,7 @@ class Bench:
                     "force": (self.store.fingerprint(cell.id) or "true") if force else None,
                     **self._identity(dataset, [teacher for teacher, _ in own], cell.protocol),
                 }
-                lecturers = [Lecturer(taught.info.name, taught.frozen, taught.known) for _, taught in own]
-                members.append((cell, self._member(cell, lecturers, dataset.spec, work[cell.id], identity, stack)))
+                members.append((cell, self._member(cell, lecturers(own), dataset.spec, work[cell.id], identity, stack)))
             except Exception as error:
                 done[cell.id] = error
         # after a kill the members may stand at different epochs: those of one epoch are one cohort
@@ -359,7 +361,8 @@ class Bench:
         for cell, member in members:
             groups[member.method.epoch].append((cell, member))
         for _, together in sorted(groups.items()):
-            self.on_start(title_of([cell for cell, _ in together]), self._unplanned(together))
+            epochs = 0 if planned else sum(cell.protocol.epochs for cell, _ in together)
+            self.on_start(title_of([cell for cell, _ in together]), epochs)
             try:
                 frozen = list(dict.fromkeys(taught.frozen for cell, _ in together for _, taught in _of(pool, cell)))
                 results = self._fit([m for _, m in together], dataset, cells[0].seed, frozen, route)
@@ -386,10 +389,6 @@ class Bench:
                     self._clear(work[cell.id])
                 except Exception as error:
                     done[cell.id] = error
-
-    def _unplanned(self, together: Sequence[tuple[Cell, Member]]) -> int:
-        """Epochs that no grid has counted: those of a teacher."""
-        return sum(cell.protocol.epochs for cell, member in together if member.folder.name != cell.id)
 
     def _identity(self, dataset: Dataset, teachers: Sequence[Teacher], protocol: Protocol) -> dict[str, Any]:
         """What a checkpoint must share with a training that goes on from it, besides what is trained."""
@@ -492,14 +491,14 @@ class Bench:
     def _member(
         self,
         cell: Cell,
-        lecturers: Sequence[Lecturer],
+        teachers: Sequence[Lecturer],
         spec: DataSpec,
         work: Path,
         identity: Mapping[str, Any],
         stack: ExitStack,
     ) -> Member:
         """A member at the epoch of its checkpoint; at the beginning, which is told, if it cannot be gone on with."""
-        title, method = str(cell), bind(cell, lecturers, spec)
+        title, method = str(cell), bind(cell, teachers, spec)
         with seeded(cell.seed, "training"):
             member = Member(title, method, work, torch.get_rng_state(), identity)
         try:
@@ -508,7 +507,7 @@ class Bench:
             self.say(f"{title} is begun anew: {error}.")
             with writing_to(work, CHOOSE_WORK):
                 member.checkpoint.unlink(missing_ok=True)
-            member.method = bind(cell, lecturers, spec)
+            member.method = bind(cell, teachers, spec)
         member.log = stack.enter_context(self._logs.of(title, work.name, cell.config, member.curves))
         return member
 
@@ -586,6 +585,11 @@ def _lock(folder: Path) -> Path:
 def _of(pool: Pool, cell: Cell) -> list[tuple[Teacher, Taught]]:
     """The teachers of a cell, in its order."""
     return [pool[name_of(recipe)] for recipe, _ in cell.teachers]
+
+
+def lecturers(pool: Sequence[tuple[Teacher, Taught]]) -> list[Lecturer]:
+    """Teachers as methods are bound to them."""
+    return [Lecturer(taught.info.name, taught.frozen, taught.known) for _, taught in pool]
 
 
 def _path(route: Route, cohort: int, method: Method, taught: Sequence[Taught], trainer: Mapping[str, Any]) -> str:
