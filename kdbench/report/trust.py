@@ -33,7 +33,8 @@ def header(
         reached = f"{measure.text(start.mean, digits)} (one seed)"
         if start.half is not None:
             reached = f"{fixed(start.mean, digits)} ± {measure.text(start.half, digits)}"
-        student_line = f"Student: {first.cell.student}, from scratch {reached}."
+        how = ORIGINS.get(scratch.setting.method, f"by {scratch.setting.method}")
+        student_line = f"Student: {first.cell.student}, {how} {reached}."
     references = [
         f"{name} is against {reference.setting.label}{_why(reference)}"
         for name, reference in ((versus("scratch", scratch), scratch), (versus("kd", kd), kd))
@@ -60,6 +61,8 @@ def header(
     ]
 
 
+ORIGINS = {"scratch": "from scratch"}
+"""How a student came about without a teacher, where it is not said by its control's name."""
 ROLES = {"kd": "KD"}
 """How a column calls a control whose method is called like its role, where people write that in another way."""
 
