@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 TRIAL_BATCHES, TRIAL_EPOCHS = 2, 4
-"""Of a debug run: enough for every method's stages, and for a last batch beside a first."""
+"""Of a debug run, epochs where data come whole: enough for a method's stages, and for a last batch beside a first."""
+TRIAL_STAGES = 2
+"""Epochs of each experience, where there are several."""
 
 
 def add_to(commands: Any) -> None:
@@ -94,29 +96,33 @@ def trial(job: Job, told: Told) -> None:
     from kdbench.engine.cell import cells_of
     from kdbench.engine.grid import run_grid
     from kdbench.protocol import Protocol
+    from kdbench.teaching.recipe import dataset_identity
 
     protocol = Protocol.of(job.protocol)
-    epochs = min(TRIAL_EPOCHS, protocol.epochs)
-    changes = {
-        "debug": None,
-        "logger": None,
-        "protocol": {**job.protocol, "epochs": epochs},
-        "teacher": job.teacher.model_copy(update={"epochs": 1, "sha256": None}),
-        "engine": job.engine.model_copy(update={"compile": False, "view_cache": False}),
-    }
     with TemporaryDirectory(prefix="kdbench-debug-") as folder:
         root = Path(folder)
-        kept = {"paths": job.paths.model_copy(update={"results": str(root / "results"), "work": str(root / "work")})}
-        short = job.model_copy(update={**changes, **kept})
+        paths = job.paths.model_copy(update={"results": str(root / "results"), "work": str(root / "work")})
+        short = job.model_copy(
+            update={
+                "debug": None,
+                "logger": None,
+                "teacher": job.teacher.shortened(),
+                "teachers": [{**other, "epochs": 1, "sha256": None} for other in job.teachers],
+                "engine": job.engine.model_copy(update={"compile": False, "view_cache": False}),
+                "paths": paths,
+            }
+        )
         bench = make_bench(short, cache=root / "cache", images=TRIAL_BATCHES * protocol.batch_size)
-        cells = cells_of(short)
+        experiences = len(bench.dataset(dataset_identity(job.dataset)).experiences)
+        epochs = min(max(TRIAL_EPOCHS, TRIAL_STAGES * experiences), protocol.epochs)
+        cells = cells_of(short.model_copy(update={"protocol": {**job.protocol, "epochs": epochs}}))
         # of the folder that goes: cells as short as these may stand in the user's own tables
-        told.results, told.cells = short.paths.results, [cell.id for cell in cells]
+        told.results, told.cells = paths.results, [cell.id for cell in cells]
         # without a bar, which would draw over a debugger's prompt
         run_grid(cells, bench, Console(force_terminal=False), outcome=told.outcome)
         for log in sorted(root.rglob("*.error.log")):
             say(log.read_text(encoding="utf-8"))
-    say(f"debug run: at most {TRIAL_BATCHES} batches and {TRIAL_EPOCHS} epochs of each; nothing was stored.")
+    say(f"debug run: at most {TRIAL_BATCHES} batches and {epochs} epochs of each; nothing was stored.")
 
 
 def make_bench(job: Job, **more: Any) -> Bench:

@@ -18,8 +18,10 @@ from kdbench.text import fixed
 
 if TYPE_CHECKING:
     from kdbench.cli.outcomes import Told
+    from kdbench.data.datasets import Dataset
     from kdbench.engine.job import Job
     from kdbench.engine.run import Bench
+    from kdbench.teaching.taught import Taught
     from kdbench.teaching.teachers import Teacher
 
 
@@ -30,7 +32,7 @@ def add_to(commands: Any) -> None:
     teachers = teacher.add_parser("list", help="teachers known, with what they reach and sha256")
     teachers.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     teachers.set_defaults(command=list_teachers)
-    teacher.add_parser("train", help="train one: kdbench teacher train pair=... dataset=... protocol=...")
+    teacher.add_parser("train", help="train those of a job: kdbench teacher train pair=... dataset=... protocol=...")
     teacher.add_parser(
         "cache",
         help="fill its view cache ahead: kdbench teacher cache pair=... dataset=... protocol=... seed=[0,1,2]; with "
@@ -94,13 +96,9 @@ def _done(jobs: Jobs) -> int:
 
 
 def cache_one(job: Job, told: Told, *, every: bool) -> None:
-    from rich.progress import Progress
-
-    from kdbench.engine.cell import recipes_of
+    from kdbench.engine.cell import teachers_of
     from kdbench.engine.grid import watched
-    from kdbench.paths import CHOOSE_CACHE, cache_dir
     from kdbench.protocol import Protocol
-    from kdbench.teaching.filling import all_views, fill, views_of
     from kdbench.teaching.recipe import dataset_identity
 
     bench, protocol = make_bench(job), Protocol.of(job.protocol)
@@ -110,38 +108,50 @@ def cache_one(job: Job, told: Told, *, every: bool) -> None:
     route = bench.route(protocol, dataset)
     if not route.cached:
         raise UserError(f"there is no view cache on this route ({route.describe(1)}): set engine.view_cache=true.")
-    with watched(bench, out, 0):
-        teacher = bench.teacher(recipes_of(job)[0], job.teacher.sha256)
-    taught = bench.taught(teacher, dataset_config, protocol)
-    frozen, cache = taught.frozen, taught.cache
+    for recipe, pin in teachers_of(job):
+        with watched(bench, out, 0):
+            teacher = bench.teacher(recipe, pin)
+        told.said.append(_filled(bench.taught(teacher, dataset_config, protocol, partial=True), dataset, every, job))
+
+
+def _filled(taught: Taught, dataset: Dataset, every: bool, job: Job) -> str:
+    """What was done to fill a teacher's view cache."""
+    from rich.progress import Progress
+
+    from kdbench.paths import CHOOSE_CACHE, cache_dir
+    from kdbench.protocol import Protocol
+    from kdbench.teaching.filling import all_views, fill, views_of
+
+    frozen, cache, protocol = taught.frozen, taught.cache, Protocol.of(job.protocol)
     if cache is None or cache.only_read:
         raise UserError(f"there is no view cache that could be filled in {cache_dir() / 'views'}: {CHOOSE_CACHE}.")
     frozen.cache = cache  # here a disk that becomes full is an error
     views = all_views(dataset) if every else views_of(dataset, job.seed, protocol.epochs)
     say(
-        f"{teacher.card.name} on {dataset.spec.name}: {len(views)} views to know, {cache.filled()} in the cache of at "
+        f"{taught.info.name} on {dataset.spec.name}: {len(views)} views to know, {cache.filled()} in the cache of at "
         f"most {cache.nbytes / 1e9:.2f} GB in {cache.folder}"
     )
     cache.check_room(len(views))
     with Progress(console=out, disable=not out.is_terminal) as progress:
         bar = progress.add_task("views", total=len(views))
-        for done in fill(frozen, dataset, views, protocol.batch_size, bench.device):
+        for done in fill(frozen, dataset, views, protocol.batch_size, next(frozen.parameters()).device):
             progress.advance(bar, done)
-    told.said.append(f"{frozen.misses} computed, {frozen.hits} were there.")
+    return f"{frozen.misses} computed, {frozen.hits} were there."
 
 
 def train_one(job: Job, told: Told) -> None:
-    from kdbench.engine.cell import recipes_of
+    from kdbench.engine.cell import teachers_of
     from kdbench.engine.grid import watched
 
     bench = make_bench(job)
     bench.check()
-    with watched(bench, out, 0):
-        teacher = bench.teacher(recipes_of(job)[0], job.teacher.sha256)
-    card, weak = teacher.card, weakness_of(teacher, job, bench)
-    reached = card.measure.sentence(card.accuracy)
-    what = f"{reached}, {weak}" if weak else reached
-    told.said.append(f"{card.name}: {what}, sha256 {card.sha256}\n{teacher.weights}")
+    for recipe, pin in teachers_of(job):
+        with watched(bench, out, 0):
+            teacher = bench.teacher(recipe, pin)
+        card, weak = teacher.card, weakness_of(teacher, job, bench)
+        reached = card.measure.sentence(card.accuracy)
+        what = f"{reached}, {weak}" if weak else reached
+        told.said.append(f"{card.name}: {what}, sha256 {card.sha256}\n{teacher.weights}")
 
 
 def weakness_of(teacher: Teacher, job: Job, bench: Bench) -> str | None:
@@ -160,6 +170,6 @@ def weakness_of(teacher: Teacher, job: Job, bench: Bench) -> str | None:
     }
     scores: list[float] = []
     card = teacher.card
-    if all(own[key] == dataset[key] for key in ("name", "classes")):  # the same test images
+    if all(own.get(key) == dataset.get(key) for key in ("name", "classes", "scenario")):  # the same test images
         scores = from_scratch(bench.store.load(), wanted, card.measure)
     return weakness(card.accuracy, spec.n_test, spec.num_classes, scores, card.measure)

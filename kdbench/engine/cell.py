@@ -123,8 +123,8 @@ def cells_of(job: Job) -> list[Cell]:
     """
     protocol = Protocol.of(job.protocol)
     check_optimizer(protocol)
-    recipe, *others = recipes_of(job)
-    pins = tuple(teacher.sha256 for teacher in (job.teacher, *further(job.teacher, job.teachers)))
+    taught_by = teachers_of(job)
+    (recipe, *others), pins = [each for each, _ in taught_by], tuple(pin for _, pin in taught_by)
     dataset = dataset_identity(job.dataset)
     cells = []
     for seed in dict.fromkeys(job.seed):
@@ -161,13 +161,14 @@ def check_names(cell: Cell) -> None:
         ) from None
 
 
-def recipes_of(job: Job) -> list[dict[str, Any]]:
-    """Of all the teachers of a job, the pair's first."""
+def teachers_of(job: Job) -> list[tuple[dict[str, Any], str | None]]:
+    """The recipe of each teacher of a job, and the sha256 that is demanded of it; the pair's first."""
     protocol, pair = Protocol.of(job.protocol), job.pair.teacher
-    first = recipe_of(job.teacher, job.dataset, protocol, pair=pair)
-    others = further(job.teacher, job.teachers)
-    return [first] + [
-        recipe_of(other, job.dataset, protocol, pair=pair, where=f"teachers[{k}]") for k, other in enumerate(others)
+    named = {"teacher": job.teacher}
+    named |= {f"teachers[{k}]": other for k, other in enumerate(further(job.teacher, job.teachers))}
+    return [
+        (recipe_of(teacher, job.dataset, protocol, pair=pair, where=where), teacher.sha256)
+        for where, teacher in named.items()
     ]
 
 

@@ -40,6 +40,11 @@ class TeacherConfig(Settings):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     teacher: TeacherConfig | None = None
 
+    def shortened(self) -> TeacherConfig:
+        """For a trial: an epoch each, and no weights in particular."""
+        own = self.teacher and self.teacher.shortened()
+        return self.model_copy(update={"epochs": 1, "sha256": None, "teacher": own})
+
 
 def name_of(recipe: Mapping[str, Any]) -> str:
     """What tells a recipe from all others."""
