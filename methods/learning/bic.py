@@ -124,7 +124,10 @@ class BiC(Rehearsal):
         """Remember the past self, and hold some of the new samples out."""
         self.past.take(self.corrected)
         index = self.positions().cpu()
-        self.held[first_of_each(self.labels(index), index, self.held_per_class)] = True
+        y = self.labels(index)
+        fewest = int(y.unique(return_counts=True)[1].min())
+        n = min(self.held_per_class, max(1, int(self.held_out * fewest)))  # of classes smaller than the memory
+        self.held[first_of_each(y, index, n)] = True
 
     def hold_still(self) -> None:
         """From now on the corrected student is still, and as many held-out samples of each class are the data."""
@@ -139,13 +142,16 @@ class BiC(Rehearsal):
     def balanced(self, index: Tensor, held: bool) -> Tensor:
         """Of these positions, as many of each class as there is memory for: of the held-out ones, or of the others."""
         index = index[self.held.cpu()[index] == held]
-        n = self.held_per_class if held else self.per_class - self.held_per_class
-        return first_of_each(self.labels(index), index, n)
+        y, n = self.labels(index), self.held_per_class if held else self.per_class - self.held_per_class
+        if held:
+            n = min(n, int(y.unique(return_counts=True)[1].min()))
+        return first_of_each(y, index, n)
 
     def batch(self, batch: Batch) -> Batch:
         if self.stage == "bias":
             return self.take(drawn(self.validation.cpu().nonzero()[:, 0], len(batch), self.rng))
         trained = ~self.held[batch.index]
+        trained[0] |= ~trained.any()  # a last batch of held-out samples alone has one to learn from
         batch = Batch(batch.x[trained], batch.y[trained], batch.index[trained], batch.view[trained])
         return self.with_exemplars(batch, self.kept[~self.held.cpu()[self.kept]])
 
