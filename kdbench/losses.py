@@ -64,9 +64,11 @@ def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     ``nn.KLDivLoss()`` with its default reduction would divide by the number of classes too.
 
     Args:
-        student, teacher: logits, (B, K).
+        student, teacher: logits, (B, K), or maps (B, K, H, W) of them, whose pixels count as samples.
         temperature: any T > 0.
     """
+    if student.dim() > 2:
+        student, teacher = (x.flatten(2).movedim(1, 2).flatten(0, 1) for x in (student, teacher))
     if temperature > HOT:
         temperature = min(temperature, HOTTEST)
         q = (teacher / temperature).softmax(1)

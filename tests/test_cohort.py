@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +14,40 @@ import torch
 from conftest import SMALL, Kdbench, Result
 from test_cli import one_sentence
 from test_grid import all_numbers, numbers, other, wait_for
+from test_methods import QUICK, home
+from worlds import CHAIN, IMAGES, WORLDS, World
 
+from kdbench.data.batch import AGAIN
 from kdbench.data.views import view_of
+from kdbench.method import NEEDS
 from kdbench.registry import methods
 from kdbench.results.record import Record, parse
 from kdbench.teaching.frozen import FrozenTeacher
 
-EVERY = ",".join(entry.name for entry in methods())
+HOMES = {entry.name: home(entry.name) for entry in methods()}
+STREAMED = {entry.name for entry in methods() if not entry.cls.needs <= NEEDS | {AGAIN}}
+POOLED = {entry.name for entry in methods() if "teachers" in entry.cls.needs}
+SHORT = [f"method.{name}.{key}={value}" for name, settings in QUICK.items() for key, value in settings.items()]
+
+
+def named(world: World) -> list[str]:
+    return [name for name, own in HOMES.items() if own is world]
+
+
+EVERY = ",".join(name for name in named(IMAGES) if name not in STREAMED | POOLED)
+SCENARIOS: dict[str, tuple[Iterable[str], list[str]]] = {
+    "incremental": (
+        named(WORLDS["class-incremental"]),
+        ["scenario=class_incremental", "dataset.scenario.tasks=2", "dataset.scenario.memory=40", "protocol.epochs=4"],
+    ),
+    "semi-supervised": (
+        ["scratch", *STREAMED],
+        ["scenario=semi_supervised", "dataset.scenario.labelled=50", "dataset.scenario.per_batch=16"],
+    ),
+    "several teachers": (["kd", *POOLED], ["teachers=[{seed: 1}]"]),
+    "pruned": (["scratch", *named(CHAIN)], ["pair=vgg8-vgg8x0.25", "dataset.per_class=5"]),
+}
+"""Methods that need more than images and a teacher, and what offers it."""
 ALONE = "cohort.max_students=1"
 
 
@@ -47,11 +75,21 @@ def plug(kd: Kdbench, code: str, **methods: str) -> None:
 
 @pytest.mark.parametrize("extra", [(), ("protocol.precision=bf16-mixed", "dataset.pad=1", "dataset.flip=true")])
 def test_every_method_is_the_same_alone_and_in_company(kd: Kdbench, extra: tuple[str, ...]) -> None:
-    assert kd.run(f"method=[{EVERY}]", *extra, "paths.results=together").code == 0
-    assert kd.run(f"method=[{EVERY}]", *extra, ALONE, "paths.results=alone").code == 0
+    assert kd.run(f"method=[{EVERY}]", *SHORT, *extra, "paths.results=together").code == 0
+    assert kd.run(f"method=[{EVERY}]", *SHORT, *extra, ALONE, "paths.results=alone").code == 0
     equal(kd, "together", "alone")
     paths = {record.environment.path for record in records(kd, "together").values()}
     assert all(f"lockstep of {len(records(kd, 'together'))}" in path for path in paths)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_scenarios_are_the_same_alone_and_in_company(kd: Kdbench, scenario: str) -> None:
+    names, settings = SCENARIOS[scenario]
+    every = f"method=[{','.join(sorted(names))}]"
+    assert kd.run(every, *settings, "paths.results=together").code == 0
+    assert kd.run(every, *settings, ALONE, "paths.results=alone").code == 0
+    equal(kd, "together", "alone")
+    assert records(kd, "together").keys() == set(names)
 
 
 def test_the_plain_route_is_the_same_in_company(kd: Kdbench) -> None:

@@ -417,3 +417,13 @@ def test_epochs_are_divided_among_stages() -> None:
         assert all(length >= 1 for _, length in spans)
     with pytest.raises(UserError, match="3 stages"):
         allocate([0.1, 0.6, 0.3], 2)
+
+
+def test_the_pixels_of_maps_are_samples() -> None:
+    rng = torch.Generator().manual_seed(3)
+    s, t = (torch.randn(2, 5, 3, 4, generator=rng, dtype=torch.float64) for _ in range(2))
+    total = 0.0
+    for b, y, x in itertools.product(range(2), range(3), range(4)):
+        q, p = (t[b, :, y, x] / 2).softmax(0), (s[b, :, y, x] / 2).softmax(0)
+        total += 4 * float((q * (q / p).log()).sum())
+    assert kl(s, t, 2.0).item() == pytest.approx(total / 24, rel=1e-12)

@@ -9,11 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-from test_methods import BATCH, CLASSES, PLAIN, PROTOCOL, SPEC, batches, fit, network, same, state, teachers
+from test_methods import (
+    BATCH,
+    CLASSES,
+    PLAIN,
+    PROTOCOL,
+    SPEC,
+    batches,
+    bind,
+    fit,
+    home,
+    network,
+    same,
+    settings_of,
+    state,
+    teachers,
+)
 from torch import Tensor, nn
 
 from kdbench import models
-from kdbench.data.batch import AGAIN, Batch, DataSpec
+from kdbench.data.batch import Batch, DataSpec
 from kdbench.engine.seeding import seeded
 from kdbench.errors import Diverged, UserError
 from kdbench.losses import cross_entropy
@@ -79,12 +94,25 @@ def test_whatever_fails_on_one_image_alone_is_told() -> None:
         KD(protocol=PROTOCOL).bind(net, network("resnet8x0.5", 0), ODD)
 
 
+def odd(name: str, **protocol: Any) -> Method:
+    """A method of the registry in its tiny world, with a last batch of one sample."""
+    world = home(name)
+    spec = replace(world.spec, n_train=world.spec.n_train + 1)
+    settings = PROTOCOL.model_copy(update={"epochs": 2 * world.experiences, **protocol})
+    return bind(ENTRIES[name].cls(**settings_of(name), protocol=settings), spec=spec, world=world)
+
+
+def first(batch: Batch) -> Batch:
+    """The first sample alone, and beside it those of the streams."""
+    parts = (getattr(batch, key)[:1] for key in ("x", "y", "index", "view"))
+    return Batch(*parts, beside={name: first(stream) for name, stream in batch.beside.items()})
+
+
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_rehearsal_leaves_no_trace(name: str) -> None:
     def start(rehearsed: bool) -> tuple[dict[str, Tensor], Tensor, Tensor, dict[str, int]]:
         torch.manual_seed(5)
-        protocol = PROTOCOL.model_copy(update={"drop_last": not rehearsed})
-        method = bound(ENTRIES[name].cls(**ENTRIES[name].settings, protocol=protocol))
+        method = odd(name, drop_last=not rehearsed)
         return state(method), torch.get_rng_state(), method.rng.get_state(), method.forwards
 
     with_one, without = start(True), start(False)
@@ -96,11 +124,8 @@ def test_a_rehearsal_leaves_no_trace(name: str) -> None:
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_batch_of_one_trains(name: str) -> None:
     """Every method of the registry finishes an epoch whose last batch is of one image."""
-    method = bound(ENTRIES[name].cls(**ENTRIES[name].settings, protocol=PROTOCOL))
-    (one,) = batches(1)
-    last, again = (Batch(b.x[:1], b.y[:1], b.index[:1], b.view[:1]) for b in (one, one[AGAIN]))
-    last = replace(last, beside={AGAIN: again})
-    fit(method, [*batches(1), last], 2)
+    method, world = odd(name), home(name)
+    fit(method, [part for batch in batches(1, world=world) for part in (batch, first(batch))], 2 * world.experiences)
     assert all(value.isfinite().all() for value in method.state_dict().values())
     assert all(math.isfinite(value) for value in method.term_means().values())
 

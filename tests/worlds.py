@@ -42,6 +42,8 @@ class World:
         return max(1, len(self.spec.experiences))
 
 
+MAPS = replace(SPEC, shape=(1, 16, 16))
+"""Pyramids end at an eighth of the size."""
 STUDENT, TEACHER = "resnet8x0.25", "resnet8x0.5"
 IMAGES = World(STUDENT, TEACHER, SPEC)
 WORLDS = {
@@ -51,8 +53,8 @@ WORLDS = {
         TEACHER,
         replace(SPEC, task="class-incremental", n_train=4 * BATCH, experiences=(3, 6), memory=2 * CLASSES),
     ),
-    "segmentation": World("fpn-resnet8", "fpn-resnet20", replace(SPEC, task="segmentation"), "segmentation"),
-    "depth": World("fpn-resnet8", "fpn-resnet20", replace(SPEC, task="depth", num_classes=1), "depth"),
+    "segmentation": World("fpn-resnet8", "fpn-resnet20", replace(MAPS, task="segmentation"), "segmentation"),
+    "depth": World("fpn-resnet8", "fpn-resnet20", replace(MAPS, task="depth", num_classes=1), "depth"),
     "policy": World(
         "mlp-8",
         "mlp-16",

@@ -1,17 +1,16 @@
-"""The student alone: plain cross-entropy. Also how teachers are trained."""
+"""The student alone, on labels: how teachers are trained, too."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from kdbench.data.batch import Batch
-from kdbench.losses import cross_entropy
 from kdbench.method import Method
 from kdbench.taps import Out
 
 
 class Scratch(Method):
-    """Supervised training without any distillation: the baseline that every gain is measured against."""
+    """L = the task's supervised loss (cross-entropy of classes): the baseline that every gain is measured against."""
 
     leaf = "controls"
     paper = ""
@@ -19,6 +18,7 @@ class Scratch(Method):
     control = "scratch"
     needs = frozenset({"labels"})
     terms = ("ce",)
+    tasks = frozenset({"classification", "segmentation", "depth"})
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
-        return {"ce": cross_entropy(s.logits, batch.y)}
+        return {"ce": self.task.loss(s.logits, batch.y)}

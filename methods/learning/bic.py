@@ -151,8 +151,11 @@ class BiC(Rehearsal):
         if self.stage == "bias":
             return self.take(drawn(self.validation.cpu().nonzero()[:, 0], len(batch), self.rng))
         trained = ~self.held[batch.index]
-        trained[0] |= ~trained.any()  # a last batch of held-out samples alone has one to learn from
-        batch = Batch(batch.x[trained], batch.y[trained], batch.index[trained], batch.view[trained])
+        if trained.any():
+            batch = Batch(batch.x[trained], batch.y[trained], batch.index[trained], batch.view[trained])
+        else:  # a small last batch, all of it held out
+            index = self.positions().cpu()
+            batch = self.take(drawn(index[~self.held.cpu()[index]], len(batch), self.rng))
         return self.with_exemplars(batch, self.kept[~self.held.cpu()[self.kept]])
 
     def players(self) -> Sequence[Player]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from kdbench.data.batch import Batch
-from kdbench.losses import cross_entropy, kl
+from kdbench.losses import kl
 from kdbench.method import Method
 from kdbench.settings import Temperature
 from kdbench.taps import Out
@@ -16,7 +16,8 @@ from kdbench.taps import Out
 class KD(Method):
     """L = (1 - α) · CE(y, s) + α · T² · KL( softmax(t / T) || softmax(s / T) ), with α in ``weights``.
 
-    The divergence is summed over classes and averaged over the batch (`kdbench.losses.kl`).
+    The divergence is summed over classes and averaged over the batch, and over pixels where each has a class
+    (`kdbench.losses.kl`).
     """
 
     leaf = "logits/softened-labels"
@@ -24,6 +25,7 @@ class KD(Method):
     title = "KD"
     control = "kd"
     terms = ("ce", "kd")
+    tasks = frozenset({"classification", "segmentation"})
     survey: ClassVar = {
         "description": "softened class probabilities of one teacher",
         "objective": "(1 - α) CE(y, s) + α T² KL(t/T, s/T)",
@@ -34,4 +36,4 @@ class KD(Method):
         self.temperature = temperature
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
-        return {"ce": cross_entropy(s.logits, batch.y), "kd": kl(s.logits, t.logits, self.temperature)}
+        return {"ce": self.task.loss(s.logits, batch.y), "kd": kl(s.logits, t.logits, self.temperature)}
