@@ -60,13 +60,14 @@ def _widened(value: Any) -> Any:
 def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """T² · KL( softmax(teacher / T) || softmax(student / T) ), summed over classes, averaged over the batch.
 
-    The factor T² keeps the gradient's scale independent of T (Hinton et al. 2015, section 2). Note that
-    ``nn.KLDivLoss()`` with its default reduction would divide by the number of classes too.
+    Of maps it is averaged over their pixels, too. The factor T² keeps the gradient's scale independent of T (Hinton et
+    al. 2015, section 2). Note that ``nn.KLDivLoss()`` with its default reduction would divide by the number of classes.
 
     Args:
-        student, teacher: logits, (B, K).
+        student, teacher: logits, (B, K) or (B, K, H, W).
         temperature: any T > 0.
     """
+    student, teacher = (x if x.dim() == 2 else x.movedim(1, -1).flatten(0, -2) for x in (student, teacher))
     if temperature > HOT:
         temperature = min(temperature, HOTTEST)
         q = (teacher / temperature).softmax(1)

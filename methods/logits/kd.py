@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from kdbench.data.batch import Batch
-from kdbench.losses import cross_entropy, kl
+from kdbench.losses import kl
 from kdbench.method import Method
 from kdbench.settings import Temperature
 from kdbench.taps import Out
@@ -16,13 +16,14 @@ from kdbench.taps import Out
 class KD(Method):
     """L = (1 - α) · CE(y, s) + α · T² · KL( softmax(t / T) || softmax(s / T) ), with α in ``weights``.
 
-    The divergence is summed over classes and averaged over the batch (`kdbench.losses.kl`).
+    The divergence is summed over classes and averaged over the batch (`kdbench.losses.kl`), of maps over pixels too.
     """
 
     leaf = "logits/softened-labels"
     paper = "hinton2015distilling"
     title = "KD"
     control = "kd"
+    tasks = frozenset({"classification", "segmentation"})
     terms = ("ce", "kd")
     survey: ClassVar = {
         "description": "softened class probabilities of one teacher",
@@ -34,4 +35,4 @@ class KD(Method):
         self.temperature = temperature
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
-        return {"ce": cross_entropy(s.logits, batch.y), "kd": kl(s.logits, t.logits, self.temperature)}
+        return {"ce": self.task.loss(s.logits, batch.y), "kd": kl(s.logits, t.logits, self.temperature)}
