@@ -60,8 +60,8 @@ def _widened(value: Any) -> Any:
 def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """T² · KL( softmax(teacher / T) || softmax(student / T) ), summed over classes, averaged over the batch.
 
-    The factor T² keeps the gradient's scale independent of T (Hinton et al. 2015, section 2). Note that
-    ``nn.KLDivLoss()`` with its default reduction would divide by the number of classes too.
+    Of maps it is averaged over their pixels, too. The factor T² keeps the gradient's scale independent of T (Hinton et
+    al. 2015, section 2). Note that ``nn.KLDivLoss()`` with its default reduction would divide by the number of classes.
 
     Args:
         student, teacher: logits, (B, K), or maps (B, K, H, W) of them, whose pixels count as samples.

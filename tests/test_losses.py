@@ -63,6 +63,13 @@ def test_kl_is_the_double_sum(temperature: float) -> None:
     assert kl(S, T, temperature).item() == pytest.approx(temperature**2 * total / B, rel=1e-12)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 50.0])
+def test_kl_of_maps_is_the_mean_over_their_pixels(temperature: float) -> None:
+    s, t = (torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    pixels = [kl(s[:, :, i, j], t[:, :, i, j], temperature) for i in range(3) for j in range(4)]
+    torch.testing.assert_close(kl(s, t, temperature), torch.stack(pixels).mean())
+
+
 def test_kl_does_not_depend_on_shifts_and_vanishes_at_equality() -> None:
     assert kl(S + 7, T - 3, 4.0).item() == pytest.approx(kl(S, T, 4.0).item(), rel=1e-12)
     assert kl(S, S + 1, 4.0).item() == pytest.approx(0, abs=1e-12)

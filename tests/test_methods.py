@@ -283,7 +283,8 @@ def test_controls_stand_once_each() -> None:
             found[task][str(entry.cls.control)] += 1
     assert found["classification"] == {"scratch": 1, "smoothing": 1, "kd": 1}
     assert all(count == 1 for roles in found.values() for count in roles.values())
-    assert {task for task in ("class-incremental", "policy") if found[task]["scratch"] != 1} == set()
+    assert {task: roles["scratch"] for task, roles in found.items()} == dict.fromkeys(TASKS, 1)
+    assert {task for task, roles in found.items() if roles["kd"]} == {"classification", "segmentation", "policy"}
 
 
 # ---- configs ------------------------------------------------------------------------------------------------------
