@@ -61,6 +61,22 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging
 RNG = torch.Generator().manual_seed(0)
 
 
+# ---- noise --------------------------------------------------------------------------------------------------------
+
+
+def test_a_share_of_the_samples_have_noisy_logits_drawn_anew_each_time() -> None:
+    method = bind(ENTRIES["noisy_teacher"].cls(**{**ENTRIES["noisy_teacher"].settings, "share": 0.5}))
+    x = torch.randn(200, *SPEC.shape, generator=RNG)
+    batch = Batch(x, torch.zeros(200).long(), torch.arange(200), torch.zeros(200, 3).long())
+    clean = method.teacher_out(x).logits
+    factors = [method.teach(batch).logits / clean for _ in range(2)]
+    noisy = [(factor != 1).any(1) for factor in factors]
+    for factor, rows in zip(factors, noisy, strict=True):
+        assert 70 < rows.sum() < 130  # 100 ± 4.2 standard deviations
+        assert factor[rows].std() == pytest.approx(0.1**0.5, rel=0.1)
+    assert not torch.equal(*noisy)
+
+
 # ---- self-supervision ---------------------------------------------------------------------------------------------
 
 

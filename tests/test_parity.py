@@ -28,7 +28,8 @@ from methods.intermediate.vid import VariationalLayer
 from methods.logits.dkd import DKD, dkd_terms
 from methods.logits.kd import KD
 from methods.logits.label_smoothing import LabelSmoothing
-from methods.logits.logits_mse import LogitsMSE
+from methods.logits.logits_mse import LogitsMSE, logits_mse_loss
+from methods.logits.noisy_teacher import noisy_logits
 from methods.logits.rkd import RKD
 from methods.online.dml import mutual_loss
 from methods.teacher_free.byot import BYOT
@@ -104,6 +105,19 @@ def kd(v: Arrays) -> dict[str, Tensor]:
 def logits_mse(v: Arrays) -> dict[str, Tensor]:
     s, t = {"logits": v.leaf("student_logits")}, {"logits": v["teacher_logits"]}
     return {"loss": terms_of(LogitsMSE(variant="mean"), s, t, torch.zeros(8).long())["mimic"]}
+
+
+def noisy_teacher(v: Arrays) -> dict[str, Tensor]:
+    s, temperature = v.leaf("student_logits"), 20.0
+    t, ce = noisy_logits(v["teacher_logits"], v["noise"], variance=0.1), cross_entropy(s, v["target"])
+    # the library takes the squared difference of unlike things by default, its mean over classes, too, in both
+    odd = ((s / temperature).log_softmax(1) - (t / temperature).softmax(1)).square().mean()
+    return {
+        "out_noisy_teacher_logits": t,
+        "loss": 0.5 * ce + 0.5 * temperature**2 * odd,
+        "loss_kl": 0.5 * ce + 0.5 * kl(s, t, temperature) / s.shape[1],
+        "loss_mimic": logits_mse_loss(s, t, "mean"),
+    }
 
 
 def label_smoothing(v: Arrays) -> dict[str, Tensor]:
@@ -265,7 +279,7 @@ CASES: dict[str, Callable[[Arrays], dict[str, Tensor]]] = (
     {
         f.__name__: f
         for f in (
-            *(kd, logits_mse, label_smoothing, label_smoothing_uniform, dkd, rkd),
+            *(kd, logits_mse, noisy_teacher, label_smoothing, label_smoothing_uniform, dkd, rkd),
             *(fitnet, fitnet_no_relu, at, at_p3, at_p4, sp, pkt, vid, vid_middle),
             *(dml, dml_official, byot, dafl, data_free_onehot_balance),
         )

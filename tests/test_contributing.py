@@ -1,0 +1,69 @@
+"""CONTRIBUTING: what it says of the code is so."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import cache
+
+import pytest
+from conftest import ROOT
+
+from kdbench.method import Method
+from kdbench.registry import methods
+
+PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+METHODS = {entry.name: entry.cls for entry in methods()}
+MEMBERS = list(vars(Method))
+HOOKS = MEMBERS[MEMBERS.index("build") : MEMBERS.index("deployed") + 1]
+CONTROLS = "controls"
+
+
+def table(head: str) -> list[list[str]]:
+    """The cells of the rows of the table whose head begins so."""
+    (found,) = re.findall(rf"^\|{re.escape(head)}.*\n\|[-|]+\n((?:\|.*\n)+)", PAGE, re.M)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()]
+
+
+def words(cell: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", cell)
+
+
+@cache
+def uses(name: str, word: str) -> bool:
+    """Whether a method overrides this hook, or its own code (its file, those it derives from) has this word."""
+    cls = METHODS[name]
+    if word in HOOKS:
+        return getattr(cls, word) is not getattr(Method, word)
+    own = {inspect.getmodule(base) for base in cls.__mro__ if base.__module__.startswith("methods.")}
+    return any(word in inspect.getsource(module) for module in own if module)
+
+
+CENSUS = {word: words(row[2]) for row in table(" word ") for word in words(row[0])}
+
+
+def test_the_census_has_every_hook() -> None:
+    assert [word for word in CENSUS if word in MEMBERS and word in HOOKS] == HOOKS
+
+
+@pytest.mark.parametrize("word", CENSUS)
+def test_whoever_is_named_uses_the_word(word: str) -> None:
+    assert [name for name in CENSUS[word] if not uses(name, word)] == []
+    if word in HOOKS:
+        families = {METHODS[name].leaf for name in CENSUS[word]} - {CONTROLS}
+        assert len(families) >= 2, f"{word} is shown with one family: {families}"
+
+
+@pytest.mark.parametrize(("column", "name"), [(1, "kd"), (2, "bic")])
+def test_the_two_methods_are_as_told(column: int, name: str) -> None:
+    told = {words(row[0])[0]: row[column] for row in table(" | KD")}
+    assert [word for word in told if word in HOOKS] == HOOKS
+    assert [word for word in HOOKS if uses(name, word)] == [word for word in HOOKS if told[word] != "-"]
+    for word in ("needs", "tasks", "terms"):
+        assert set(words(told[word])) == set(getattr(METHODS[name], word))
+
+
+def test_files_that_are_named_exist() -> None:
+    named = [word for word in words(PAGE) if re.fullmatch(r"(kdbench|methods|conf|tests|results)/[\w/.]+", word)]
+    assert len(named) >= 12
+    assert [path for path in named if not (ROOT / path).exists()] == []
