@@ -13,32 +13,60 @@ A method file states the paper's equation and nothing else::
         def losses(self, s, t, batch):
             return {"ce": cross_entropy(s.logits, batch.y), "kd": kl(s.logits, t.logits, self.temperature)}
 
-Only what a paper does differently is overridden; each hook has a working default:
+``s`` and ``t`` are what student and teacher say of a batch: ``s.logits``, ``s.embed``, or any other tap that the method
+declares (`kdbench.taps`). What `losses` returns are *terms*, scalars by name; their weights belong to the config.
+
+A class declares where it stands and what it asks for, with defaults for such a method as this one:
+
+=============  ====================================================================================
+``leaf``, ...  its place in the survey (``paper``, ``title``, ``extension``, ``survey``)
+``terms``      names of all the terms that it may return
+``taps``       activations read of the student and of the teacher, beside ``logits``
+``needs``      ``teacher`` or ``teachers``, frozen; ``labels``; ``no_data``; ``peers``, more networks like the student;
+               any other word is a *stream*: samples beside the batch, as ``batch["unlabelled"]`` or ``batch["again"]``,
+               the same in another view. What it does not declare is not shown: ``y`` is -1 without ``labels``.
+``tasks``      those that it serves; the *task* comes with the data, and says what is asked of a network and how that is
+               measured (`kdbench.tasks.base`, also for those to come: detection, translation, video)
+=============  ====================================================================================
+
+Only what a paper does differently is overridden; each hook has a working default. Before training:
 
 ==============  =====================================================================================
 ``build``       adapters, heads, generators, from probed shapes
 ``stages``      successive stages of training (initialise, then distil), and what happens when one begins; asked once
-                for each experience where data arrive in several
-``batch``       what becomes of a batch before it is used (rotate, mix, synthesise)
-``teach``       who teaches: the frozen teacher, several of them, an average, a past self
-``players``     who is optimised
-``turns``       the order of play within one batch: ``yield player, terms`` is one optimiser step (where gradients of
-                several batches are averaged, all players step at the end of the last of them)
-``after_step``  averages, memory banks
-``deployed``    the network that is evaluated, counted and shipped
+                for each *experience*, a part of the data that arrives at one time (mostly there is one, with all)
+``players``     who is optimised in the stage in course, and by what, if not by the protocol's optimiser
 ==============  =====================================================================================
+
+For each batch, in this order:
+
+==============  =====================================================================================
+``batch``       what becomes of it before it is used (rotate, mix, replay, synthesise)
+``turns``       the order of play: ``yield player, terms`` is one optimiser step (where gradients of several batches are
+                averaged, all players step at the end of the last of them). By default one turn of the student, with:
+``teach``       who teaches: the frozen teacher, several of them, a past self
+``losses``      the equation
+``after_step``  averages, memory banks
+==============  =====================================================================================
+
+And ``deployed`` is the network that is evaluated, counted and shipped.
 
 What the bench offers beside them, one line each; whoever writes DKD meets none:
 
-==================  =================================================================================
-``self.teachers``   the `Spec` of each teacher; ``t.each`` has one `Out` per teacher
-``teacher_out``     also of a network of the method's own that teaches: ``teacher_out(x, self.past)``
-`Snapshot`          a frozen copy of the student: a past self, an average of weights
-``self.experience`` the part of the data in course, with the number of old and of all classes seen
-``self.take``       training samples by position; ``self.positions()`` are those at hand
-``self.keep``       exemplars, ``self.kept``, for when their experience is over; no more than the scenario's memory
-``self.task``       what is asked of the network: ``self.task.loss`` serves whatever the task is
-==================  =================================================================================
+===================  ================================================================================
+``self.teachers``    the `Spec` of each teacher; ``t.each`` has one `Out` per teacher
+``teacher_out``      also of a network of the method's own that teaches: ``teacher_out(x, self.past)``
+`Snapshot`           a frozen copy of the student: a past self, an average of weights
+``self.spawn``       another network of the student's architecture
+``self.experience``  the part of the data in course, with the number of old and of all classes seen
+``self.take``        training samples by position; ``self.positions()`` are those at hand
+``self.keep``        exemplars, ``self.kept``, for when their experience is over; no more than the scenario's memory
+``self.task``        ``self.task.loss`` is the supervised loss, whatever the task is
+``self.rng``         random numbers, which go on where they were after a kill
+===================  ================================================================================
+
+Of a method's own attributes modules and buffers are in the checkpoint; no other outlives a kill. Cells in lockstep
+share batches and teachers, so none of these is changed in place. CONTRIBUTING.md names methods to read for each word.
 
 Outside the bench a method is an ordinary LightningModule:
 ``pl.Trainer(max_epochs=240).fit(KD(student=net, teacher=big), datamodule)``.
@@ -139,9 +167,12 @@ class Method(pl.LightningModule):
     extension: ClassVar[bool] = False
     """True for methods that the survey does not cite."""
     control: ClassVar[Literal["scratch", "smoothing", "kd"] | None] = None
-    """``scratch``, ``smoothing`` or ``kd`` for the three controls that stand in every table."""
+    """Its role where it stands in every table of its tasks: the student from ``scratch``, label ``smoothing``, plain
+    ``kd``, or what takes their place (replay, an actor-critic, policy distillation)."""
     needs: ClassVar[frozenset[str]] = frozenset({"teacher", "labels"})
+    """See `NEEDS`."""
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+    """Names of the tasks that it serves, see `kdbench.tasks.base.Task.name`."""
     added: ClassVar[Mapping[str, Any]] = {}
     """Settings that came after the first records, with the values that mean what was done before: there they stay out
     of a cell's identity, so that no committed id moves."""
@@ -151,6 +182,7 @@ class Method(pl.LightningModule):
 
     taps = Taps()
     terms: tuple[str, ...] = ("ce",)
+    """These two are set in ``__init__`` where they follow from settings."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -1,22 +1,34 @@
-"""CONTRIBUTING: what it says of the code is so."""
+"""CONTRIBUTING and the docstrings of the contract: what they say of the code is so."""
 
 from __future__ import annotations
 
 import inspect
 import re
+import textwrap
+from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 
 import pytest
+import torch
 from conftest import ROOT
 
+import kdbench.data.scenarios
+import kdbench.losses
+import kdbench.method
+import kdbench.tasks.base
+from kdbench.data.batch import Batch
+from kdbench.data.datasets import DatasetConfig
 from kdbench.method import Method
 from kdbench.registry import methods
+from kdbench.taps import Out
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 METHODS = {entry.name: entry.cls for entry in methods()}
 MEMBERS = list(vars(Method))
 HOOKS = MEMBERS[MEMBERS.index("build") : MEMBERS.index("deployed") + 1]
 CONTROLS = "controls"
+X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
 
 
 def table(head: str) -> list[list[str]]:
@@ -67,3 +79,27 @@ def test_files_that_are_named_exist() -> None:
     named = [word for word in words(PAGE) if re.fullmatch(r"(kdbench|methods|conf|tests|results)/[\w/.]+", word)]
     assert len(named) >= 12
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "module", [kdbench.method, kdbench.tasks.base, kdbench.data.scenarios], ids=lambda m: m.__name__
+)
+def test_examples_of_docstrings_run(module: ModuleType) -> None:
+    """A method, a task and a scenario, as a reader would take them from there."""
+    (example,) = re.findall(r"::\n\n((?:    .*\n|\n)+?)\n*(?=\S|\Z)", module.__doc__ or "")
+    names = {"dataclass": dataclass, **vars(kdbench.losses), **vars(module)}
+    exec(textwrap.dedent(example), names)
+    if module is kdbench.method:
+        terms = names["KD"](temperature=2.0).losses(Out({"logits": X}), Out({"logits": X}), Batch.of((X, Y)))
+        assert terms["kd"] == 0
+        assert terms["ce"] > 0
+    elif module is kdbench.tasks.base:
+        task = names["Counting"]()
+        meter = task.meter(None)
+        meter.begin()
+        meter.update(lambda x: x[:, :1], Batch.of((X, X[:, 0] + 2)))
+        assert meter.compute()["MAE"] == pytest.approx(2.0) == task.loss(X[:, :1], X[:, 0] + 2)
+        assert meter.examples().shape == (len(X),)
+    else:
+        data = DatasetConfig.of({"name": "digits"}).build()
+        assert torch.equal(names["EveryOther"](first=1)(data).train.labels, data.train.labels[1::2])

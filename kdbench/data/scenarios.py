@@ -1,9 +1,15 @@
 """Scenarios: how a data set is posed as a problem.
 
 A scenario is a pure function from a `Dataset` to a `Dataset`, made of its settings, which are part of the data set's
-identity. It says which labels are known, which streams stand beside a batch, in which experiences data arrive, what
-may be kept, and how a network is judged; methods never see it, only what it offers. One of your own is one class in any
-file::
+identity. Methods never see it, only what it offers. It may change, by `Dataset.posed`:
+
+* which labels are known, and which are right (`train`);
+* which *streams* stand beside a batch (`beside`): ``batch["unlabelled"]``, another domain, what teachers see;
+* how often an epoch shows each sample (`laps`);
+* in which *experiences*, one after the other, data arrive, and how many samples may be kept for later (``memory``);
+* how a network is judged: the test split, and the task with its settings.
+
+One of your own is one class in any file::
 
     @dataclass(frozen=True)
     class EveryOther:
@@ -15,6 +21,12 @@ file::
 and ``dataset.scenario={_target_: my.file.EveryOther, first: 1}``, or a YAML under ``conf/scenario`` of a folder of your
 own. What it draws at random it draws from `kdbench.draws`, without a seed: all seeds have the same data. A setting that
 comes later, with a default that means what was done before, is named in ``ADDED`` (see `kdbench.sparse`).
+
+Teachers learn from the cells' data as they are posed, unless their recipe says otherwise: with
+``teacher.dataset.scenario=null`` from the data as they were, with ``teacher.dataset.scenario.part=clean`` from a part.
+
+Episodes and attacks are judged by meters (`kdbench.tasks`), which a scenario only names. Video needs no scenario but
+`Paired`, for students that see fewer frames; detection and translation none.
 """
 
 from __future__ import annotations

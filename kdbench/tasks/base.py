@@ -1,6 +1,20 @@
 """What is asked of a network: a task has a supervised loss, knows how its targets move, and measures with a meter.
 
-A new task is one class in any file, and a scenario or a source of data whose spec names it (``mypkg.Counting``)::
+A new task is one class in any file, and a scenario or a source of data whose `DataSpec` names it (``mypkg.Counting``)::
+
+    class CountingMeter(Meter):
+        def __init__(self):
+            super().__init__()
+            self.errors = Scores()
+
+        def update(self, net, batch):
+            self.errors.update((net(batch.x).squeeze(1) - batch.y).abs())
+
+        def compute(self):
+            return {"MAE": self.errors.rows().mean()}
+
+        def examples(self):
+            return self.errors.rows()
 
     @dataclass(frozen=True)
     class Counting(Task):
@@ -13,8 +27,12 @@ A new task is one class in any file, and a scenario or a source of data whose sp
         def meter(self, data):
             return CountingMeter()
 
+A `kdbench.measures.Measure` is a column of a table: its name, whether higher is better, its unit. The *primary* one is
+ranked; a meter may have others. Fields of the dataclass are the settings that a data set gives (the value of unlabelled
+pixels, say). A method that says ``counting`` in its `tasks` trains on ``self.task.loss(s.logits, batch.y)``.
+
 No other code evaluates anything: few-shot episodes, attacks and games are meters, not branches. Tasks to come need
-nothing more than this either:
+nothing more than this either; their data are known already (`kdbench.data.kinds`):
 
 * detection: targets are boxes padded to (N, M, 5), `moved` shifts and mirrors them and drops what left the image,
   ``logits`` is the raw output of the head, and the meter holds torchmetrics' ``MeanAveragePrecision`` (``mAP``);
@@ -83,8 +101,8 @@ class Task:
     Attributes:
         name: what methods say in their `tasks`. Tasks that only measure differently share it.
         primary: the measure that is ranked.
-        cumulative: whether it sums up the course of training, so that an earlier epoch answers another question: then
-            there is no best epoch to select.
+        cumulative: whether `primary` sums up the course of training, as the average over experiences does: an earlier
+            epoch answers another question, so there is no best one to select.
         zoo: the kind of outputs that it judges, and so the networks that serve it: a key of `kdbench.models.ZOOS`.
     """
 
