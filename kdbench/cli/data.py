@@ -31,10 +31,10 @@ train/ with trainannot/ are understood, too. classes.txt beside the folders name
 
 
 def add_to(commands: Any) -> None:
-    data = commands.add_parser("data", help="prepared data sets").add_subparsers(
+    data = commands.add_parser("data", help="data sets of every task: list, prepare, verify").add_subparsers(
         required=True, metavar="list|prepare|verify"
     )
-    listing = data.add_parser("list", help="data sets known, and which are prepared")
+    listing = data.add_parser("list", help="data sets known, their tasks, and which are embedded or prepared")
     listing.set_defaults(command=list_data)
     prepare = data.add_parser(
         "prepare",

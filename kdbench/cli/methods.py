@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.cli.console import plain, say
 
+if TYPE_CHECKING:
+    from kdbench.method import Method
+
 
 def add_to(commands: Any) -> None:
-    methods = commands.add_parser("methods", help="the survey's tree, with the methods on each leaf")
+    methods = commands.add_parser(
+        "methods", help="the survey's tree, with the methods on each leaf and what they ask for"
+    )
     methods.add_argument("--json", action="store_true")
     methods.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="also the methods of this folder"
@@ -44,6 +49,7 @@ def list_methods(options: argparse.Namespace) -> int:
         tree_data = [chapter.model_dump(mode="json") for chapter in chapters]
         print(json.dumps({"chapters": tree_data, "open": open_leaves, "methods": details}, indent=1))
         return 0
+    classes = {entry.name: entry.cls for entry in entries}
     third_parties = {entry.name for entry in entries if is_third_party(entry.path)}
     for chapter in chapters:
         root = Tree(plain(f"{f'{chapter.number}. ' if chapter.number else ''}{chapter.title}", "bold"))
@@ -53,7 +59,18 @@ def list_methods(options: argparse.Namespace) -> int:
             for method in leaf.methods:
                 third_party = method.name in third_parties
                 role = " (third-party)" if third_party else " (extension)" if method.extension else ""
-                branch.add(Text.assemble(plain(method.name, "green"), "  ", plain(f"{method.title}{role}")))
+                told = [plain(method.name, "green"), plain(f"{method.title}{role}")]
+                if asked := asks(classes[method.name]):
+                    told.append(plain(asked, "dim"))
+                branch.add(Text("  ").join(told))
         say(root)
     say(f"{len(entries)} methods; {len(open_leaves)} leaves are still open.")
     return 0
+
+
+def asks(method: type[Method]) -> str:
+    """What a method asks for that not every data set or grid has: tasks, several teachers, streams, no data."""
+    from kdbench.data.batch import AGAIN
+
+    tasks = sorted(method.tasks) if method.tasks != {"classification"} else []
+    return ", ".join(tasks + sorted(method.needs - {"teacher", "labels", "peers", AGAIN}))

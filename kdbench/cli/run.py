@@ -28,7 +28,9 @@ TRIAL_STAGES = 2
 
 def add_to(commands: Any) -> None:
     commands.add_parser(
-        "run", help="train cells: kdbench run method=dkd pair=resnet56-resnet20 seed=0 (--help for all)"
+        "run",
+        help="train cells: kdbench run method=dkd pair=resnet56-resnet20 seed=0 (--help for all: scenarios, tasks, "
+        "several teachers)",
     )
 
 
