@@ -69,7 +69,12 @@ def plan_of(stages: Sequence[tuple[Experience, Sequence[Stage]]], epochs: int) -
     entries: list[Entry] = []
     start = 0
     for (experience, parts), end in zip(stages, ends_of(epochs, len(stages)), strict=True):
-        trained = False
+        trained, least = False, sum(stage.share > 0 for stage in parts)
+        if end - start < least and len(stages) > 1:
+            raise UserError(
+                f"{len(stages)} experiences share {epochs} epochs, and experience {experience.number}, of {least} "
+                f"stage{'s' * (least > 1)}, has {end - start} of them: raise protocol.epochs."
+            )
         for stage, (first, length) in zip(parts, allocate([stage.share for stage in parts], end - start), strict=True):
             entries.append(Entry(experience, stage, start + first, length, closes=trained and not length))
             trained = trained or length > 0

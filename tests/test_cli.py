@@ -160,7 +160,7 @@ def test_scratch_is_one_cell_for_all_teachers(kd: Kdbench) -> None:
 
 BAD = {
     "method=kdd": ["no method 'kdd'", "did you mean kd"],
-    "method=[scratch,nope]": ["no method 'nope'", "choose from at"],
+    "method=[scratch,nope]": ["no method 'nope'", "choose from actor_critic, "],
     "method=[]": ["no method", "method=[scratch,kd]"],
     "pair=resnet56-resnet21": ["no pair", "resnet56-resnet20"],
     "dataset=cifar": ["no dataset 'cifar'", "cifar10"],
@@ -168,6 +168,7 @@ BAD = {
     "logger=nope": ["no logger 'nope'", "csv"],
     "logger=null": ["~logger"],
     "hydra/launcher=nope": ["hydra/launcher", "basic"],
+    "method@teacher.method=at": ["nothing is chosen at 'method@teacher.method'", "write +method@teacher.method=NAME"],
     "sede=1": ["no setting 'sede'", "seed"],
     "precision=16-mixed": ["no setting 'precision'", "protocol.precision"],
     "protocol.epoch=1": ["no setting 'protocol.epoch'", "protocol.epochs"],

@@ -190,8 +190,11 @@ def test_experiences_have_nearly_equal_shares(epochs: int, parts: int) -> None:
 
 
 def test_too_few_epochs_and_negative_shares_are_refused() -> None:
-    with pytest.raises(UserError, match="needs at least as many epochs"):
-        plan_of([(each, (Stage("a", 0.5), Stage("b", 0.5))) for each in experiences_of((5, 10))], 3)
+    halves = (Stage("a", 0.5), Stage("b", 0.5))
+    with pytest.raises(UserError, match="a method of 2 stages needs at least as many epochs, not 1"):
+        plan_of([(Experience(0, 0, 10), halves)], 1)
+    with pytest.raises(UserError, match="2 experiences share 3 epochs, and experience 1, of 2 stages, has 1 of them"):
+        plan_of([(each, halves) for each in experiences_of((5, 10))], 3)
     with pytest.raises(UserError, match="from 0 on"):
         plan_of([(Experience(0, 0, 10), (Stage("a", -0.5), Stage("b", 1.5)))], 3)
 

@@ -102,6 +102,8 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
             return (
                 f"there is no setting '{key}': method '{key.split('.')[1]}' is not among those of method=[...], add it."
             )
+        if is_group(key.partition("@")[0], args):
+            return f"nothing is chosen at '{key}' yet: write +{key}=NAME, with a plus."
         return f"there is no setting '{key}': {nearest(key, list(settings(args)))}"
     if there := re.search(r"already at '([^']+)'|^(.+) appears more than once|^Multiple values for (.+?)\. ", text):
         key = next(filter(None, there.groups()))
