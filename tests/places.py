@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import Kdbench, Result
+from test_grid import numbers
 from worlds import QUICK
 
 from kdbench.data.embedded import shapes
@@ -27,7 +28,7 @@ SCENARIOS = {path.stem for path in (conf_dir() / "scenario").glob("*.yaml")}
 class Place:
     """Settings of a `kdbench run`, what they offer, and who is in this place beside those that stand nowhere else."""
 
-    settings: tuple[str, ...]
+    settings: str
     task: str = "classification"
     streams: frozenset[str] = frozenset({"again"})
     guests: tuple[str, ...] = ()
@@ -36,57 +37,47 @@ class Place:
         return self.task in entry.cls.tasks and entry.cls.needs <= NEEDS | self.streams
 
 
-DIGITS = ("dataset=digits", "dataset.classes=[0,1,2,3,4,5]", "dataset.per_class=12", "protocol.batch_size=16")
+DIGITS = "dataset=digits dataset.classes=[0,1,2,3,4,5] dataset.per_class=12 protocol.batch_size=16"
 """72 images in four full batches and half a one; 300 to be judged by."""
 CLEAN = "teacher.dataset.scenario=null"
+SCENES = "dataset=folder dataset.pad=2 protocol.batch_size=16 pair=fpn-resnet20-fpn-resnet8"
 UNLABELLED = frozenset({"again", "unlabelled"})
 
 PLACES = {
     "semi_supervised": Place(
-        (*DIGITS, "scenario=semi_supervised", "dataset.scenario.labelled=36", "dataset.scenario.per_batch=8", CLEAN)
-        + ("dataset.scenario.laps=2", "dataset.pad=1", "teachers=[{seed: 1}]"),
+        f"{DIGITS} scenario=semi_supervised dataset.scenario.labelled=36 dataset.scenario.per_batch=8 {CLEAN}"
+        " dataset.scenario.laps=2 dataset.pad=1 teachers=[{seed:1}]",
         streams=UNLABELLED,
     ),
-    "pruned": Place((*DIGITS, "pair=vgg8-vgg8x0.25"), guests=("scratch", "kd")),
+    "pruned": Place(f"{DIGITS} pair=vgg8-vgg8x0.25", guests=("scratch", "kd")),
     "class_incremental": Place(
-        (*DIGITS, "scenario=class_incremental", "dataset.scenario.tasks=2", "dataset.scenario.memory=12", CLEAN)
-        + ("protocol.epochs=4",),
+        f"{DIGITS} scenario=class_incremental dataset.scenario.tasks=2 dataset.scenario.memory=12 protocol.epochs=4",
         task="class-incremental",
     ),
-    "masks": Place(
-        ("dataset=folder", "dataset.name=tiny_masks", "dataset.pad=2", "pair=fpn-resnet20-fpn-resnet8")
-        + ("protocol.batch_size=16",),
-        task="segmentation",
-    ),
-    "depth": Place(
-        ("dataset=folder", "dataset.name=tiny_depth", "dataset.pad=2", "pair=fpn-resnet20-fpn-resnet8")
-        + ("protocol.batch_size=16",),
-        task="depth",
-    ),
+    "masks": Place(f"{SCENES} dataset.name=tiny_masks", task="segmentation", guests=("scratch", "kd")),
+    "depth": Place(f"{SCENES} dataset.name=tiny_depth", task="depth", guests=("scratch",)),
     "policy": Place(
-        ("dataset=CartPole-v1", "dataset.steps=64", "dataset.episodes=4", "pair=mlp-64-mlp-8")
-        + ("protocol.batch_size=32",),
+        "dataset=CartPole-v1 dataset.steps=64 dataset.episodes=4 protocol.batch_size=32 pair=mlp-64-mlp-8"
+        " teacher.method=${method.actor_critic}",
         task="policy",
     ),
     "noisy_labels": Place(
-        (*DIGITS, "scenario=noisy_labels", "teacher.dataset.scenario.part=clean", "dataset.scenario.clean=0.5"),
+        f"{DIGITS} scenario=noisy_labels dataset.scenario.clean=0.5 teacher.dataset.scenario.part=clean",
         guests=("scratch", "kd", "distilled_labels"),
     ),
     "few_shot": Place(
-        (*DIGITS, "scenario=few_shot", "dataset.scenario.base=4", "dataset.scenario.way=2", "teachers=[{seed: 1}]")
-        + ("dataset.scenario.episodes=10",),
+        f"{DIGITS} scenario=few_shot dataset.scenario.base=4 dataset.scenario.way=2 dataset.scenario.episodes=10"
+        " teachers=[{seed:1}]",
         guests=("scratch", "kd", "ensemble_to_one"),
     ),
-    "paired": Place((*DIGITS, "scenario=paired", CLEAN), guests=("scratch", "kd", "at", "crd")),
-    "robust": Place(
-        (*DIGITS, "scenario=robust", "dataset.scenario.steps=2", CLEAN), guests=("scratch", "kd", "ard")
-    ),
+    "paired": Place(f"{DIGITS} scenario=paired {CLEAN}", guests=("scratch", "kd", "at", "crd")),
+    "robust": Place(f"{DIGITS} scenario=robust dataset.scenario.steps=2 {CLEAN}", guests=("scratch", "kd", "ard")),
     "target": Place(
-        (*DIGITS, "scenario=target", "dataset.scenario.per_batch=8", CLEAN),
+        f"{DIGITS} scenario=target dataset.scenario.per_batch=8 {CLEAN}",
         streams=UNLABELLED,
         guests=("scratch", "kd", "self_ensembling", "mean_teacher"),
     ),
-}  # fmt: skip
+}
 ONLY = {"fskd": "pruned"}
 """What fits no other pair."""
 
@@ -104,10 +95,8 @@ def methods_in(place: str) -> list[str]:
 
 def settings_of(place: str, chosen: list[str]) -> tuple[str, ...]:
     """Of the command for some methods there: two epochs unless the place has others, and what takes long shortened."""
-    quick = [
-        f"method.{name}.{key}={value}" for name in chosen for key, value in flatten(QUICK.get(name, {})).items()
-    ]
-    return ("protocol.epochs=2", f"method=[{','.join(chosen)}]", *PLACES[place].settings, *quick)
+    quick = [f"method.{name}.{key}={value}" for name in chosen for key, value in flatten(QUICK.get(name, {})).items()]
+    return ("protocol.epochs=2", f"method=[{','.join(chosen)}]", *PLACES[place].settings.split(), *quick)
 
 
 def run(kd: Kdbench, place: str, *more: str, chosen: list[str] | None = None) -> Result:
@@ -115,9 +104,18 @@ def run(kd: Kdbench, place: str, *more: str, chosen: list[str] | None = None) ->
     return kd("run", *settings_of(place, chosen or methods_in(place)), *more)
 
 
-def records_in(kd: Kdbench, store: str = "results") -> dict[str, Record]:
+def records_in(kd: Kdbench, store: Path | str) -> dict[str, Record]:
+    """By method, of a store below the working directory, or anywhere."""
     found = [parse(path.read_text()) for path in (kd.root / store / "records").glob("*.json")]
     return {record.cell.method: record for record in found}
+
+
+def equal(kd: Kdbench, one: Path | str, two: Path | str) -> None:
+    """Every cell has the same numbers in both stores."""
+    a, b = records_in(kd, one), records_in(kd, two)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert numbers(a[name]) == numbers(b[name]), name
 
 
 def tiny_data(root: Path) -> None:
