@@ -504,7 +504,7 @@ class Method(pl.LightningModule):
         """Get ready for `epochs` epochs in all, on the device where the module lies now."""
         for teacher in self._teachers:
             teacher.to(self.device)
-        if epochs != self._plan[-1].start + self._plan[-1].length:
+        if epochs != self._planned:
             self._plan_for(epochs)
 
     def _plan_for(self, epochs: int) -> None:
@@ -513,7 +513,7 @@ class Method(pl.LightningModule):
             self._asked = experience
             stages.append((experience, tuple(self.stages())))
         self._asked = None
-        self._plan = plan_of(stages, epochs)
+        self._plan, self._planned = plan_of(stages, epochs), epochs
         self._position = self._begun = 0
 
     @property

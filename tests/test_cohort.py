@@ -5,63 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import SMALL, Kdbench, Result
+from places import equal, records_in
 from test_cli import one_sentence
 from test_grid import all_numbers, numbers, other, wait_for
-from test_methods import QUICK, home
-from worlds import CHAIN, IMAGES, WORLDS, World
 
-from kdbench.data.batch import AGAIN
 from kdbench.data.views import view_of
-from kdbench.method import NEEDS
-from kdbench.registry import methods
-from kdbench.results.record import Record, parse
 from kdbench.teaching.frozen import FrozenTeacher
 
-HOMES = {entry.name: home(entry.name) for entry in methods()}
-STREAMED = {entry.name for entry in methods() if not entry.cls.needs <= NEEDS | {AGAIN}}
-POOLED = {entry.name for entry in methods() if "teachers" in entry.cls.needs}
-SHORT = [f"method.{name}.{key}={value}" for name, settings in QUICK.items() for key, value in settings.items()]
-
-
-def named(world: World) -> list[str]:
-    return [name for name, own in HOMES.items() if own is world]
-
-
-EVERY = ",".join(name for name in named(IMAGES) if name not in STREAMED | POOLED)
-SCENARIOS: dict[str, tuple[Iterable[str], list[str]]] = {
-    "incremental": (
-        named(WORLDS["class-incremental"]),
-        ["scenario=class_incremental", "dataset.scenario.tasks=2", "dataset.scenario.memory=40", "protocol.epochs=4"],
-    ),
-    "semi-supervised": (
-        ["scratch", *STREAMED],
-        ["scenario=semi_supervised", "dataset.scenario.labelled=50", "dataset.scenario.per_batch=16"],
-    ),
-    "several teachers": (["kd", *POOLED], ["teachers=[{seed: 1}]"]),
-    "pruned": (["scratch", *named(CHAIN)], ["pair=vgg8-vgg8x0.25", "dataset.per_class=5"]),
-}
-"""Methods that need more than images and a teacher, and what offers it."""
 ALONE = "cohort.max_students=1"
-
-
-def records(kd: Kdbench, store: str) -> dict[str, Record]:
-    found = [parse(path.read_text()) for path in (kd.root / store / "records").glob("*.json")]
-    return {record.cell.method: record for record in found}
-
-
-def equal(kd: Kdbench, one: str, two: str) -> None:
-    """Every cell has the same numbers in both stores."""
-    a, b = records(kd, one), records(kd, two)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert numbers(a[name]) == numbers(b[name]), name
 
 
 def plug(kd: Kdbench, code: str, **methods: str) -> None:
@@ -71,33 +28,6 @@ def plug(kd: Kdbench, code: str, **methods: str) -> None:
     for name, settings in methods.items():
         text = f"# @package method.{name}\n_target_: mine.{name.title()}\n{settings}\n"
         (kd.root / "conf" / "method" / f"{name}.yaml").write_text(text)
-
-
-@pytest.mark.parametrize("extra", [(), ("protocol.precision=bf16-mixed", "dataset.pad=1", "dataset.flip=true")])
-def test_every_method_is_the_same_alone_and_in_company(kd: Kdbench, extra: tuple[str, ...]) -> None:
-    assert kd.run(f"method=[{EVERY}]", *SHORT, *extra, "paths.results=together").code == 0
-    assert kd.run(f"method=[{EVERY}]", *SHORT, *extra, ALONE, "paths.results=alone").code == 0
-    equal(kd, "together", "alone")
-    paths = {record.environment.path for record in records(kd, "together").values()}
-    assert all(f"lockstep of {len(records(kd, 'together'))}" in path for path in paths)
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_scenarios_are_the_same_alone_and_in_company(kd: Kdbench, scenario: str) -> None:
-    names, settings = SCENARIOS[scenario]
-    every = f"method=[{','.join(sorted(names))}]"
-    assert kd.run(every, *settings, "paths.results=together").code == 0
-    assert kd.run(every, *settings, ALONE, "paths.results=alone").code == 0
-    equal(kd, "together", "alone")
-    assert records(kd, "together").keys() == set(names)
-
-
-def test_the_plain_route_is_the_same_in_company(kd: Kdbench) -> None:
-    common = ("method=[kd,at,dml,dafl]", "engine.route=plain")
-    assert kd.run(*common, "cohort.max_students=4", "paths.results=together").code == 0
-    assert kd.run(*common, "paths.results=alone").code == 0
-    equal(kd, "together", "alone")
-    assert records(kd, "alone")["kd"].environment.path == "plain"
 
 
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -186,7 +116,7 @@ def test_a_member_that_diverges_leaves_the_others_as_they_are(kd: Kdbench) -> No
     one_sentence(result, "diverged: kd", "was not finite in epoch")
     assert kd.run("method=[scratch,dkd]", "protocol.epochs=3", ALONE, "paths.results=alone").code == 0
     for name in ("scratch", "dkd"):
-        assert numbers(kd.record(name)) == numbers(records(kd, "alone")[name])
+        assert numbers(kd.record(name)) == numbers(records_in(kd, "alone")[name])
 
 
 FAILS = """
@@ -287,7 +217,7 @@ def test_a_fast_teacher_is_compared_with_the_plain_one(kd: Kdbench) -> None:
     assert taught.agreement.top1_percent >= 98
     assert 0 <= taught.agreement.max_abs_logit < 1
     assert kd.record("scratch").teacher is None
-    plain = records(kd, "plain")["kd"].teacher
+    plain = records_in(kd, "plain")["kd"].teacher
     assert plain
     assert plain.agreement is None
 
@@ -324,7 +254,7 @@ def test_a_cache_that_cannot_be_written_costs_no_cell(
     assert result.out.count(told) == 1
     assert sum(rows) == 500 + (0 if readable else 2 * 200)  # the test images, and both epochs unless they are known
     equal(kd, "whole", "again")
-    paths = {record.environment.path for record in records(kd, "again").values()}
+    paths = {record.environment.path for record in records_in(kd, "again").values()}
     assert all(("its views are not cached" in path) != readable for path in paths)
     one_sentence(kd("teacher", "cache", *SMALL), "there is no view cache that could be filled", "KDBENCH_CACHE=DIR")
 

@@ -33,8 +33,8 @@ def numbers(record: Record) -> dict[str, Any]:
     return {
         "metrics": record.metrics,
         "curves": record.curves,
-        "correct": record.correct,
-        "teacher": record.teacher,
+        "examples": (record.correct, record.scores),
+        "teachers": (record.teacher, record.others),
         "images": record.cost.images_seen,
         "student forwards": record.cost.student_forwards,
         "teacher forwards": record.cost.teacher_forwards,

@@ -34,6 +34,7 @@ from worlds import (
     CHAIN,
     CLASSES,
     IMAGES,
+    QUICK,
     SPEC,
     STUDENT,
     TEACHER,
@@ -85,11 +86,7 @@ SETTLING |= {"actor_critic": set(), "policy_distillation": set(), "bic": {"stude
 # pixels were normalised; another view of each image.
 INFORMED = {"crd", "ard", "ddgsd"}
 
-# What takes long by default, shortened; and a pair of its own for what fits no other.
-QUICK: dict[str, dict[str, Any]] = {
-    "zskd": {"impressions": 24, "iterations": 2, "image_batch": 12},
-    "deep_inversion": {"images": 16, "iterations": 2, "image_batch": 8},
-}
+# A pair of its own for what fits no other.
 PAIRS = {"fskd": CHAIN}
 # Parameters of the student that have no part in what a method trains and ships.
 IDLE = {"lucir": {"head.weight", "head.bias"}}

@@ -156,3 +156,10 @@ class Loader:
 def world_of(cls: type[Method]) -> World:
     """The first of the worlds whose task a method serves."""
     return next(world for task, world in WORLDS.items() if task in cls.tasks)
+
+
+QUICK: dict[str, dict[str, Any]] = {
+    "zskd": {"impressions": 24, "iterations": 2, "image_batch": 12},
+    "deep_inversion": {"images": 16, "iterations": 2, "image_batch": 8},
+}
+"""What takes long by default, shortened."""

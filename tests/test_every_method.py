@@ -1,0 +1,146 @@
+"""Every method of the registry and every scenario: the same numbers in whatever company, and wherever it is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Kdbench
+from places import ENTRIES, PLACES, SCENARIOS, equal, methods_in, records_in, run, settings_of, tiny_data
+
+from kdbench.engine.cohort import CHECKPOINT
+
+ROUTES = {
+    "fast": (),
+    "plain": ("engine.route=plain",),
+    "bf16": ("protocol.precision=bf16-mixed", "dataset.flip=true"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and what several tests compare with."""
+    root = tmp_path_factory.mktemp("every")
+    tiny_data(root)
+    return root
+
+
+@pytest.fixture
+def bench(kd: Kdbench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Kdbench:
+    monkeypatch.setenv("KDBENCH_DATA", str(folder))
+    return kd
+
+
+def together(bench: Kdbench, folder: Path, place: str, route: str) -> Path:
+    """The store of all methods of a place, trained in one lockstep, and only once."""
+    store = folder / f"{place}-{route}"
+    result = run(bench, place, *ROUTES[route], "cohort.max_students=100", f"paths.results={store}")
+    assert result.code == 0, result
+    assert sorted(records_in(bench, store)) == sorted(methods_in(place))
+    return store
+
+
+def test_every_method_and_every_scenario_has_its_place() -> None:
+    found = [name for place in PLACES for name in methods_in(place) if name not in PLACES[place].guests]
+    assert sorted(found) == sorted(ENTRIES)
+    assert PLACES.keys() >= SCENARIOS
+    assert all(f"scenario={name}" in PLACES[name].settings.split() for name in SCENARIOS)
+
+
+@pytest.mark.parametrize("route", ["fast", "plain", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("place", PLACES)
+def test_alone_as_in_company(bench: Kdbench, folder: Path, place: str, route: str) -> None:
+    if route == "bf16" and PLACES[place].task == "policy":
+        pytest.skip("what is observed is not flipped")
+    store = together(bench, folder, place, route)
+    result = run(bench, place, *ROUTES[route], "cohort.max_students=1")
+    assert result.code == 0, result
+    equal(bench, store, "results")
+    paths = {record.environment.path for record in records_in(bench, store).values()}
+    assert all(f"lockstep of {len(methods_in(place))}" in path for path in paths)
+    assert not any("lockstep" in record.environment.path for record in bench.records())
+
+
+# ---- killed -----------------------------------------------------------------------------------------------------
+
+
+def killed_after_checkpoints(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """From now on a run is interrupted as soon as `count` checkpoints have moved to their places."""
+    replace, moved = os.replace, 0
+
+    def kill(source: os.PathLike[str], target: os.PathLike[str]) -> None:
+        nonlocal moved
+        replace(source, target)
+        moved += Path(target).name == CHECKPOINT
+        if moved == count:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", kill)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_in_every_epoch(bench: Kdbench, folder: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kill comes when the checkpoints of all have moved, the last one behind the last epoch, before any record."""
+    store = together(bench, folder, place, "fast")
+    command = ("cohort.max_students=100", "checkpoint_seconds=0")
+    epochs = next(iter(records_in(bench, store).values())).config["protocol"]["epochs"]
+    for _ in range(epochs):
+        with monkeypatch.context() as patch:
+            killed_after_checkpoints(patch, len(methods_in(place)))
+            assert run(bench, place, *command).code == 130
+        assert not bench.records()
+        assert len(list(bench.work.glob(f"cells/*/{CHECKPOINT}"))) == len(methods_in(place))
+    result = run(bench, place, *command)
+    assert result.code == 0, result
+    equal(bench, store, "results")
+
+
+def test_a_robust_cell_is_attacked_in_every_way_of_evaluating(
+    bench: Kdbench, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning evaluates under ``no_grad`` within training and, after it, would under ``inference_mode``."""
+    longer = ("protocol.epochs=4", "cohort.max_students=100", "checkpoint_seconds=0")
+    store = folder / "robust-longer"
+    assert run(bench, "robust", *longer, f"paths.results={store}").code == 0
+    with monkeypatch.context() as patch:
+        killed_after_checkpoints(patch, 4 * len(methods_in("robust")))
+        assert run(bench, "robust", *longer, "protocol.eval_every=2").code == 130
+    assert not bench.records()
+    assert run(bench, "robust", *longer, "protocol.eval_every=2").code == 0
+    for name, record in records_in(bench, "results").items():
+        whole = records_in(bench, store)[name]
+        assert record.metrics
+        assert record.metrics.primary == "robust"
+        assert (record.metrics.last, record.correct) == (whole.metrics and whole.metrics.last, whole.correct)
+        every, rare = whole.curves["test/robust"], record.curves["test/robust"]
+        assert None not in every
+        assert rare == [None, every[1], None, every[3]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_in_the_middle_of_whatever_it_does(bench: Kdbench, folder: Path, place: str) -> None:
+    """SIGKILL, at any moment behind a fresh checkpoint."""
+    store = together(bench, folder, place, "fast")
+    command = ("run", *settings_of(place, methods_in(place)), "cohort.max_students=100", "checkpoint_seconds=0")
+    rng, kills = random.Random(place), 0
+    for _ in range(20):
+        marks = {path: path.stat().st_mtime_ns for path in bench.work.glob(f"cells/*/{CHECKPOINT}")}
+        process = bench.spawn(*command)
+        while process.poll() is None:
+            now = {path: path.stat().st_mtime_ns for path in bench.work.glob(f"cells/*/{CHECKPOINT}")}
+            if kills < 4 and any(marks.get(path) != moment for path, moment in now.items()):
+                time.sleep(0.2 * rng.random())
+                process.kill()
+                kills += 1
+                break
+            time.sleep(0.001)
+        _, err = process.communicate()
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0, err
+    assert kills
+    equal(bench, store, "results")
