@@ -43,7 +43,9 @@ def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) 
 
     from kdbench.cli.outcomes import Work, left
     from kdbench.cli.sweeps import SWEEPS, Stop
+    from kdbench.cli.tours import check_tour
 
+    check_tour(args)
     work, errors = Work(task), []
     gave_up = interrupted = False
     SWEEPS.clear()
@@ -86,6 +88,9 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
     first = text.strip().splitlines()[0].rstrip(".")
     if missing := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         group, choice = missing.groups()
+        for within in ("experiment", "tour"):  # whose choices stand in folders, too
+            if group.startswith(f"{within}/"):
+                group, choice = within, f"{group.removeprefix(f'{within}/')}/{choice}"
         if group == "dataset" and (prepared := prepared_folder(choice, args)):
             return f"there is no dataset '{choice}', but a prepared folder: write {prepared}."
         if extra := EXTRAS.get(f"{group}={choice}"):
@@ -175,8 +180,9 @@ def undecodable(args: Sequence[str]) -> str:
 
 def choices(group: str, args: Sequence[str]) -> list[str]:
     """The names of a config group, those of --config-dir included."""
-    found = (path for folder in folders(args) for path in (folder / group).glob("*.yaml"))
-    return sorted({path.stem for path in found if path.is_file()})
+    tops = [folder / group for folder in folders(args)]
+    found = (path.relative_to(top) for top in tops for path in top.rglob("*.yaml") if path.is_file())
+    return sorted({path.with_suffix("").as_posix() for path in found})
 
 
 def options_in(text: str) -> list[str]:

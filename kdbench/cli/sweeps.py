@@ -18,7 +18,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from kdbench.cli import slurm
+from kdbench.cli.console import say
 from kdbench.cli.outcomes import Told, check_searchable, differing, is_search
+from kdbench.cli.tours import prepare_tour
 from kdbench.data.sources import source_of
 from kdbench.errors import UserError
 from kdbench.results.store import writing_to
@@ -118,6 +120,8 @@ class Sweeps(Callback):
     def begin(self, config: DictConfig) -> None:
         hydra = config.hydra
         folder = Path(hydra.runtime.cwd, hydra.sweep.dir)
+        for sentence in prepare_tour(config):
+            say(sentence)
         with read_write(hydra), open_dict(hydra):
             # one folder for all workers, wherever they stand; each composes its config anew
             hydra.sweep.dir = str(folder)

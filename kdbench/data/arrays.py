@@ -240,6 +240,13 @@ def read(name: str, root: str | Path | None = None) -> Arrays:
     return EMBEDDED[name]() if name in EMBEDDED else _read(*_stamp(folder_of(name, root)))
 
 
+def prepared(name: str, root: str | Path | None = None) -> bool:
+    """Whether the data set `name` is there: embedded, or a prepared folder under `root`, right or not."""
+    from kdbench.data.embedded import EMBEDDED
+
+    return name in EMBEDDED or (folder_of(name, root) / "meta.json").is_file()
+
+
 def folder_of(name: str, root: str | Path | None = None) -> Path:
     """Where the prepared data set `name` lies.
 
