@@ -8,7 +8,7 @@ quickstart: $(BIN)/kdbench
 	$(BIN)/kdbench run experiment=quickstart
 
 test: $(BIN)/pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(BIN)/pytest
 	$(BIN)/ruff check .

@@ -88,7 +88,7 @@ def data_of(job: Job) -> list[Mapping[str, Any]]:
     Raises:
         UserError: a setting is wrong.
     """
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for cell in cells_of(job):
         configs = [cell.config["dataset"]]
         recipes = [recipe for recipe, _ in cell.teachers]
