@@ -22,6 +22,13 @@ SMALL = ("protocol.epochs=2", "dataset.per_class=20")
 """resnet20 -> resnet8x0.25 on 200 digits of 8x8 pixels: about half a second a cell."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes, with a core for each
+        import torch
+
+        torch.set_num_threads(1)
+
+
 @dataclass(frozen=True)
 class Result:
     code: int
