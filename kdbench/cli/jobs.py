@@ -58,7 +58,9 @@ def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) 
     except KeyboardInterrupt:
         interrupted = True
     except Stop as stop:
-        raise stop.__cause__ or stop from None
+        if not isinstance(cause := stop.__cause__, (HydraException, OmegaConfBaseException)):
+            raise cause or stop from None
+        errors.append(config_error(cause, args))
     except Exception as error:
         composing = () if SWEEPS else (ValueError,)  # of Hydra's parser
         if isinstance(error, (HydraException, OmegaConfBaseException, *composing)):
