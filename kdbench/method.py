@@ -318,7 +318,7 @@ class Method(pl.LightningModule):
             )
         self.images_seen += len(index)
         self.taken += len(index)
-        return self._samples().take(index, self.epoch, plain=plain)
+        return self._samples().take(index, self.epoch, plain=plain).seen_by(self.needs)
 
     def keep(self, index: Tensor) -> None:
         """From now on these samples, at hand or kept before, are the exemplars.

@@ -81,7 +81,8 @@ def test_the_teacher_lives_in_its_own_world(experiment: str) -> None:
 
 @pytest.mark.parametrize("experiment", SMOKE)
 def test_smoke_needs_no_file_and_no_committed_store(experiment: str) -> None:
-    environments = {cell.config["dataset"]["name"] for cell in cells(experiment) if "_target_" in cell.config["dataset"]}
+    configs = [cell.config["dataset"] for cell in cells(experiment)]
+    environments = {config["name"] for config in configs if "_target_" in config}
     assert names(experiment) <= {*EMBEDDED, *environments}
     assert job(experiment).paths.results.startswith("runs/")
 
@@ -107,7 +108,8 @@ def test_every_leaf_that_has_a_method_is_on_the_way(tour: str) -> None:
 
 def test_what_a_tour_does_not_go_with(kd: Kdbench) -> None:
     one_sentence(kd("run", "tour=nope"), "there is no tour 'nope'", "survey, survey_full")
-    one_sentence(kd("run", "tour=survey,survey_full", "-m"), "tour=survey,survey_full is more than one", "one tour at a")
+    both = kd("run", "tour=survey,survey_full", "-m")
+    one_sentence(both, "tour=survey,survey_full is more than one", "one tour at a")
     one_sentence(kd("run", "tour=survey", "experiment=quickstart"), "leave out experiment=quickstart, or the tour")
     one_sentence(kd("run", "experiment=smoke/dept"), "no experiment 'smoke/dept'", "smoke/depth")
 
