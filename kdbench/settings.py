@@ -21,6 +21,8 @@ P = ParamSpec("P")
 Temperature = Annotated[float, Field(gt=0)]
 """What logits are divided by in front of a softmax."""
 Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 """Of a loss term: terms are written so that less is better, and a negative weight would teach the opposite."""
 

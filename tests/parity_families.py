@@ -81,7 +81,7 @@ def da_self_ensembling(v: Arrays) -> dict[str, Tensor]:
     s, t = v.leaf("student_logits"), v["teacher_logits"]
     ce = cross_entropy(v.leaf("source_logits"), v["target"])
     mask = self_ensembling.confident(t, threshold=0.6)
-    unsupervised = self_ensembling.consistency_loss(s, t, mask) + 0.005 * self_ensembling.class_balance_loss(s, mask)
+    unsupervised = consistency_loss(s, t, mask) + 0.005 * self_ensembling.class_balance_loss(s, mask)
     return {"loss": ce + 3 * unsupervised, "loss_cls": ce, "loss_unsup": unsupervised, "out_mask": mask}
 
 

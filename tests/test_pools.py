@@ -31,6 +31,7 @@ from kdbench import models
 from kdbench.errors import DoesNotFit
 from kdbench.losses import kl
 from kdbench.method import Method
+from methods.learning.ensemble_to_one import EnsembleToOne
 from methods.logits.endd import EnD2, annealed, dirichlet_loss
 from methods.multi_teacher.average import AverageKD, average_loss
 from methods.multi_teacher.cfl import CFL, joined, mmd_loss
@@ -76,7 +77,7 @@ def test_of_one_teacher_the_average_is_kd_to_the_bit() -> None:
 
 
 def test_specialists_cannot_be_averaged() -> None:
-    for method in (AverageKD(), EnD2()):
+    for method in (AverageKD(), EnD2(), EnsembleToOne()):
         with pytest.raises(DoesNotFit, match="teacher1 knows only 3 of the student's"):
             pooled(method, None, (0, 1, 2))
 

@@ -49,13 +49,11 @@ from kdbench.data.pixels import Degrade, degraded, fitted
 from kdbench.draws import random_bits
 from kdbench.errors import UserError
 from kdbench.paths import data_root
-from kdbench.settings import Share
+from kdbench.settings import Count, Positive, Share
 
 UNLABELLED = "unlabelled"
 
 Natural = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,13 @@ from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Method
 from kdbench.settings import Share
 from kdbench.taps import Spec
-from methods.learning.mean_teacher import follow
+from methods.learning.mean_teacher import consistency_loss, follow
 
 
 @in_float32
 def confident(teacher: Tensor, threshold: float) -> Tensor:
     """1 where the largest probability of the teacher's logits (B, K) exceeds the threshold, else 0: (B,)."""
     return (teacher.softmax(1).amax(1) > threshold).to(teacher.dtype)
-
-
-@in_float32
-def consistency_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean over B·K of ( softmax(s) - softmax(t) )², masked samples counting as zero, for logits (B, K) of two views.
-
-    No gradient reaches `teacher`.
-    """
-    return ((student.softmax(1) - teacher.detach().softmax(1)).square().mean(1) * mask).mean()
 
 
 @in_float32
@@ -48,9 +39,9 @@ class SelfEnsembling(Method):
 
     L = CE(y, s) on the source + w · ( `consistency_loss`(s, average) + b · `class_balance_loss`(s) ) on the target
 
-    for two views of each target image, of which the average sees the other. Source and target pass the student one
-    after the other, and the average sees the target alone: so batch norms have each domain's own statistics, and what
-    is deployed those of the target.
+    where the average is `confident`, for two views of each target image, of which the average sees the other. Source
+    and target pass the student one after the other, and the average sees the target alone: so batch norms have each
+    domain's own statistics, and what is deployed those of the target.
 
     Args:
         decay: of the average.

@@ -6,21 +6,17 @@ Mnih et al., ICML 2016, arXiv:1602.01783, in the synchronous form of OpenAI's ba
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.losses import in_float32
-from kdbench.method import Method
-from kdbench.settings import Share
+from kdbench.settings import Count, Share
 from kdbench.taps import Spec
-from kdbench.tasks import Policy
-from kdbench.tasks.play import Play
+from methods.controls.playing import Playing
 
 
 def returns(reward: Tensor, following: Tensor, terminated: Tensor, ended: Tensor, discount: float) -> Tensor:
@@ -58,7 +54,7 @@ def actor_critic_losses(logits: Tensor, value: Tensor, action: Tensor, target: T
     }
 
 
-class ActorCritic(Method):
+class ActorCritic(Playing):
     """L = -A log π(a) + c · (R - V)² - β · H(π), with c and β in ``weights``: rewards alone, no teacher.
 
     A batch of B steps is played by the student itself in `envs` environments side by side; R are its `returns`. V is a
@@ -75,21 +71,15 @@ class ActorCritic(Method):
     control = "scratch"
     needs: ClassVar[frozenset[str]] = frozenset()
     terms = ("policy", "value", "entropy")
-    tasks = frozenset({"policy"})
 
-    def __init__(self, envs: Annotated[int, Field(ge=1)] = 8, discount: Share = 0.99, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.envs, self.discount = envs, discount
+    def __init__(self, envs: Count = 8, discount: Share = 0.99, **kwargs: Any) -> None:
+        super().__init__(envs=envs, **kwargs)
+        self.discount = discount
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         sizes = (data.shape[0], 64, 64)
         layers = [(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(sizes)]
         self.critic = nn.Sequential(*(part for layer in layers for part in layer), nn.Linear(64, 1), nn.Flatten(0))
-
-    @cached_property
-    def play(self) -> Play:
-        assert isinstance(self.task, Policy)
-        return self.task.play(self.envs, self.rng.initial_seed())
 
     def turns(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
         play = self.play.at(self.epoch, self.device)

@@ -14,7 +14,7 @@ from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import DoesNotFit
 from kdbench.losses import cross_entropy, in_float32, kl
 from kdbench.method import Method, Stage
-from kdbench.settings import Temperature, Weight
+from kdbench.settings import Count, Positive, Temperature, Weight
 from kdbench.taps import Out, Spec
 
 
@@ -137,10 +137,10 @@ class DeepInversion(Method):
 
     def __init__(
         self,
-        images: Annotated[int, Field(ge=1)] = 2560,
-        rounds: Annotated[int, Field(ge=1)] = 2,
-        iterations: Annotated[int, Field(ge=1)] = 2000,
-        image_lr: Annotated[float, Field(gt=0)] = 0.05,
+        images: Count = 2560,
+        rounds: Count = 2,
+        iterations: Count = 2000,
+        image_lr: Positive = 0.05,
         image_batch: Annotated[int, Field(ge=2)] = 256,
         variation: Weight = 2.5e-5,
         norm: Weight = 0.0,

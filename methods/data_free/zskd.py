@@ -16,7 +16,7 @@ from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import DoesNotFit
 from kdbench.losses import cross_entropy, in_float32, kl
 from kdbench.method import Method, Stage
-from kdbench.settings import Temperature
+from kdbench.settings import Count, Positive, Temperature
 from kdbench.taps import Out, Spec
 
 
@@ -90,11 +90,11 @@ class ZSKD(Method):
 
     def __init__(
         self,
-        impressions: Annotated[int, Field(ge=1)] = 40_000,
-        iterations: Annotated[int, Field(ge=1)] = 1500,
-        image_lr: Annotated[float, Field(gt=0)] = 0.001,
+        impressions: Count = 40_000,
+        iterations: Count = 1500,
+        image_lr: Positive = 0.001,
         image_batch: Annotated[int, Field(ge=2)] = 100,
-        betas: Sequence[Annotated[float, Field(gt=0)]] = (1.0, 0.1),
+        betas: Sequence[Positive] = (1.0, 0.1),
         temperature: Temperature = 20.0,
         **kwargs: Any,
     ) -> None:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import DoesNotFit
 from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Method
-from kdbench.settings import Share, Temperature
+from kdbench.settings import Count, Share, Temperature
 from kdbench.taps import Out, Spec, Taps
 
 EPS = 1e-7
 """HobbitLong/RepDistiller: crd/criterion.py."""
-Count = Annotated[int, Field(ge=1)]
 
 
 @in_float32

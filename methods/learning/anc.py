@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.losses import in_float32
 from kdbench.method import Method, Player
+from kdbench.settings import Positive
 from kdbench.taps import Spec, Taps
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 @in_float32

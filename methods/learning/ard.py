@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import DoesNotFit
 from kdbench.losses import cross_entropy, kl
 from kdbench.method import Method
-from kdbench.settings import Temperature
+from kdbench.settings import Count, Positive, Temperature
 from kdbench.taps import Spec
 from kdbench.tasks.robust import ascend
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class ARD(Method):

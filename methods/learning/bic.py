@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import DoesNotFit
 from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Player, Snapshot, Stage
-from kdbench.settings import Share, Temperature
+from kdbench.settings import Positive, Share, Temperature
 from kdbench.taps import Spec
 from methods.learning.lwf import old_classes_loss
 from methods.learning.rehearsal import Mix, Rehearsal, drawn, first_of_each
@@ -87,7 +86,7 @@ class BiC(Rehearsal):
         temperature: Temperature = 2.0,
         held_out: Share = 0.1,
         bias_share: Share = 0.2,
-        bias_lr: Annotated[float, Field(gt=0)] = 0.1,
+        bias_lr: Positive = 0.1,
         mix: Mix = "union",
         **kwargs: Any,
     ) -> None:

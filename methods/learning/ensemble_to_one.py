@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from kdbench.data.batch import Batch
+from kdbench.data.batch import Batch, DataSpec
 from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Method
 from kdbench.settings import Temperature
-from kdbench.taps import Out
+from kdbench.taps import Out, Spec
+from methods.multi_teacher.average import all_of_one_mind
 
 
 @in_float32
@@ -45,6 +46,9 @@ class EnsembleToOne(Method):
     def __init__(self, temperature: Temperature = 5.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.temperature = temperature
+
+    def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
+        all_of_one_mind("Ensemble to one", self.teachers)
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
         members = [each.logits for each in t.each]

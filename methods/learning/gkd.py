@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Method
+from kdbench.settings import Count
 from kdbench.taps import Out, Spec, Taps, aligned
 
-Count = Annotated[int, Field(ge=1)]
 Edges = Literal["all", "same_class", "other_classes"]
 
 

@@ -6,17 +6,16 @@ DOI 10.1109/CVPR.2019.00092.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Stage
-from kdbench.settings import Weight
+from kdbench.settings import Count, Weight
 from kdbench.taps import Out, Spec, Taps
 from methods.learning.icarl import Herding
 from methods.learning.rehearsal import Mix
@@ -107,7 +106,7 @@ class LUCIR(Herding):
 
     def __init__(
         self,
-        hardest: Annotated[int, Field(ge=1)] = 2,
+        hardest: Count = 2,
         margin: Weight = 0.5,
         mix: Mix = "union",
         **kwargs: Any,

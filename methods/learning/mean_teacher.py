@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
@@ -18,9 +17,13 @@ from kdbench.taps import Spec
 
 
 @in_float32
-def consistency_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over B·K of ( softmax(s) - softmax(t) )², for logits (B, K) of two views; no gradient reaches `teacher`."""
-    return F.mse_loss(student.softmax(1), teacher.detach().softmax(1))
+def consistency_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over B·K of ( softmax(s) - softmax(t) )², for logits (B, K) of two views; no gradient reaches `teacher`.
+
+    Samples that the `mask` (B,) leaves out count as zero.
+    """
+    squares = (student.softmax(1) - teacher.detach().softmax(1)).square().mean(1)
+    return (squares if mask is None else squares * mask).mean()
 
 
 def decay_at(step: Tensor, decay: float) -> Tensor:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from kdbench.data.batch import Batch
 from kdbench.losses import in_float32, kl_of_logs
-from kdbench.method import Method
-from kdbench.settings import Temperature
-from kdbench.tasks import Policy
-from kdbench.tasks.play import Play
+from kdbench.settings import Count, Temperature
+from methods.controls.playing import Playing
 
 
 @in_float32
@@ -28,7 +24,7 @@ def policy_loss(student: Tensor, teacher: Tensor, temperature: float = 0.01) -> 
     return kl_of_logs(student.log_softmax(1), (teacher / temperature).log_softmax(1))
 
 
-class PolicyDistillation(Method):
+class PolicyDistillation(Playing):
     """L = `policy_loss`(s, t) on the states that the teacher meets.
 
     A batch of B steps is played by the teacher in `envs` environments side by side, actions drawn from softmax(t). The
@@ -46,20 +42,14 @@ class PolicyDistillation(Method):
     control = "kd"
     needs = frozenset({"teacher"})
     terms = ("kd",)
-    tasks = frozenset({"policy"})
     survey: ClassVar = {
         "knowledge": "sharpened action scores on the teacher's own states",
         "objective": "KL(t/τ, s)",
     }
 
-    def __init__(self, envs: Annotated[int, Field(ge=1)] = 8, temperature: Temperature = 0.01, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.envs, self.temperature = envs, temperature
-
-    @cached_property
-    def play(self) -> Play:
-        assert isinstance(self.task, Policy)
-        return self.task.play(self.envs, self.rng.initial_seed())
+    def __init__(self, envs: Count = 8, temperature: Temperature = 0.01, **kwargs: Any) -> None:
+        super().__init__(envs=envs, **kwargs)
+        self.temperature = temperature
 
     def turns(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
         play = self.play.at(self.epoch, self.device)

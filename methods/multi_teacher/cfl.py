@@ -14,6 +14,7 @@ from kdbench.errors import DoesNotFit
 from kdbench.losses import in_float32, kl
 from kdbench.method import Method
 from kdbench.taps import Out, Spec, Taps
+from methods.multi_teacher.uhc import known_classes
 
 SIGMAS = (0.001, 0.01, 0.05, 0.1, 0.2, 1.0, 2.0)
 """zju-vipa/KamalEngine: kamal/amalgamation/common_feature.py."""
@@ -142,8 +143,7 @@ class CFL(Method):
         self.taps = Taps(student=(tap,), teacher=(tap,))
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
-        everything = tuple(range(data.num_classes))
-        self.classes = [everything if spec.classes is None else spec.classes for spec in self.teachers]
+        self.classes = known_classes(self.teachers, data)
         self.own, *self.theirs = (spec.resolve(self.taps.student)[0] for spec in (student, *self.teachers))
         own = student.shapes[self.own]
         theirs = [spec.shapes[tap] for spec, tap in zip(self.teachers, self.theirs, strict=True)]

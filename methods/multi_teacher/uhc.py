@@ -33,6 +33,12 @@ def uhc_loss(
     return torch.stack(parts).sum()
 
 
+def known_classes(teachers: Sequence[Spec], data: DataSpec) -> list[tuple[int, ...]]:
+    """What the outputs of each teacher mean, as the student's classes."""
+    everything = tuple(range(data.num_classes))
+    return [everything if teacher.classes is None else teacher.classes for teacher in teachers]
+
+
 class UHC(Method):
     """L = `uhc_loss`: one student for the classes of all teachers, each of which knows some; no labels."""
 
@@ -56,8 +62,7 @@ class UHC(Method):
         self.temperature = temperature
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
-        everything = tuple(range(data.num_classes))
-        self.classes = [everything if spec.classes is None else spec.classes for spec in self.teachers]
+        self.classes = known_classes(self.teachers, data)
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
         return {"kd": uhc_loss(s.logits, [each.logits for each in t.each], self.classes, self.temperature)}
