@@ -394,6 +394,13 @@ def test_episodes_are_no_images_and_actions_no_classes() -> None:
     assert "Difference of return (higher is better): +7.25 ± 0.00 (seed 0 +7.25" in compare(returns(), "at", "kd")
 
 
+def test_episodes_that_are_drawn_from_images_are_told_from_them() -> None:
+    data = {"n_train": 650, "n_val": 0, "n_test": 896, "num_classes": 5}
+    few = Measure("accuracy", examples="episodes")
+    text = shown(build_tables([make_measured("scratch", 0, 60.0, few, [60.0] * 200, dataset=data)]))
+    assert "650 training, 0 validation samples and 896 test images, in 200 episodes" in text
+
+
 # ---- an average over experiences, with further measures -------------------------------------------------------------
 
 

@@ -90,7 +90,10 @@ def _data(record: Record, sizes: ClassSizes | None) -> str:
         classes = f", {data.num_classes} classes{counts}" if data.num_classes > 1 else ""
         facts.append(f"and {data.n_test} test images{classes}")
     else:
-        facts.append(f"samples and {data.n_test} test {examples}")
+        judged = record.scores.n if record.scores else data.n_test
+        # episodes are played, or drawn from images
+        among = f"{data.n_test} test images, in {judged}" if judged != data.n_test else f"{judged} test"
+        facts.append(f"samples and {among} {examples}")
     posed = scenario(record)
     return " ".join(facts) + (f", posed as {posed[0]}{f' ({posed[1]})' if posed[1] else ''}" if posed else "")
 
