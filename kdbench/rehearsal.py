@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch, DataSpec
+from kdbench.data.batch import AGAIN, PAIRED, Batch, DataSpec
 from kdbench.errors import UserError
 from kdbench.taps import Spec
 
@@ -27,14 +27,15 @@ def check_last_batch(method: Method, data: DataSpec) -> None:
         UserError: training would fail at the end of its first epoch.
     """
     size = method.protocol.batch_size
-    if data.n_train % size != 1 or method.protocol.drop_last:
+    shown = next((n for n in map(data.epoch_size, range(len(data.experiences) or 1)) if n % size == 1), None)
+    if shown is None or method.protocol.drop_last:
         return
     failed = _play(method, data, 1)
     if failed is not None and _play(method, data, 2) is None:
         known = "more than 1 value per channel" in str(failed)
         why = "batch normalisation has one value per channel" if known else f"{type(failed).__name__}: {failed}"
         raise UserError(
-            f"the last batch of {data.n_train} images in batches of {size} has one, and training fails on it ({why}): "
+            f"the last batch of {shown} images in batches of {size} has one, and training fails on it ({why}): "
             "leave it out (protocol.drop_last=true), or take another protocol.batch_size."
         )
 
@@ -49,14 +50,24 @@ def _play(method: Method, data: DataSpec, n: int) -> Exception | None:
             like = next(trial.student.parameters())
             for position in (position for position, entry in enumerate(trial._plan) if entry.length):
                 trial._position = position
-                x = torch.zeros(n, 0) if "no_data" in trial.needs else torch.zeros(n, *data.shape)
-                labels = torch.zeros(n, dtype=torch.long, device=like.device)
-                batch = Batch(x.to(like), labels, labels, labels.new_zeros(n, 3))
-                for _ in trial.turns(trial.batch(batch)):
+                for _ in trial.turns(trial.batch(_blank(data, n, like, trial.experience.old).seen_by(trial.needs))):
                     pass
     except Exception as error:
         return error
     return None
+
+
+def _blank(data: DataSpec, n: int, like: Tensor, label: int) -> Batch:
+    """A batch of `n` blank images of one class, and beside it all that the data offer; streams with an order of their own show two
+    images, as they are not cut short with an epoch."""
+
+    def blank(n: int, **beside: Batch) -> Batch:
+        index = torch.zeros(n, dtype=torch.long, device=like.device)
+        x = torch.zeros(n, *data.shape).to(like)
+        return Batch(x, torch.full_like(index, label), index, index.new_zeros(n, 3), beside)
+
+    own = set(data.streams) - {AGAIN, PAIRED}
+    return blank(n, **{AGAIN: blank(n)}, **{name: blank(2, **{AGAIN: blank(2)}) for name in own})
 
 
 class _Mute(nn.Module):

@@ -66,6 +66,17 @@ def test_whoever_is_named_uses_the_word(word: str) -> None:
         assert len(families) >= 2, f"{word} is shown with one family: {families}"
 
 
+WORDS = (*HOOKS, "Stage(", "Snapshot(", "self.take(", "t.each", '["again"]', '["unlabelled"]')
+"""But for `experience`, `keep` and `kept`, which belong to the methods of one scenario."""
+
+
+def test_every_word_of_the_contract_has_two_families() -> None:
+    """Counted over the registry; the base classes that methods share are their own code."""
+    users = {word: {METHODS[name].leaf for name in METHODS if uses(name, word)} - {CONTROLS} for word in WORDS}
+    lonely = {word: sorted(leaves) for word, leaves in users.items() if len(leaves) < 2}
+    assert not lonely, f"words of the contract that fewer than two families use: {lonely}"
+
+
 @pytest.mark.parametrize(("column", "name"), [(1, "kd"), (2, "bic")])
 def test_the_two_methods_are_as_told(column: int, name: str) -> None:
     told = {words(row[0])[0]: row[column] for row in table(" | KD")}

@@ -196,6 +196,7 @@ class Turn:
     total: float
     all_train: bool
     teacher_trains: bool
+    learns: bool = False  # some parameter of the player has a gradient, and none is without end
 
 
 def untrained(method: Method) -> set[nn.Module]:
@@ -235,6 +236,10 @@ def watch(method: Method) -> list[Turn]:
                 )
             )
             yield player, terms
+            (parameters,) = (each.parameters for each in method.players() if each.name == player)
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            finite = all(gradient.isfinite().all() for gradient in gradients)
+            seen[-1].learns = finite and any(gradient.any() for gradient in gradients)
 
     method.turns = turns  # type: ignore[method-assign]
     return seen
@@ -387,6 +392,7 @@ class Run:
     turns: list[Turn]
     log: dict[str, list[float]]
     forwards: Counter[str] = field(default_factory=Counter)
+    shown: list[Batch] = field(default_factory=list)
 
 
 @cache
@@ -405,7 +411,13 @@ def run_of(name: str) -> Run:
         logger.values,
     )
     kind = type(method.student)
-    original = kind.features
+    original, made = kind.features, method.batch
+
+    def batch(given: Batch) -> Batch:
+        run.shown.append(given)
+        return made(given)
+
+    method.batch = batch  # type: ignore[method-assign]
 
     def features(self: TappedNet, x: Tensor) -> dict[str, Tensor]:
         if method.trainer.training and getattr(self, "stem", self) is not None:  # a tail is a part of a pass
@@ -475,6 +487,29 @@ def test_terms_are_those_declared_and_are_logged(name: str) -> None:
             values = [turn.terms[term] for turn in run.turns if turn.epoch == epoch and term in turn.terms]
             means += [sum(values) / len(values)] if values else []
         assert run.log[f"loss/{term}"] == pytest.approx(means, rel=1e-5)
+
+
+@every_method
+def test_every_player_learns_in_every_stage_that_trains(name: str) -> None:
+    run = run_of(name)
+    entries = {(entry.experience.number, entry.stage.name) for entry in run.method._plan if entry.length}
+    assert {(turn.experience, turn.stage) for turn in run.turns} == entries
+    assert bool(entries) != run.method.idle
+    played = {(turn.experience, turn.stage, turn.player) for turn in run.turns}
+    assert played == {(turn.experience, turn.stage, turn.player) for turn in run.turns if turn.learns}
+
+
+@every_method
+def test_what_is_not_declared_is_not_shown(name: str) -> None:
+    run = run_of(name)
+    needs = run.method.needs
+    assert bool(run.shown) != run.method.idle
+    for batch in run.shown:
+        assert batch.beside.keys() <= ({*needs, AGAIN} if "no_data" not in needs else set())
+        for part in (batch, *batch.beside.values()):
+            assert bool(part.x.numel()) != ("no_data" in needs or home(name).zoo == "policy")
+            if "labels" not in needs:
+                assert (part.y == -1).all()
 
 
 @every_method

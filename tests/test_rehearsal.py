@@ -34,10 +34,14 @@ from kdbench.errors import Diverged, UserError
 from kdbench.losses import cross_entropy
 from kdbench.method import Method, Player
 from kdbench.registry import methods
+from kdbench.rehearsal import _play
 from kdbench.tally import Tally
 from kdbench.taps import Out
+from methods.applications.self_ensembling import SelfEnsembling
+from methods.controls.replay import Replay
 from methods.controls.scratch import Scratch
 from methods.data_free.dafl import DAFL
+from methods.learning.mean_teacher import MeanTeacher
 from methods.logits.kd import KD
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging interval|no `val_dataloader)")
@@ -92,6 +96,34 @@ def test_whatever_fails_on_one_image_alone_is_told() -> None:
     net.tap = tap  # type: ignore[method-assign,assignment]
     with pytest.raises(UserError, match=r"has one, and training fails on it \(\w+Error: .*protocol\.drop_last=true"):
         KD(protocol=PROTOCOL).bind(net, network("resnet8x0.5", 0), ODD)
+
+
+def test_streams_are_rehearsed_too() -> None:
+    bound(MeanTeacher(protocol=PROTOCOL), student="vgg8")  # the images of both streams are normalised together
+    with pytest.raises(UserError, match="one value per channel"):  # and here each domain for itself
+        bound(SelfEnsembling(protocol=PROTOCOL), student="vgg8")
+
+
+def test_the_last_batch_is_that_of_an_epoch() -> None:
+    """Of an experience, or of several laps."""
+    scratch = Scratch(protocol=PROTOCOL)
+    for spec in (replace(ODD, per_epoch=(2 * BATCH,)), replace(SPEC, per_epoch=(2 * BATCH + 2,))):
+        bound(scratch, spec, student="vgg8")
+    with pytest.raises(UserError, match="last batch of 25 images"):
+        bound(scratch, replace(SPEC, per_epoch=(3 * BATCH + 1,)), student="vgg8")
+    method = Replay(protocol=PROTOCOL)
+    arriving = replace(SPEC, task="class-incremental", experiences=(3, 6), per_epoch=(2 * BATCH, BATCH + 1))
+    with pytest.raises(UserError, match="last batch of 9 images"):
+        bound(method, arriving, student="vgg8")
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_method_is_rehearsed(name: str) -> None:
+    """Nothing that a rehearsal lacks keeps it from seeing what would fail."""
+    method = odd(name, drop_last=True)
+    # maps are not blank as labels are, and of exemplars there are none
+    if home(name).zoo in ("classification", "policy") and name != "bic":
+        assert _play(method, method.data, 2) is None
 
 
 def odd(name: str, **protocol: Any) -> Method:
