@@ -58,8 +58,10 @@ def _play(method: Method, data: DataSpec, n: int) -> Exception | None:
 
 
 def _blank(data: DataSpec, n: int, like: Tensor, label: int) -> Batch:
-    """A batch of `n` blank images of one class, and beside it all that the data offer; streams with an order of their own show two
-    images, as they are not cut short with an epoch."""
+    """A batch of `n` blank images of one class, and beside it all that the data offer.
+
+    Streams with an order of their own show two images, as they are not cut short with an epoch.
+    """
 
     def blank(n: int, **beside: Batch) -> Batch:
         index = torch.zeros(n, dtype=torch.long, device=like.device)
