@@ -20,6 +20,8 @@ def imported(path: str, what: str) -> Any:
     module, _, attribute = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
+    except UserError:
+        raise
     except Exception as error:  # of whatever the module does when it is imported
         told = next(iter(str(error).strip().splitlines()), "").rstrip(".:!")
         raise UserError(

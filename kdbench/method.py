@@ -105,6 +105,24 @@ Tapping = Callable[[nn.Module, Tensor, tuple[str, ...]], dict[str, Tensor]]
 NEEDS = frozenset({"teacher", "teachers", "labels", "no_data", "peers"})
 """What a method may ask of the bench: a frozen teacher or several, ground truth, *no* data, copies of the student. Any
 other word names a stream beside the batch."""
+OFFERED = frozenset({"bind", "check_weights", "close_epoch", "experience", "finish_epoch", "idle", "keep", "meter"})
+OFFERED |= {
+    "positions",
+    "scores",
+    "spawn",
+    "stage",
+    "start",
+    "student_out",
+    "take",
+    "teacher",
+    "teacher_out",
+    "term_means",
+}
+"""What a method may call or is called by: none of its own attributes may have such a name."""
+GIVEN = frozenset({"data", "rng", "student", "task", "teachers"})
+"""What `Method.build` finds, and leaves as it is."""
+BOUND = frozenset({"data", "epoch", "forwards", "images_seen", "meters", "student", "taken", "teachers"})
+"""What `Method.bind` sets."""
 SPLITS = ("test", "val")
 """Of evaluation."""
 
@@ -373,6 +391,8 @@ class Method(pl.LightningModule):
             UserError: weights do not match the terms, or a needed teacher is absent.
         """
         name = type(self).__name__
+        words = OFFERED | (frozenset() if "_teachers" in vars(self) else BOUND)  # it may be bound a second time
+        self._check_words(words)
         self.task = task_of(data.task, data.settings, data.name)
         self._check_offers(data)
         offered = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
@@ -396,7 +416,9 @@ class Method(pl.LightningModule):
         self.teachers = tuple(specs)
         self._teacher_taps = tuple(spec.resolve(self.taps.teacher) for spec in specs)
         self._check_classes(student_spec, data)
+        before = {word: getattr(self, word) for word in GIVEN}
         self.build(student_spec, specs[0] if specs else None, data)
+        self._check_words(words - GIVEN, before)
         self.rng.manual_seed(seed)
         self.forwards = {"student": 0, "teacher": 0}
         self.images_seen = self.taken = 0
@@ -410,6 +432,18 @@ class Method(pl.LightningModule):
         self._bound = True
         return self
 
+    def _check_words(self, words: frozenset[str], before: Mapping[str, Any] | None = None) -> None:
+        """Raises `UserError` if the method calls something of its own by one of these words of the contract, or if what
+        there was before is not there any more."""
+        own = {*vars(self), *self._modules, *self._parameters, *self._buffers} & words
+        own |= {word for word, value in (before or {}).items() if getattr(self, word) is not value}
+        if own:
+            word = min(own)
+            raise UserError(
+                f"{type(self).__name__} sets self.{word}, which is a word of kdbench.method.Method with a meaning of "
+                "its own: choose another name."
+            )
+
     def _check_offers(self, data: DataSpec) -> None:
         """Raises `DoesNotFit` if the method serves another task, or needs what the data do not have."""
         name = type(self).__name__
@@ -421,7 +455,8 @@ class Method(pl.LightningModule):
             offered = ", ".join(data.streams)
             raise DoesNotFit(
                 f"{name} needs '{absent[0]}', which is none of {', '.join(sorted(NEEDS))}, and {data.name} offers no "
-                f"stream of that name (only {offered}): choose a scenario that does."
+                f"stream of that name (only {offered}): choose a scenario that does, as scenario=semi_supervised does "
+                "of 'unlabelled'."
             )
 
     def _check_classes(self, student: Spec, data: DataSpec) -> None:

@@ -467,7 +467,7 @@ class Bench:
         absent, stand_ins = False, []
         for recipe, _ in cell.teachers:
             learned = self.dataset(recipe["dataset"])
-            adapter = Adapter.between(recipe["name"], learned, dataset.for_teacher, partial=partial)
+            adapter = Adapter.between(recipe["name"], learned, dataset, partial=partial)
             stand_ins.append((recipe["name"], learned.spec, adapter))
             absent = absent or self.teachers.find(recipe, learned) is None
         if absent:

@@ -37,11 +37,22 @@ class Adapter:
         = x_s · d_s / d_t + (m_s - m_t) / d_t. Classes are the same where their names are.
 
         Args:
+            student: whose `Dataset.for_teacher` is what the teacher is shown.
             partial: it may know but some of the classes, as one of several teachers.
 
         Raises:
-            UserError: it cannot know what it is shown: images of another shape, or classes that it never saw.
+            UserError: it cannot know what it is shown: another modality than it learned from, images of another shape,
+                or classes that it never saw.
         """
+        shown = student.for_teacher
+        paired = teacher.paired or (student.paired and _alike(teacher, student))
+        if paired and not _alike(teacher, shown):
+            raise UserError(
+                f"the teacher {name} learns from what students see of {teacher.spec.name}, and would be shown what "
+                f"teachers see ({shown.spec.name}): give it a world of its own, as teacher.dataset.scenario=null does "
+                f"(for a pair of two data sets, teacher.dataset={{name: {shown.spec.name}, scenario: null}})."
+            )
+        student = shown
         theirs, ours = teacher.spec, student.spec
         if theirs.shape != ours.shape:
             raise UserError(
@@ -66,7 +77,7 @@ class Adapter:
                 "as null does."
             )
         scale = shift = classes = None
-        if not (same_numbers(teacher.mean, student.mean) and same_numbers(teacher.std, student.std)):
+        if not _alike(teacher, student):
             scale = tuple(s / t for s, t in zip(student.std, teacher.std, strict=True))
             shift = tuple((s - t) / d for s, t, d in zip(student.mean, teacher.mean, teacher.std, strict=True))
         if teacher.classes != student.classes and known is None:
@@ -115,6 +126,11 @@ class Adapted(nn.Module):
 
     def _read(self, logits: Tensor) -> Tensor:
         return logits if self.classes is None else logits.index_select(1, self.classes)
+
+
+def _alike(a: Dataset, b: Dataset) -> bool:
+    """Whether pixels are normalised alike, and so of one modality."""
+    return same_numbers(a.mean, b.mean) and same_numbers(a.std, b.std)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -71,9 +71,9 @@ def share(
     Raises:
         UserError: it does not fit the data, or says something else of the test images than its card.
     """
+    adapter = Adapter.between(teacher.card.name, learned, dataset, partial=partial)
     card, dataset = teacher.card, dataset.for_teacher
     shape = dataset.spec.shape
-    adapter = Adapter.between(card.name, learned, dataset, partial=partial)
     net = teacher.load(learned)
     # no batch is larger than the data, whatever the protocol says
     frozen = FrozenTeacher(adapter.wrap(net), shape, route, min(protocol.batch_size, dataset.spec.n_train)).to(device)

@@ -156,7 +156,7 @@ class Teacher:
 
 def create(name: str, spec: DataSpec) -> torch.nn.Module:
     """A fresh network for some data, out of the zoo of their task, see `kdbench.models.create`."""
-    return models.create(name, spec.shape, spec.num_classes, task_of(spec.task, spec.settings).zoo)
+    return models.create(name, spec.shape, spec.num_classes, task_of(spec.task, spec.settings, spec.name).zoo)
 
 
 @dataclass(frozen=True)
