@@ -80,7 +80,8 @@ class Ordered:
     """Labels as numbers: a nine for an eight is a smaller error than a zero."""
 
     def __call__(self, data):
-        splits = {key: replace(getattr(data, key), labels=getattr(data, key).labels.float()) for key in ("train", "test")}
+        whole = {"train": data.train, "test": data.test}
+        splits = {name: replace(split, labels=split.labels.float()) for name, split in whole.items()}
         return data.posed({"task": "mine.Counting", "num_classes": 1}, **splits, classes_hash=None)
 
 
