@@ -41,12 +41,12 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM while a cell trains; the cell stays resumable. Like its base it passes ``except Exception``."""
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """What to choose instead of `name`, as the end of a sentence."""
+def nearest(name: str, known: Sequence[str], where: str = "kdbench run --cfg job shows what there is.") -> str:
+    """What to choose instead of `name`, as the end of a sentence; `where` says what shows all, if they are many."""
     near = [other for other in known if other.endswith(f".{name}")] or difflib.get_close_matches(name, known, n=3)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"choose from {', '.join(known)}." if 0 < len(known) < 30 else "kdbench run --cfg job shows what there is."
+    return f"choose from {', '.join(known)}." if 0 < len(known) < 30 else where
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -395,10 +395,10 @@ def test_fskd_repairs_what_pruning_broke() -> None:
     for repair in (False, True):
         student = chain(6, 8, 8)
         method = FSKD(weights={}, protocol=PROTOCOL)
-        method.bind(student, teacher, replace(SPEC, n_train=CLASSES * EACH))
-        world = method.samples = Whole()
         if not repair:
             method.estimate = lambda: None  # type: ignore[method-assign]
+        method.bind(student, teacher, replace(SPEC, n_train=CLASSES * EACH))
+        world = method.samples = Whole()
         fit(method, batches(1), 2)
         kept = torch.cat([strongest(source, 8) for source, _ in method.whole.layers[-1:]])
         assert torch.equal(kept, kept.unique())

@@ -97,7 +97,8 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
             return f"there is no dataset '{choice}', but a prepared folder: write {prepared}."
         if extra := EXTRAS.get(f"{group}={choice}"):
             return f"{group}={choice} is not installed: pip install 'kdbench[{extra}]' brings it."
-        return f"there is no {group} '{choice}': {nearest(choice, choices(group, args) or options_in(text))}"
+        where = "kdbench methods shows them all." if group == "method" else f"see {conf_dir() / group}."
+        return f"there is no {group} '{choice}': {nearest(choice, choices(group, args) or options_in(text), where)}"
     if several := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'|Sweep parameters '([^=]+)=(.*)'", text):
         key, values = several[1] or several[3], several[2] or several[4]
         return f"{key}={values} is more than one value: {as_one(key.lstrip('+'), values, args)}add -m for one job each."
