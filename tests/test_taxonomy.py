@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 import pytest
+from conftest import Kdbench
 from pydantic import ValidationError
 
 from kdbench.registry import Entry, methods
@@ -161,3 +162,11 @@ def test_reasons_are_plain_clauses() -> None:
 def test_the_tree_is_json() -> None:
     data = json.loads(json.dumps([chapter.model_dump() for chapter in tree([Idea("kd", "theory")])]))
     assert data[1]["leaves"][0]["methods"][0]["name"] == "kd"
+
+
+def test_the_command_says_what_is_open_and_why(kd: Kdbench) -> None:
+    told = json.loads(kd("methods", "--json").out)
+    leaves = {leaf["id"]: leaf for chapter in told["chapters"] for leaf in chapter["leaves"]}
+    assert told["methods"].keys() == {method["name"] for leaf in leaves.values() for method in leaf["methods"]}
+    assert told["open"] == [name for name, leaf in leaves.items() if not leaf["methods"]]
+    assert all(leaves[name]["open"] for name in told["open"])
