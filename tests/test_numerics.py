@@ -17,7 +17,13 @@ from torch import Tensor
 
 import methods
 from kdbench.losses import HOT, divergence, in_float32, kl
+from methods.applications.cwd import cwd_loss
+from methods.applications.depth_proxy import proxy_loss
+from methods.applications.pixel_wise import pixel_wise_loss
+from methods.applications.self_ensembling import class_balance_loss
 from methods.data_free.dafl import activation_loss, information_entropy_loss, one_hot_loss
+from methods.data_free.deep_inversion import competition_loss, statistics_loss
+from methods.data_free.zskd import impression_loss
 from methods.intermediate.at import at_loss
 from methods.intermediate.crd import nce_loss
 from methods.intermediate.fitnet import hint_loss
@@ -26,7 +32,14 @@ from methods.intermediate.pkt import pkt_loss
 from methods.intermediate.sp import sp_loss
 from methods.intermediate.vid import vid_loss
 from methods.learning.anc import logits_loss
+from methods.learning.bic import bias_loss
+from methods.learning.ensemble_to_one import ensemble_loss
 from methods.learning.gkd import gkd_loss
+from methods.learning.icarl import icarl_loss
+from methods.learning.lucir import less_forget_loss, margin_ranking_loss
+from methods.learning.lwf import new_classes_loss, old_classes_loss
+from methods.learning.mean_teacher import consistency_loss
+from methods.learning.policy_distillation import policy_loss
 from methods.logits.distilled_labels import mixed_label_loss
 from methods.logits.dkd import dkd_loss, dkd_terms
 from methods.logits.endd import dirichlet_loss
@@ -47,6 +60,13 @@ Y = torch.arange(B) % K
 SHAPES = {"logits": (K,), "embed": (12,), "map": (4, 3, 3)}
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def depth(x: Tensor) -> Tensor:
+    """Positive, whatever a ReLU left, and without losing a digit."""
+    return 1 + x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 LOSSES: dict[str, tuple[str, Loss]] = {
     "kl": ("logits", lambda s, t: kl(s, t, 4.0)),
     "dkd_terms": ("logits", lambda s, t: torch.stack(dkd_terms(s, t, Y[: len(s)], 4.0)).sum()),
@@ -72,6 +92,22 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "uhc_loss": ("logits", lambda s, t: uhc_loss(s, [t[:, :6], t[:, 4:]], [range(6), range(4, K)], 3.0)),
     "native_ensemble_loss": ("logits", lambda s, t: native_ensemble_loss([s, s.flip(0)], t, 3.0)),
     "group_loss": ("logits", lambda s, t: group_loss([s, s.flip(0)], [t, t], 3.0)),
+    "cwd_loss": ("map", cwd_loss),
+    "proxy_loss": ("map", lambda s, t: proxy_loss(depth(s), depth(t))),
+    "pixel_wise_loss": ("logits", lambda s, t: pixel_wise_loss(s[..., None, None], t[..., None, None])),
+    "class_balance_loss": ("logits", lambda s, t: class_balance_loss(s, torch.ones(len(s)))),
+    "statistics_loss": ("map", lambda s, t: statistics_loss(s, torch.zeros(4), torch.ones(4))),
+    "competition_loss": ("logits", lambda s, t: competition_loss(s, t)),
+    "impression_loss": ("logits", lambda s, t: impression_loss(s, t.float().softmax(1))),
+    "bias_loss": ("logits", lambda s, t: bias_loss(s, Y[: len(s)], torch.zeros(1))),
+    "ensemble_loss": ("logits", lambda s, t: ensemble_loss(s, [t, t.flip(0)], 5.0)),
+    "icarl_loss": ("logits", lambda s, t: icarl_loss(s, t, Y[: len(s)], 4)),
+    "less_forget_loss": ("embed", less_forget_loss),
+    "margin_ranking_loss": ("logits", lambda s, t: margin_ranking_loss(s, Y[: len(s)], 4)),
+    "old_classes_loss": ("logits", old_classes_loss),
+    "new_classes_loss": ("logits", lambda s, t: new_classes_loss(s, 4 + Y[: len(s)] % 6, 4)),
+    "consistency_loss": ("logits", consistency_loss),
+    "policy_loss": ("logits", lambda s, t: policy_loss(s, t, 1.0)),
     "posterior_loss": ("logits", posterior_loss),
     "logits_loss": ("logits", logits_loss),
     "vertex_loss": ("logits", vertex_loss),
