@@ -776,7 +776,7 @@ def test_dml_peers_take_turns(variant: Any, peers: int) -> None:
 
 
 def test_byot_deploys_the_plain_network() -> None:
-    method = run_of("byot").method
+    method = make("byot")
     assert isinstance(method, BYOT)
     assert method.deployed() is method.student
     assert method.student.state_dict().keys() == network(STUDENT, 0).state_dict().keys()
