@@ -155,10 +155,10 @@ class Dataset:
         return replace(data, spec=replace(data.spec, **{**known, **(spec or {})}))
 
     def first(self, n: int) -> Dataset:
-        """The same with at most `n` samples of each split, in equal parts of each experience."""
+        """The same with at most `n` samples of each split, in equal parts of each experience, and there of each class."""
         part = max(1, n // (len(self.experiences) or 1))
-        arriving = self.experiences or (torch.arange(len(self.train)),)
-        kept = torch.cat([positions[:part] for positions in arriving]).sort().values
+        arriving = [_in_turn(positions, self.train.labels) for positions in self.experiences]
+        kept = torch.cat([positions[:part] for positions in arriving or (torch.arange(len(self.train)),)]).sort().values
         beside = {
             name: replace(stream, split=stream.split[kept if stream.follow else slice(n)])
             for name, stream in self.beside.items()
@@ -172,6 +172,12 @@ class Dataset:
             experiences=tuple(torch.isin(kept, positions).nonzero()[:, 0] for positions in self.experiences),
             paired=self.paired and self.paired.first(n),
         )
+
+
+def _in_turn(positions: Tensor, labels: Tensor) -> Tensor:
+    """Positions of samples, the first of each class before the second of any."""
+    ranks = rank_in_class(labels[positions].numpy())
+    return positions[torch.from_numpy(np.argsort(ranks, kind="stable"))]
 
 
 class Scenario(Protocol):
