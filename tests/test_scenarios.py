@@ -174,8 +174,8 @@ def test_the_order_of_arrival_is_that_of_the_classes() -> None:
 
 
 def test_a_short_trial_has_every_experience_and_stream() -> None:
-    few_of_many = posed("ClassIncremental", tasks=2, first=8).first(20)
-    assert len(few_of_many.train.labels[few_of_many.experiences[0]].unique()) == 8  # a class without samples has no mean
+    many = posed("ClassIncremental", tasks=2, first=8).first(20)
+    assert len(many.train.labels[many.experiences[0]].unique()) == 8  # a class without samples has no mean
     data = posed("ClassIncremental", tasks=5).first(50)
     assert [len(part) for part in data.experiences] == [10] * 5
     assert data.spec.experiences == (2, 4, 6, 8, 10)

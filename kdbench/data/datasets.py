@@ -155,7 +155,7 @@ class Dataset:
         return replace(data, spec=replace(data.spec, **{**known, **(spec or {})}))
 
     def first(self, n: int) -> Dataset:
-        """The same with at most `n` samples of each split, in equal parts of each experience, and there of each class."""
+        """The same with at most `n` samples of each split: of each experience as many, and there of each class."""
         part = max(1, n // (len(self.experiences) or 1))
         arriving = [_in_turn(positions, self.train.labels) for positions in self.experiences]
         kept = torch.cat([positions[:part] for positions in arriving or (torch.arange(len(self.train)),)]).sort().values
