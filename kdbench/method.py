@@ -97,7 +97,7 @@ from kdbench.settings import Ramp, WeightOrRamp, checked
 from kdbench.snapshot import Snapshot
 from kdbench.tally import Tally
 from kdbench.taps import Out, Spec, Taps, probe
-from kdbench.tasks import Classification, Meter, Task, task_of
+from kdbench.tasks import Classification, Meter, Task, task_for
 
 Tapping = Callable[[nn.Module, Tensor, tuple[str, ...]], dict[str, Tensor]]
 """(network, images, tap names) -> those taps and ``logits``, see `kdbench.taps.Net`."""
@@ -393,7 +393,7 @@ class Method(pl.LightningModule):
         name = type(self).__name__
         words = OFFERED | (frozenset() if "_teachers" in vars(self) else BOUND)  # it may be bound a second time
         self._check_words(words)
-        self.task = task_of(data.task, data.settings, data.name)
+        self.task = task_for(data)
         self._check_offers(data)
         offered = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
         wanted = None if "teachers" in self.needs else 1 if "teacher" in self.needs else 0

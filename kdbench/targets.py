@@ -11,19 +11,25 @@ from kdbench.errors import UserError, nearest
 from kdbench.settings import adapters, validated
 
 
-def imported(where: str, target: str) -> Any:
-    """What `target` (``package.module.Name``) names; `where` stands in front of the sentence about what is wrong.
+def imported(where: str, target: str, mend: str = "_target_") -> Any:
+    """What `target` (``package.module.Name``) names.
+
+    Args:
+        where: stands in front of the sentence about what is wrong.
+        mend: what there is to correct.
 
     Raises:
-        UserError: it cannot be imported.
+        UserError: it cannot be imported, or says so itself when it is.
     """
     module, _, attribute = target.rpartition(".")
     try:
         # not hydra.utils.get_object, which also logs several lines
         return getattr(importlib.import_module(module), attribute)
+    except UserError:
+        raise
     except Exception as error:  # whatever the module does when it is imported
         raise UserError(
-            f"{where}: cannot import {target} ({type(error).__name__}: {first_line(error)}): correct _target_, or put "
+            f"{where}: cannot import {target} ({type(error).__name__}: {first_line(error)}): correct {mend}, or put "
             "the file's folder on PYTHONPATH."
         ) from None
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.errors import UserError
-from kdbench.imports import imported
+from kdbench.targets import imported
 
 
 class Source(Protocol):
@@ -36,7 +36,7 @@ def keys_of(fields: Mapping[str, Any]) -> list[str]:
         UserError: its class cannot be imported.
     """
     if "_target_" in fields:
-        return list(inspect.signature(imported(str(fields["_target_"]), "dataset._target_")).parameters)
+        return list(inspect.signature(imported("dataset._target_", str(fields["_target_"]), "its path")).parameters)
     return [key for key in DatasetConfig.model_fields if key != "root"]
 
 
@@ -58,7 +58,7 @@ def source_of(fields: Mapping[str, Any]) -> Source:
         if key not in known:
             raise UserError(f"unknown key 'dataset.{key}': choose from {', '.join(known)}.")
     try:
-        source: Source = imported(target, "dataset._target_")(**settings)
+        source: Source = imported("dataset._target_", target, "its path")(**settings)
     except TypeError as error:
         raise UserError(f"dataset: {error}: give {target} what it takes ({', '.join(known)}).") from None
     return source

@@ -42,7 +42,7 @@ from kdbench.results import record as rec
 from kdbench.results.labels import keep_labels
 from kdbench.results.store import RecordExistsError, Store
 from kdbench.source import source_hash
-from kdbench.tasks import task_of
+from kdbench.tasks import task_for
 from kdbench.teaching.adapter import Adapter
 from kdbench.teaching.frozen import FrozenTeacher
 from kdbench.teaching.recipe import name_of
@@ -529,7 +529,7 @@ class Bench:
             eval_batch_size=eval_batch(dataset),
             drop_last=protocol.drop_last,
             blind=blind,
-            moved=task_of(dataset.spec.task, dataset.spec.settings, dataset.spec.name).moved,
+            moved=task_for(dataset.spec).moved,
         )
         with seeded(seed, "training"), attempt(self.work / "cells", len(members)):
             results = fit(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import UserError, nearest
-from kdbench.imports import imported
+from kdbench.targets import imported
 from kdbench.tasks.base import Task
 from kdbench.tasks.classification import Classification
 from kdbench.tasks.depth import Depth
@@ -15,6 +15,9 @@ from kdbench.tasks.incremental import ClassIncremental
 from kdbench.tasks.policy import Policy
 from kdbench.tasks.robust import Robust
 from kdbench.tasks.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from kdbench.data.batch import DataSpec
 
 OURS: Mapping[str, type[Task]] = {
     "classification": Classification,
@@ -49,10 +52,19 @@ def task_of(name: str, settings: Mapping[str, Any] | None = None, where: str = "
         raise UserError(f"{where}: settings that the task '{name}' does not take ({told}): mend them.") from None
 
 
+def task_for(data: DataSpec) -> Task:
+    """What is asked of a network on these data.
+
+    Raises:
+        UserError: as `task_of`.
+    """
+    return task_of(data.task, data.settings, data.name)
+
+
 def _imported(path: str, where: str) -> type[Task]:
     if "." not in path:
         raise UserError(f"{where}: there is no task '{path}' here: {nearest(path, sorted(OURS))}")
-    found = imported(path, where)
+    found = imported(where, path, "its path")
     if not isinstance(found, type) or not issubclass(found, Task):
         raise UserError(f"{where}: {path} is not a kdbench.tasks.Task: derive the class from it.")
     return found

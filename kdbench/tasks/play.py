@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdbench.draws import random_bits, uniform
 from kdbench.errors import UserError, nearest
+from kdbench.targets import first_line
 
 if TYPE_CHECKING:
     import gymnasium
@@ -39,17 +40,15 @@ def environment(name: str) -> gymnasium.Env[Any, int]:
     try:
         env = gymnasium.make(name, disable_env_checker=True)
     except (gymnasium.error.Error, ImportError) as error:
-        raise UserError(f"the environment {name} cannot be made ({_line(error)}): install what it needs.") from None
+        raise UserError(
+            f"the environment {name} cannot be made ({first_line(error)}): install what it needs."
+        ) from None
     seen, actions = env.observation_space, env.action_space
     if not (isinstance(seen, gymnasium.spaces.Box) and len(seen.shape) == 1):
         raise UserError(f"the environment {name} shows {seen}, not a vector: choose one such as CartPole-v1.")
     if not (isinstance(actions, gymnasium.spaces.Discrete) and actions.start == 0):
         raise UserError(f"the environment {name} takes {actions}, not one of n: choose one such as CartPole-v1.")
     return env
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def returns(name: str, seeds: Tensor, act: Act) -> Tensor:

@@ -15,7 +15,7 @@ from kdbench.data.module import ArrayData, eval_batch
 from kdbench.errors import UserError
 from kdbench.measures import TOP1
 from kdbench.results.record import Agreement
-from kdbench.tasks import task_of
+from kdbench.tasks import task_for
 from kdbench.teaching.frozen import FrozenTeacher
 from kdbench.teaching.teachers import Teacher
 
@@ -161,7 +161,7 @@ def judged(net: nn.Module, dataset: Dataset, device: torch.device) -> float:
     Where that sums up a course of training, which a teacher has behind it, its measure of the present: ``top1``.
     """
     spec = dataset.spec
-    task = task_of(spec.task, spec.settings, spec.name)
+    task = task_for(spec)
     meter = task.meter(spec).to(device)
     meter.seen = spec.num_classes
     meter.begin()
@@ -175,7 +175,7 @@ def judged(net: nn.Module, dataset: Dataset, device: torch.device) -> float:
 
 def measured_by_bits(dataset: Dataset) -> bool:
     """Whether the data's measure is the mean of right and wrong answers, of which it is known what rounding can do."""
-    return task_of(dataset.spec.task, dataset.spec.settings, dataset.spec.name).primary == TOP1
+    return task_for(dataset.spec).primary == TOP1
 
 
 def check_value(teacher: Teacher, value: float) -> None:

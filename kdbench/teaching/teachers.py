@@ -27,7 +27,7 @@ from kdbench.measures import TOP1
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, cache_dir
 from kdbench.results.record import Measured, Sha256, cell_id, check_range, digest
 from kdbench.sparse import Sparse
-from kdbench.tasks import task_of
+from kdbench.tasks import task_for
 
 KEPT_BYTES = 10_000_000
 """Weights smaller than this are kept beside the records that they stand behind."""
@@ -156,7 +156,7 @@ class Teacher:
 
 def create(name: str, spec: DataSpec) -> torch.nn.Module:
     """A fresh network for some data, out of the zoo of their task, see `kdbench.models.create`."""
-    return models.create(name, spec.shape, spec.num_classes, task_of(spec.task, spec.settings, spec.name).zoo)
+    return models.create(name, spec.shape, spec.num_classes, task_for(spec).zoo)
 
 
 @dataclass(frozen=True)
