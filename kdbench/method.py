@@ -230,7 +230,7 @@ class Method(pl.LightningModule):
         self.samples: Samples | None = None
         self.kept = torch.zeros(0, dtype=torch.int64)
         self._optimizer_of: dict[tuple[int, str], int] = {}
-        self._position = self._begun = 0  # in the plan, and how many of its entries were begun: all the state it has
+        self._position = -1  # of the entry of the plan that was begun last: all the state it has
         self._asked: Experience | None = None
 
     # ---- what a method says -------------------------------------------------------------------------------------
@@ -549,16 +549,17 @@ class Method(pl.LightningModule):
             stages.append((experience, tuple(self.stages())))
         self._asked = None
         self._plan, self._planned = plan_of(stages, epochs), epochs
-        self._position = self._begun = 0
+        self._position = -1
 
     @property
     def _entry(self) -> Entry:
-        return self._plan[self._position]
+        """The one in course; before training the first."""
+        return self._plan[max(self._position, 0)]
 
     def _begin(self, due: Callable[[Entry], bool]) -> None:
         """Begin the entries of the plan that are due, one after the other."""
-        while self._begun < len(self._plan) and due(self._plan[self._begun]):
-            self._position, self._begun = self._begun, self._begun + 1
+        while self._position + 1 < len(self._plan) and due(self._plan[self._position + 1]):
+            self._position += 1
             for (position, _), index in self._optimizer_of.items():
                 if position < self._position:  # what the optimisers of finished entries remember is of no use to anyone
                     self._optimizers()[index].state.clear()
@@ -592,9 +593,8 @@ class Method(pl.LightningModule):
 
     def close_epoch(self) -> None:
         """Behind the last batch of an epoch, before it is evaluated: what belongs there by the plan."""
-        if self._tally.lost():  # it has diverged, and ends with this epoch
-            return
-        self._begin(lambda entry: entry.closes and entry.start == self.epoch + 1)
+        # what has diverged ends with this epoch; that is asked last, as the device is waited for
+        self._begin(lambda entry: entry.closes and entry.start == self.epoch + 1 and not self._tally.lost())
 
     def training_step(self, batch: Batch | Sequence[Tensor], batch_idx: int) -> None:
         if self.idle:
@@ -750,7 +750,7 @@ class Method(pl.LightningModule):
             "forwards": dict(self.forwards),
             "images_seen": self.images_seen,
             "taken": self.taken,
-            "begun": self._begun,
+            "position": self._position,
             "kept": self.kept,
         }
 
@@ -758,8 +758,7 @@ class Method(pl.LightningModule):
         state = checkpoint["kdbench"]
         self.rng.set_state(state["rng"])
         self.epoch, self.forwards, self.images_seen = state["epoch"], dict(state["forwards"]), state["images_seen"]
-        self.taken, self.kept, self._begun = state["taken"], state["kept"], state["begun"]
-        self._position = max(self._begun - 1, 0)
+        self.taken, self.kept, self._position = state["taken"], state["kept"], state["position"]
 
 
 def _tap(net: nn.Module, x: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:

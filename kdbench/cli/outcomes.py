@@ -25,13 +25,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.cli.terminable import terminable
-from kdbench.construct import first_line
 from kdbench.data.datasets import Dataset
 from kdbench.engine.grid import Outcome
 from kdbench.engine.job import Job
 from kdbench.engine.signals import interrupting
 from kdbench.errors import UserError
 from kdbench.results.store import write_atomic, writing_to
+from kdbench.targets import first_line
 
 VARIABLES = ("KDBENCH_CACHE", "KDBENCH_DATA")
 """Folders that workers on other machines would not know of."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdbench.construct import check_optimizer, construct, first_line, method_class, method_identity
+from kdbench.construct import check_optimizer, construct, method_class, method_identity
 from kdbench.engine.job import Job
 from kdbench.errors import UserError
 from kdbench.method import Method
@@ -17,6 +17,7 @@ from kdbench.results import record as rec
 from kdbench.results.record import cell_id
 from kdbench.settings import explain
 from kdbench.source import source_hash
+from kdbench.targets import first_line
 from kdbench.teaching.recipe import dataset_identity, further, recipe_of
 
 

@@ -21,7 +21,6 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from kdbench.construct import first_line
 from kdbench.data.batch import Batch
 from kdbench.engine.checkpoint import Unusable, pack, unpack
 from kdbench.engine.logs import Log
@@ -30,6 +29,7 @@ from kdbench.files import sync_folder, write_beside, writing_to
 from kdbench.method import Method
 from kdbench.paths import CHOOSE_WORK
 from kdbench.plan import ends_of
+from kdbench.targets import first_line
 from kdbench.teaching.frozen import CACHED, FrozenTeacher
 
 CHECKPOINT = "last.ckpt"

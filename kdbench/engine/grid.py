@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from kdbench.construct import first_line
 from kdbench.engine.cell import Cell
 from kdbench.engine.cohort import Spoiled
 from kdbench.engine.locks import BusyError
@@ -21,6 +20,7 @@ from kdbench.engine.run import Bench
 from kdbench.errors import DoesNotFit, UserError, out_of_memory
 from kdbench.files import write_atomic
 from kdbench.results.record import Record, cell_id
+from kdbench.targets import first_line
 
 
 @dataclass

@@ -11,9 +11,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, Field, StrictBool, StrictInt, ValidationError, field_validator
 
 from kdbench.compute.route import EngineConfig
-from kdbench.construct import Text, first_line
+from kdbench.construct import Text
 from kdbench.errors import UserError, nearest
 from kdbench.settings import explain
+from kdbench.targets import first_line
 from kdbench.teaching.recipe import Natural, Settings, TeacherConfig
 
 

@@ -21,8 +21,8 @@ import hydra
 from hydra.errors import HydraException
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from kdbench.construct import first_line
 from kdbench.errors import UserError
+from kdbench.targets import first_line
 
 Curves = Mapping[str, Sequence[float | None]]
 
