@@ -123,7 +123,7 @@ def _values(
     if len(against) == len(rows):
         better = improvement_probability(against, higher=tables[0].measure.higher)
     values |= _interval("p_better_than_kd", better)
-    return values | {"average_rank": rank}
+    return values | {"average_rank": rank, "cells": " ".join(cell for row in rows for cell in row.cells)}
 
 
 def _cells(values: dict[str, Any]) -> list[Cell]:

@@ -59,6 +59,7 @@ class Row:
         reference: whether the other rows are compared with this one, as far as it is a control.
         default: whether it has the settings that ship with its method.
         setting: the config values that tell this row from others of the same method; empty where it has the name alone.
+        cells: ids of its cells in the order of their seeds, the diverged ones among them.
         scores: what is measured after the last epoch by seed, of the finished cells; only these enter the statistics
             and costs.
         reached: their mean.
@@ -79,6 +80,7 @@ class Row:
     setting: str
     cls: str
     survey: Mapping[str, str] | None
+    cells: tuple[str, ...]
     scores: Mapping[int, float]
     diverged: int
     reached: Estimate | None
@@ -312,6 +314,7 @@ def _row(
         setting=setting.setting,
         cls=info.cls,
         survey=_survey(info, known),
+        cells=tuple(record.cell.id for record in sorted(setting.records, key=lambda record: record.cell.seed)),
         scores=scores,
         diverged=len(setting.records) - len(setting.finished),
         reached=mean_interval(list(scores.values())) if scores else None,

@@ -130,6 +130,7 @@ def row_values(table: Table, row: Row) -> dict[str, Any]:
         "n": len(row.seeds),
         "seeds": " ".join(map(str, row.seeds)),
         "diverged": row.diverged,
+        "cells": " ".join(row.cells),
     }
     if measure != TOP1:
         values |= {"measure": measure.name, "higher_is_better": measure.higher, "unit": measure.unit}
