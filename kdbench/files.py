@@ -6,7 +6,8 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -138,6 +139,19 @@ def remove_leftovers(folder: Path) -> None:
         with suppress(OSError):  # another process may be faster
             if now - path.stat().st_mtime > STALE_AFTER:
                 path.unlink()
+
+
+def tracked_by_git(paths: Sequence[Path]) -> list[Path]:
+    """Those of some files, all of one folder, that git tracks there; none where there is no git."""
+    if not paths:
+        return []
+    command = ["git", "-C", os.fspath(paths[0].parent), "ls-files", "-z", "--", *(path.name for path in paths)]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return []
+    names = set(found.stdout.split("\0"))
+    return [path for path in paths if path.name in names]
 
 
 def check_room(folder: Path, need: int, what: str, otherwise: str) -> None:

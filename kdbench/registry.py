@@ -78,6 +78,12 @@ def methods(config_dirs: Iterable[str | Path] = ()) -> list[Entry]:
     return [found[name] for name in sorted(found)]
 
 
+def settings_on(name: str, pair: Mapping[str, Any]) -> dict[str, Any]:
+    """What the shipped YAML of a method gives it on a pair; empty where there is none."""
+    path = conf_dir() / "method" / f"{name}.yaml"
+    return dict(_resolved(path, pair)) if name in shipped.names("method") else {}
+
+
 def _read(path: Path) -> Entry:
     name, config = path.stem, _resolved(path, {})
     cls = method_class(name, config)

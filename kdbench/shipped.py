@@ -26,6 +26,30 @@ def config(group: str, name: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def composed(group: str, name: str) -> dict[str, Any]:
+    """A file of a Hydra group with those of its own group that it builds upon, as its ``defaults`` say."""
+    own = dict(config(group, name))
+    whole: dict[str, Any] = {}
+    for base in own.pop("defaults", ["_self_"]):
+        whole = _merged(whole, own if base == "_self_" else composed(group, base))
+    return whole
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = {**below, **above}
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(old := below.get(key), dict):
+            merged[key] = _merged(old, value)
+    return merged
+
+
+@cache
+def choice(group: str) -> str | None:
+    """What `kdbench run` takes of a Hydra group where nothing is said."""
+    run = yaml.safe_load((conf_dir() / "run.yaml").read_text(encoding="utf-8"))
+    return next((each[group] for each in run["defaults"] if isinstance(each, dict) and group in each), None)
+
+
 @cache
 def _pairs() -> dict[tuple[str, str], dict[str, Any]]:
     pairs = [config("pair", name) for name in names("pair")]

@@ -107,6 +107,7 @@ def trial(job: Job, told: Told) -> None:
         short = job.model_copy(
             update={
                 "debug": None,
+                "keep": None,
                 "logger": None,
                 "teacher": job.teacher.shortened(),
                 "teachers": [{**other, "epochs": 1, "sha256": None} for other in job.teachers],
@@ -142,6 +143,7 @@ def make_bench(job: Job, **more: Any) -> Bench:
         checkpoint_seconds=job.checkpoint_seconds,
         engine=job.engine,
         max_students=job.cohort.max_students,
+        keep_students=job.keep == "student",
         **more,
     )
 

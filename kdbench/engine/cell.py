@@ -173,15 +173,27 @@ def teachers_of(job: Job) -> list[tuple[dict[str, Any], str | None]]:
     ]
 
 
-def cell_of(recipe: Mapping[str, Any]) -> Cell:
-    """A teacher is a kept student: the cell that trains one."""
-    cls = method_class("teacher", recipe["method"])
+def cell_of(recipe: Mapping[str, Any], name: str = "teacher") -> Cell:
+    """A teacher is a kept student: the cell that trains one, or of another `name` any."""
+    cls = method_class(name, recipe["method"])
     identity = {
-        "method": {"name": "teacher", **recipe["method"]},
+        "method": {"name": name, **recipe["method"]},
         "student": recipe["name"],
         "teacher": recipe.get("teacher"),
         "dataset": recipe["dataset"],
         "protocol": recipe["protocol"],
         "seed": recipe["seed"],
     }
-    return Cell("teacher", cls, identity)
+    if "teachers" in recipe:
+        identity["teachers"] = recipe["teachers"]
+    return Cell(name, cls, identity)
+
+
+def cell_in(record: rec.Record) -> Cell:
+    """The cell of a record, whatever the configuration says now.
+
+    Raises:
+        UserError: the class of its method cannot be imported.
+    """
+    name = record.cell.method
+    return Cell(name, method_class(name, record.config["method"]), record.config)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,6 +33,7 @@ class Outcome:
     pruned: list[str] = field(default_factory=list)
     diverged: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    unkept: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -47,23 +49,32 @@ class Outcome:
         lines += [f"left out: {line}" for line in self.pruned]
         lines += [f"diverged: {line}" for line in self.diverged]
         lines += [f"failed: {line}" for line in self.failed]
+        lines += [f"no student kept: {line}" for line in self.unkept]
         return "\n".join(lines)
 
 
 def run_grid(
-    cells: Sequence[Cell], bench: Bench, console: Console, *, force: bool = False, outcome: Outcome | None = None
+    cells: Sequence[Cell],
+    bench: Bench,
+    console: Console,
+    *,
+    force: bool | Literal["replace"] = False,
+    outcome: Outcome | None = None,
 ) -> Outcome:
     """Run every cell that has no record; one progress bar, in epochs, for all of it.
 
     A cell that another process is training is left to the end, and then waited for.
 
     Args:
+        force: train finished cells again; ``replace``: also those whose records git tracks.
         outcome: filled in as cells end, and returned: what is known of them also after an interruption.
 
     Raises:
         Interrupted: Ctrl-C; all records written so far stay, the running cell can be resumed.
-        UserError: nothing can be run at all (no data, an unwritable store).
+        UserError: nothing can be run at all (no data, an unwritable store, a record that is not to be replaced).
     """
+    if force and force != "replace":
+        bench.store.check_replaceable([cell.id for cell in cells])
     bench.say = sayer(console)
     bench.sweep()
     if not bench.store.folder.is_dir():  # else it need not be writable, if all is done
@@ -83,6 +94,11 @@ def run_grid(
         else:
             bench.settle(cell, record)
             account(cell, record, outcome, bench)
+            if bench.keep_students and record.metrics and not bench.students.path(cell.id):
+                outcome.unkept.append(
+                    f"{cell} was trained without: kdbench reproduce {cell.id} trains it again in a store of its own, "
+                    "force=true here"
+                )
     if not todo:
         return outcome
     plan = cohorts(todo, bench)
@@ -93,7 +109,7 @@ def run_grid(
         while queue:
             cohort, wait = queue.pop(0)
             ends = progress.tasks[0].completed + sum(cell.protocol.epochs for cell in cohort)
-            done = bench.run(cohort, force=force, wait=wait)
+            done = bench.run(cohort, force=bool(force), wait=wait)
             again = [cell for cell in cohort if cell.id not in done]
             if again:  # one of them spoilt the step of the others
                 queue.insert(0, (again, False))

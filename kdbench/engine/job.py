@@ -73,7 +73,8 @@ class CohortConfig(Settings):
 class Job(Settings):
     """One composed config, resolved and checked: methods x seeds for one pair, data set and protocol.
 
-    `debug` is ``fast`` for a trial of everything in a few batches, of which nothing is kept.
+    `debug` is ``fast`` for a trial of everything in a few batches, of which nothing is kept. `force` trains finished
+    cells again, ``replace`` also where git tracks their records. `keep` is ``student`` for the weights of each cell.
     """
 
     method: Annotated[dict[str, Any], Field(min_length=1)]
@@ -88,7 +89,8 @@ class Job(Settings):
     logger: dict[str, Any] | None = None
     engine: EngineConfig = Field(default_factory=EngineConfig)
     cohort: CohortConfig = Field(default_factory=CohortConfig)
-    force: StrictBool = False
+    force: StrictBool | Literal["replace"] = False
+    keep: Literal["student"] | None = None
     debug: Literal["fast"] | None = None
     checkpoint_seconds: Annotated[float, Field(ge=0, strict=True)] = 30.0
 

@@ -33,6 +33,7 @@ from kdbench.engine.making import make_record
 from kdbench.engine.memory import activation_bytes, attempt, free_memory, student_bytes, vanished
 from kdbench.engine.seeding import seeded
 from kdbench.engine.standing import check_standing
+from kdbench.engine.students import Students, form
 from kdbench.errors import UserError
 from kdbench.files import check_room, remove_leftovers, writing_to
 from kdbench.method import Method
@@ -67,12 +68,14 @@ class Bench:
     max_students: int | Literal["auto"] = "auto"
     cache: Path = field(default_factory=cache_dir)
     images: int | None = None  # of each split, for trials
+    keep_students: bool = False
     on_epoch: Callable[[int], None] = lambda finished: None
     on_start: Callable[[str, int], None] = lambda title, epochs: None
     say: Callable[[str], None] = lambda sentence: None
 
     def __post_init__(self) -> None:
         self.teachers = Teachers(self.store.root, self.cache)
+        self.students = Students(self.store.root)
         self._logs = Logs(self.logger, lambda sentence: self.say(sentence))
         self._datasets: dict[str, Dataset] = {}
         self._taught: dict[tuple[str, str, Route, int, str], Taught] = {}
@@ -101,6 +104,9 @@ class Bench:
         check_room(self.work / "cells", 2 * need, "the checkpoints of a cohort, old and new,", CHOOSE_WORK)
         if plan:
             self.store.check_writable(sum(map(len, plan)))
+        if plan and self.keep_students:
+            need = sum(len(cohort) * self._student_bytes(cohort[0]) for cohort in plan)
+            check_room(self.students.folder, need, "the students' weights", CHOOSE_RESULTS)
         _ = self.device
         self._logs.check()
 
@@ -120,6 +126,9 @@ class Bench:
         net = self._untrained(cell)
         tensors = sum(value.numel() for value in net.state_dict().values())
         return 4 * (tensors + slots(cell.protocol) * sum(parameter.numel() for parameter in net.parameters()))
+
+    def _student_bytes(self, cell: Cell) -> int:
+        return sum(value.nbytes for value in self._untrained(cell).state_dict().values())
 
     def _untrained(self, cell: Cell) -> nn.Module:
         with seeded("size"):
@@ -226,8 +235,7 @@ class Bench:
         with ExitStack() as stack:
             pool = self._pool([cell], dataset, done, wait)
             if not done:
-                kept_state(cell, bind(cell, lecturers(_of(pool, cell)), dataset.spec))  # fails now if ever
-                self._train([cell], dataset, pool, {cell.id: work}, done, keep, stack, planned=False)
+                self._train([cell], dataset, pool, {cell.id: work}, done, keep, stack, ready=kept_state, planned=False)
         if isinstance(result := done[cell.id], Exception):
             raise result
         return kept[0]
@@ -285,6 +293,10 @@ class Bench:
                     done[cell.id] = error
 
             def keep(cell: Cell, method: Method, record: rec.Record) -> rec.Record:
+                if self.keep_students and record.metrics:  # first: a cell with a record is not trained again
+                    self.students.save(cell, method, dataset, record)
+                else:
+                    self.students.discard(cell.id)
                 record = self._publish(cell, record, force)
                 self._keep_labels(cell)
                 for teacher, _ in _of(pool, cell):
@@ -293,7 +305,8 @@ class Bench:
 
             left = [cell for cell in cells if cell.id not in done]
             if left:
-                self._train(left, dataset, pool, work, done, keep, stack, force=force)
+                ready = form if self.keep_students else lambda cell, method: None
+                self._train(left, dataset, pool, work, done, keep, stack, ready=ready, force=force)
         return done
 
     def _pool(
@@ -331,6 +344,7 @@ class Bench:
         keep: Callable[[Cell, Method, rec.Record], rec.Record],
         stack: ExitStack,
         *,
+        ready: Callable[[Cell, Method], object],
         force: bool = False,
         planned: bool = True,
     ) -> None:
@@ -339,6 +353,7 @@ class Bench:
         Args:
             work: where each one's unfinished training lies.
             keep: stores a cell's record, and whatever else is kept of it.
+            ready: raises `UserError` for a method of which that could not be kept.
             planned: their epochs were counted when the grid was.
         """
         route = self.route(cells[0].protocol, dataset)
@@ -353,7 +368,9 @@ class Bench:
                     "force": (self.store.fingerprint(cell.id) or "true") if force else None,
                     **self._identity(dataset, [teacher for teacher, _ in own], cell.protocol),
                 }
-                members.append((cell, self._member(cell, lecturers(own), dataset.spec, work[cell.id], identity, stack)))
+                member = self._member(cell, lecturers(own), dataset.spec, work[cell.id], identity, stack)
+                ready(cell, member.method)
+                members.append((cell, member))
             except Exception as error:
                 done[cell.id] = error
         # after a kill the members may stand at different epochs: those of one epoch are one cohort

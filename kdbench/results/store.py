@@ -6,16 +6,20 @@ import hashlib
 import os
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from kdbench.errors import UserError
-from kdbench.files import check_room, write_atomic, writing_to
+from kdbench.files import check_room, tracked_by_git, write_atomic, writing_to
 from kdbench.paths import CHOOSE_RESULTS
 from kdbench.results.record import Record, dump, parse
 
 RECORD_BYTES = 4096
 """A record takes at least that: one of a few epochs on a few hundred test images."""
+
+
+_FIND = "the column `cells` of each table's CSV has the ids, --results DIR names another store"
 
 
 class RecordExistsError(UserError):
@@ -68,6 +72,44 @@ class Store:
             raise ValueError(f"{cell_id!r} is not a cell id")
         found = _read(self._files(f"-{cell_id}.json"))
         return found[0] if found else None
+
+    def find(self, named: str) -> Path:
+        """The file of a record by its cell's id, the unique beginning of one, the file's name or its path.
+
+        Raises:
+            UserError: there is none, or more than one.
+        """
+        if named.endswith(".json"):
+            for path in (Path(named), self.folder / Path(named).name):
+                if path.is_file():
+                    return path
+            raise UserError(f"there is no record {named}, nor one of that name in {self.folder}: {_FIND}.")
+        if not re.fullmatch("[0-9a-f]{1,16}", named):
+            raise UserError(f"'{named}' is no cell's id, which has 16 digits of 0-9 and a-f: {_FIND}.")
+        found = [path for path in self._files(".json") if path.stem.rpartition("-")[2].startswith(named)]
+        if not found:
+            raise UserError(f"no cell in {self.folder} has an id that begins with {named}: {_FIND}.")
+        if len(found) > 1:
+            shown = ", ".join(path.stem for path in found[:3]) + (", ..." if len(found) > 3 else "")
+            raise UserError(f"{named} is the beginning of {len(found)} cells' ids ({shown}): give more of its digits.")
+        return found[0]
+
+    @staticmethod
+    def read(path: Path) -> Record:
+        """The record in a file; raises `UserError` if it is broken, edited or misnamed."""
+        return _read([path])[0]
+
+    def check_replaceable(self, cell_ids: Sequence[str]) -> None:
+        """Raises `UserError` if git tracks records of these cells: whoever cloned them has no other copy to compare."""
+        mine = {cell_id: self._files(f"-{cell_id}.json") for cell_id in cell_ids}
+        tracked = tracked_by_git([path for paths in mine.values() for path in paths])
+        if tracked:
+            names = ", ".join(path.name for path in tracked[:3]) + (", ..." if len(tracked) > 3 else "")
+            what = f"{len(tracked)} records" if len(tracked) > 1 else "a record"
+            raise UserError(
+                f"force=true would replace {what} that git tracks in {self.folder} ({names}): name another store with "
+                "paths.results=DIR, or say force=replace."
+            )
 
     def fingerprint(self, cell_id: str) -> str | None:
         """Of whatever lies in the place of a cell's record, good or bad, by its bytes; None where nothing does."""

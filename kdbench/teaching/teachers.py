@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import safetensors.torch
 import torch
@@ -50,6 +50,7 @@ class Card(Sparse):
     """
 
     ADDED = frozenset({"classes", "mean", "std", "code", "seal", "measure"})
+    OF: ClassVar[str] = "teacher"
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -89,9 +90,9 @@ class Card(Sparse):
             card = cls.model_validate(data)
             sealed = digest({key: value for key, value in data.items() if key != "seal"})
         except (ValueError, TypeError, RecursionError):  # pydantic's errors are ValueErrors
-            raise ValueError("is no teacher's card") from None
+            raise ValueError(f"is no {cls.OF}'s card") from None
         if card.seal not in (None, sealed):
-            raise ValueError("is no teacher's card any more: it was edited after it was written")
+            raise ValueError(f"is no {cls.OF}'s card any more: it was edited after it was written")
         return card
 
     def dump(self) -> bytes:
