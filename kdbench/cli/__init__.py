@@ -1,5 +1,6 @@
-"""The command line: ``kdbench run | methods | teacher | data | report | compare | bench``, one module per command.
+"""The command line, one module for each command or for those that belong together.
 
+``kdbench run | methods | teacher | student | data | report | compare | show | reproduce | bench``.
 The modules import only what a parser needs; what a command does is imported when it is done.
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import kdbench
-from kdbench.cli import bench, data, methods, report, run, teachers
+from kdbench.cli import bench, data, methods, report, reproduce, run, show, students, teachers
 from kdbench.cli.console import fail, output
 from kdbench.cli.terminable import terminable
 from kdbench.errors import Interrupted, UserError, out_of_memory
@@ -102,7 +102,8 @@ def _keep(error: Exception) -> str:
 
 def _takes_methods(args: Sequence[str]) -> bool:
     """Whether the user may have named methods of their own; what only reads results imports nothing beside them."""
-    trains = args[:1] == ["run"] or args[:2] in (["teacher", "train"], ["teacher", "cache"])
+    made = args[:1] in (["run"], ["show"], ["reproduce"], ["student"])
+    trains = made or args[:2] in (["teacher", "train"], ["teacher", "cache"])
     return trains or any(arg.startswith("--config-dir") for arg in args)
 
 
@@ -110,6 +111,6 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="kdbench", description=kdbench.__doc__)
     top.add_argument("--version", action="version", version=f"kdbench {kdbench.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for module in (run, methods, teachers, data, report, bench):
+    for module in (run, methods, teachers, data, report, show, reproduce, students, bench):
         module.add_to(commands)
     return top

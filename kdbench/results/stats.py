@@ -69,6 +69,18 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
     return Estimate(mean, len(values), mean - half, mean + half)
 
 
+def prediction_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Where one further value would lie with probability `level`: m ± t(1 - (1 - level)/2; n - 1) · s · √(1 + 1/n).
+
+    None where one value tells no spread. Of normally distributed values, as `mean_interval`.
+    """
+    mean = mean_interval(values, level)
+    if mean.half is None:
+        return None
+    half = mean.half * math.sqrt(mean.n + 1)
+    return mean.mean - half, mean.mean + half
+
+
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Difference | None:
     """a - b over the seeds (keys) that both have; None where they share none.
 
