@@ -157,7 +157,7 @@ def _teacher(recipe: Config, config: Config, pair: Config) -> list[str]:
         if same_class and same_class[0][1]["_target_"] != there["_target_"]:
             name, found = min(same_class, key=lambda each: len(_method_at(each[1], recipe["method"])))
             made.append(f"{'' if own else '+'}method@teacher.method={name}")
-            there = {**there, **found}
+            there = found if own else {**there, **found}
         made += _method_at(there, recipe["method"])
     spec = _spec(recipe, config["dataset"], config["protocol"], recipe["name"])
     made += _settings({key: value for key, value in spec.items() if key not in ("method", "teacher")}, "teacher")
@@ -184,7 +184,7 @@ def _settings(spec: Config, where: str) -> Iterator[str]:
             named = flatten({name: item for name, item in value.items() if name not in whole})
             yield from (f"teacher.dataset.{name}={text(item)}" for name, item in {**whole, **named}.items())
         else:
-            yield f"{'+' if key == 'teacher' else ''}{where}.{key}={text(value)}"
+            yield f"{'+' if key in ('method', 'teacher') else ''}{where}.{key}={text(value)}"
 
 
 def _spec(recipe: Config, dataset: Config, protocol: Config, pair: str | None) -> dict[str, Any]:

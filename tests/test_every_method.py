@@ -7,11 +7,19 @@ import random
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import Kdbench
 from places import ENTRIES, PLACES, SCENARIOS, equal, methods_in, records_in, run, settings_of, tiny_data
 
+from kdbench import load_student
+from kdbench.data.module import ArrayData, eval_batch
+from kdbench.data.sources import source_of
 from kdbench.engine.cohort import CHECKPOINT
+from kdbench.engine.students import Deployed
+from kdbench.results.record import Record
+from kdbench.tasks import task_for
 
 ROUTES = {
     "fast": (),
@@ -85,7 +93,7 @@ def killed_after_checkpoints(monkeypatch: pytest.MonkeyPatch, count: int) -> Non
 def test_killed_in_every_epoch(bench: Kdbench, folder: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kill comes when the checkpoints of all have moved, the last one behind the last epoch, before any record."""
     store = together(bench, folder, place, "fast")
-    command = ("cohort.max_students=100", "checkpoint_seconds=0")
+    command = ("cohort.max_students=100", "checkpoint_seconds=0", "keep=student")
     epochs = next(iter(records_in(bench, store).values())).config["protocol"]["epochs"]
     for _ in range(epochs):
         with monkeypatch.context() as patch:
@@ -96,6 +104,24 @@ def test_killed_in_every_epoch(bench: Kdbench, folder: Path, place: str, monkeyp
     result = run(bench, place, *command)
     assert result.code == 0, result
     equal(bench, store, "results")
+    for record in bench.records():
+        is_the_student_of(load_student(record.cell.id), record)
+
+
+@torch.no_grad()
+def is_the_student_of(student: Deployed, record: Record) -> None:
+    """By the meter of its task it has the record's scores, and from pixels the same logits."""
+    data = source_of(record.config["dataset"]).build()
+    meter = task_for(data.spec).meter(data.spec)
+    meter.seen = data.spec.num_classes
+    meter.begin()
+    epochs, rows = record.config["protocol"]["epochs"], eval_batch(data)
+    for batch in ArrayData(data, 1, 0, epochs=epochs, eval_batch_size=rows).test_dataloader():
+        meter.update(student.net, batch)
+        if student.card.mean:
+            pixels = data.test.images[batch.index].permute(0, 3, 1, 2) / 255
+            assert torch.allclose(student(pixels), student.net(batch.x), rtol=1e-3, atol=1e-3)
+    assert np.isclose(meter.examples(), record.examples, rtol=1e-3).mean() > 0.98, record.cell
 
 
 def test_a_robust_cell_is_attacked_in_every_way_of_evaluating(

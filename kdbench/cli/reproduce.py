@@ -78,9 +78,10 @@ def reproduce_cell(options: argparse.Namespace) -> int:
             fail(line)
         return 1
     verdict = judge(record, again, _seeds(record, store))
-    say(_compared(record, again))
-    for sentence in _told(record, again, verdict):
-        say(sentence)
+    if record.metrics and again.metrics:
+        say(_measured(record, again))
+    for line in (*_computed(record, again), *_told(record, again, verdict)):
+        say(line)
     return 0 if verdict.reproduced else 1
 
 
@@ -114,21 +115,26 @@ def _seeds(record: Record, store: Store) -> list[float]:
     return [each.metrics.last for each in alike if each.metrics]
 
 
-def _compared(record: Record, again: Record) -> Table:
+def _measured(record: Record, again: Record) -> Table:
+    """All measures of both, and by how much they moved."""
+    assert record.metrics and again.metrics  # noqa: PT018
+    was, now = ({record.measure.name: each.last, **each.others} for each in (record.metrics, again.metrics))
+    table = Table("", "recorded", "now", "moved")
+    for name in dict.fromkeys([*was, *now]):
+        shown = [f"{each[name]:.6g}" if name in each else "-" for each in (was, now)]
+        moved = now[name] - was[name] if name in was and name in now else 0.0
+        table.add_row(*map(plain, (name, *shown, f"{moved:+.3g}" if moved else "")))
+    return table
+
+
+def _computed(record: Record, again: Record) -> Iterator[str]:
+    """What equal bits depend on, each in a line."""
     from kdbench.results.reproduced import PARTS, differing
 
-    table = Table("", "recorded", "now", "")
-    if record.metrics and again.metrics:
-        was, now = ({record.measure.name: each.last, **each.others} for each in (record.metrics, again.metrics))
-        for name in dict.fromkeys([*was, *now]):
-            shown = [f"{each[name]:.6g}" if name in each else "-" for each in (was, now)]
-            moved = now[name] - was[name] if name in was and name in now else 0.0
-            table.add_row(*map(plain, (name, *shown, f"{moved:+.3g}" if moved else "")))
     other = differing(record, again)
     for name, field in PARTS.items():
-        values = [str(getattr(each.environment, field)) for each in (record, again)]
-        table.add_row(*map(plain, (name, *values, "other" if name in other else "same")))
-    return table
+        was, now = (str(getattr(each.environment, field)) for each in (record, again))
+        yield f"{'other' if name in other else 'same':<6}{name:<10} {was}{f', now {now}' if name in other else ''}"
 
 
 def _told(record: Record, again: Record, verdict: Verdict) -> Iterator[str]:

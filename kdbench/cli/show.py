@@ -67,8 +67,8 @@ def _facts(path: Path, record: Record, store: Store) -> Iterator[tuple[str, str]
         reached = {
             "after the last epoch": metrics.last,
             "at the epoch that the validation split chose": metrics.val_selected,
+            "at best, which is never ranked": metrics.oracle,
         }
-        reached |= {"at best, which is never ranked": metrics.oracle}
         known = (f"{measure.text(value)} {what}" for what, value in reached.items() if value is not None)
         yield "reached", f"{measure.label} {', '.join(known)}"
         yield "", ", ".join(f"{name} {value:.4g}" for name, value in metrics.others.items())
@@ -88,10 +88,7 @@ def _facts(path: Path, record: Record, store: Store) -> Iterator[tuple[str, str]
     yield "student", f"{record.cell.student}, {cost.student_params:,} parameters, {cost.student_macs:,} MACs"
     kept = Students(store.root).path(record.cell.id)
     yield "", f"weights: {kept}" if kept else "weights not kept: kdbench reproduce trains it again and keeps them"
-    yield (
-        "cost",
-        f"{cost.images_seen:,} images, {cost.train_seconds:.0f} s of training, {env.threads} thread{'s' * (env.threads > 1)}",
-    )
+    yield "cost", f"{cost.images_seen:,} images, {cost.train_seconds:.0f} s of training, threads: {env.threads}"
     yield "computed", f"{env.device}; {env.path}; {env.precision}"
     versions = f"kdbench {env.kdbench}, torch {env.torch}, lightning {env.lightning}, Python {env.python}"
     yield "", f"{versions}; commit {(env.commit or 'unknown')[:12]}; {record.created:%Y-%m-%d %H:%M %Z}"
