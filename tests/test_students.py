@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from test_grid import numbers
 import kdbench
 from kdbench.data.arrays import canonical_order
 from kdbench.data.embedded import digits
-from kdbench.engine.students import Students
+from kdbench.engine.students import Deployed, Students
 from kdbench.errors import UserError
 from kdbench.models import create
 from kdbench.results.record import Record, parse
@@ -44,6 +43,22 @@ def weights(kd: Kdbench, record: Record) -> Path:
 def kept(kd: Kdbench, *overrides: str) -> Record:
     assert kd.run("method=scratch", KEEP, *overrides).code == 0
     return kd.record("scratch")
+
+
+@pytest.fixture(scope="module")
+def trained() -> list[Path]:
+    """A store with one kept student, once a test has trained it."""
+    return []
+
+
+@pytest.fixture
+def student(kd: Kdbench, trained: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    if not trained:
+        kept(kd)
+        trained.append(shutil.copytree(kd.results, tmp_path_factory.mktemp("kept") / "results"))
+    else:
+        shutil.copytree(trained[0], kd.results)
+    return kdbench.load_student(kd.record("scratch").cell.id)
 
 
 # ---- kept -----------------------------------------------------------------------------------------------------------
@@ -73,14 +88,12 @@ def test_a_kept_student_is_the_network_of_its_record(kd: Kdbench) -> None:
     assert not Path("plain/students").exists()
 
 
-def test_pixels_are_normalised_inside(kd: Kdbench) -> None:
-    record = kept(kd)
-    model = kdbench.load_student(record.cell.id[:8])
+def test_pixels_are_normalised_inside(student: Deployed) -> None:
     grey = digits().train_images / 255
     normalised = (pixels() - grey.mean()) / grey.std()
     with torch.no_grad():
-        assert torch.allclose(model(pixels()), model.net(normalised.float()), atol=1e-4)
-    assert model.net.tap(pixels()[:2], ("embed",))["embed"].shape == (2, 16)
+        assert torch.allclose(student(pixels()), student.net(normalised.float()), atol=1e-4)
+    assert student.net.tap(pixels()[:2], ("embed",))["embed"].shape == (2, 16)
 
 
 def test_what_is_kept_after_a_kill_is_what_would_have_been(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +123,7 @@ def test_a_finished_cell_without_its_student_says_how_to_get_it(kd: Kdbench) -> 
     assert not Students(kd.results).all()
 
 
-def test_git_does_not_see_them(kd: Kdbench) -> None:
-    kept(kd)
+def test_git_does_not_see_them(kd: Kdbench, student: Deployed) -> None:
     subprocess.run(["git", "init", "-q", "."], check=True)
     seen = subprocess.run(["git", "status", "--porcelain", "-uall"], check=True, capture_output=True, text=True).stdout
     assert "results/records/" in seen
@@ -138,8 +150,8 @@ def test_what_cannot_be_made_again_is_told_before_it_is_trained(kd: Kdbench) -> 
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_student_is_one_sentence(kd: Kdbench) -> None:
-    record = kept(kd)
+def test_what_is_no_student_is_one_sentence(kd: Kdbench, student: Deployed) -> None:
+    record = kd.record("scratch")
     path, card = weights(kd, record), weights(kd, record).with_suffix(".json")
     one_sentence(kd("student", "export", "zzz"), "'zzz' is no cell's id")
     one_sentence(kd("student", "export", "0" * 16), "no cell in results/records has an id that begins with 0000")
@@ -170,11 +182,6 @@ def test_a_diverged_cell_has_no_student(kd: Kdbench) -> None:
 # ---- exported -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def student(kd: Kdbench) -> kdbench.engine.students.Deployed:
-    return kdbench.load_student(kept(kd).cell.id)
-
-
 def exported(kd: Kdbench, kind: str, *options: str) -> Path:
     cell = kd.record("scratch").cell
     result = kd("student", "export", cell.id, "--format", kind, *options)
@@ -185,7 +192,7 @@ def exported(kd: Kdbench, kind: str, *options: str) -> Path:
     return path
 
 
-def test_an_onnx_file_takes_pixels_in_batches_of_any_size(kd: Kdbench, student: Any) -> None:
+def test_an_onnx_file_takes_pixels_in_batches_of_any_size(kd: Kdbench, student: Deployed) -> None:
     onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     path = exported(kd, "onnx")
@@ -198,14 +205,14 @@ def test_an_onnx_file_takes_pixels_in_batches_of_any_size(kd: Kdbench, student: 
     assert json.loads(facts["kdbench"])["classes"] == list("0123456789")
 
 
-def test_a_torch_export_takes_pixels_in_batches_of_any_size(kd: Kdbench, student: Any) -> None:
+def test_a_torch_export_takes_pixels_in_batches_of_any_size(kd: Kdbench, student: Deployed) -> None:
     program = torch.export.load(exported(kd, "torch.export")).module()
     with torch.no_grad():
         for n in (1, 5):
             np.testing.assert_allclose(program(pixels()[:n]), student(pixels()[:n]), atol=1e-5)
 
 
-def test_an_exported_file_of_weights_stands_alone(kd: Kdbench, student: Any, tmp_path: Path) -> None:
+def test_an_exported_file_of_weights_stands_alone(kd: Kdbench, student: Deployed, tmp_path: Path) -> None:
     path = exported(kd, "safetensors")
     elsewhere = shutil.move(path, tmp_path / "elsewhere.safetensors")
     shutil.rmtree(kd.results)
@@ -218,7 +225,7 @@ def test_an_exported_file_of_weights_stands_alone(kd: Kdbench, student: Any, tmp
         kdbench.load_student(elsewhere)
 
 
-def test_a_file_that_is_there_is_not_overwritten(kd: Kdbench, student: Any) -> None:
+def test_a_file_that_is_there_is_not_overwritten(kd: Kdbench, student: Deployed) -> None:
     Path("mine.onnx").write_text("mine")
     one_sentence(
         kd("student", "export", student.card.cell, "--out", "mine.onnx"), "mine.onnx is there already", "--out"
