@@ -151,6 +151,14 @@ def test_a_verdict(now: float, seeds: list[float], other: dict[str, Any], reprod
     assert found.alike == (10_000 - round(100 * (now - 70)), 10_000)
 
 
+def test_measures_that_came_later_do_not_tell_an_old_record_from_its_like() -> None:
+    old, new = make_record(), make_record(metrics={"others": {"nll": 1.0}}, curves={"test/nll": [1.0]})
+    assert judge(old, new, [70.0]).equal
+    assert not judge(new, old, [70.0]).equal
+    assert not judge(new, make_record(metrics={"others": {"nll": 1.1}}, curves={"test/nll": [1.0]}), [70.0]).equal
+    assert not judge(new, make_record(metrics={"others": {"nll": 1.0}}, curves={"test/nll": [1.1]}), [70.0]).equal
+
+
 def test_scores_and_measures_of_the_whole_are_judged_too() -> None:
     error = Measure("RMSE", higher=False, unit="m")
     a, b = (make_measured("kd", 0, value, error, [value] * 8, **OTHER) for value in (1.0, 2.0))

@@ -26,7 +26,7 @@ class Verdict:
     """Of a record and the one that was made of its cell again.
 
     Attributes:
-        equal: all measures, curves and scores of single examples are the same numbers.
+        equal: all measures, curves and scores of single examples that the record has are the same numbers again.
         alike: of the test examples, how many have the same score, and of how many; None where records have none.
         other: in what, of all that equal bits depend on, the second differs.
         band: where 95 % of further seeds would lie; None where one seed tells no spread.
@@ -49,9 +49,7 @@ def judge(recorded: Record, again: Record, seeds: Sequence[float]) -> Verdict:
             alone, its own among them.
     """
     other = tuple(differing(recorded, again))
-    equal = recorded.status == again.status and all(
-        getattr(recorded, part) == getattr(again, part) for part in ("metrics", "curves", "correct", "scores", "reason")
-    )
+    equal = _equal(recorded, again)
     alike = p = None
     one, two = recorded.examples, again.examples
     if one is not None and two is not None and one.shape == two.shape:
@@ -62,6 +60,18 @@ def judge(recorded: Record, again: Record, seeds: Sequence[float]) -> Verdict:
     if again.metrics and recorded.metrics:
         near = band[0] <= again.metrics.last <= band[1] if band else p is not None and p >= ALPHA
     return Verdict(equal, alike, other, band, p, reproduced=equal or (near and bool(other)))
+
+
+def _equal(recorded: Record, again: Record) -> bool:
+    """Whether all numbers that the first record has are those of the second, which may have further measures."""
+    was, now = recorded.metrics, again.metrics
+    if any(getattr(recorded, part) != getattr(again, part) for part in ("status", "reason", "correct", "scores")):
+        return False
+    if was and now:
+        others = {name: now.others.get(name) for name in was.others}
+        if was != now.model_copy(update={"others": others}):
+            return False
+    return all(again.curves.get(name) == curve for name, curve in recorded.curves.items())
 
 
 def differing(recorded: Record, again: Record) -> list[str]:
