@@ -41,7 +41,7 @@ from kdbench.protocol import Protocol
 from kdbench.results import record as rec
 from kdbench.results.labels import keep_labels
 from kdbench.results.store import RecordExistsError, Store
-from kdbench.source import source_hash
+from kdbench.source import network_hash, source_hash
 from kdbench.tasks import task_for
 from kdbench.teaching.adapter import Adapter
 from kdbench.teaching.frozen import FrozenTeacher
@@ -194,12 +194,15 @@ class Bench:
                     raise
         check_pin(found, pinned)
         self._clear_if_left(name)
-        code = source_hash(method_class("teacher", recipe["method"]))
-        if found.card.code and code and found.card.code != code:
-            self.tell(
-                f"the teacher {found.card.name} was trained by other code of {recipe['method']['_target_']} than there "
-                f"is now: delete {found.weights} and its .json to train it again."
-            )
+        for was, now, whose in (
+            (found.card.code, source_hash(method_class("teacher", recipe["method"])), recipe["method"]["_target_"]),
+            (found.card.network, network_hash(found.card.name), found.card.name),
+        ):
+            if was and now and was != now:
+                self.tell(
+                    f"the teacher {found.card.name} was trained by other code of {whose} than there is now: delete "
+                    f"{found.weights} and its .json to train it again."
+                )
         return found
 
     def _train_teacher(self, recipe: Mapping[str, Any], dataset: Dataset, work: Path, wait: bool) -> Teacher:
@@ -349,6 +352,7 @@ class Bench:
                 identity = {
                     "cell": cell.id,
                     "code": source_hash(cell.method),
+                    **({"code of the student": code} if (code := network_hash(cell.student)) else {}),
                     # a run with force=true goes on only from what such a run began, for the record that is still there
                     "force": (self.store.fingerprint(cell.id) or "true") if force else None,
                     **self._identity(dataset, [teacher for teacher, _ in own], cell.protocol),

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from kdbench.construct import Text, construct, method_class, method_identity
 from kdbench.data.datasets import differing
 from kdbench.data.sources import keys_of, source_of
 from kdbench.errors import UserError, nearest
+from kdbench.networks import spelled
 from kdbench.protocol import Protocol
 from kdbench.results.record import digest
 from kdbench.settings import explain
 
 Natural = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+
+
+Network = Annotated[Text, BeforeValidator(spelled)]
+"""A network's name, see `kdbench.networks`; or a mapping with its ``_target_``."""
 
 
 class Settings(BaseModel):
@@ -32,7 +37,7 @@ class TeacherConfig(Settings):
         teacher: of its own, where its method needs one: an assistant's, a generation's.
     """
 
-    name: Text | None = None
+    name: Network | None = None
     method: dict[str, Any]
     seed: Natural = 0
     epochs: Annotated[StrictInt, Field(ge=1)] | None = None

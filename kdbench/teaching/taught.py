@@ -17,6 +17,7 @@ from kdbench.errors import UserError
 from kdbench.paths import cache_dir
 from kdbench.protocol import Protocol
 from kdbench.results.record import TeacherInfo
+from kdbench.source import network_hash
 from kdbench.taps import probe
 from kdbench.teaching.adapter import Adapter
 from kdbench.teaching.agreement import (
@@ -95,6 +96,8 @@ def share(
             "torch": torch.__version__,
             "granularity": frozen.granularity,
         }
+        if code := network_hash(card.name):
+            key["code"] = code
         if isinstance(classes := identity.get("classes"), list) and any(isinstance(name, str) for name in classes):
             key["classes"] = dataset.classes_hash  # which images these names choose
         if adapter != Adapter(known=adapter.known):

@@ -26,6 +26,7 @@ from kdbench.files import check_room, write_atomic, writing_to
 from kdbench.measures import TOP1
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, cache_dir
 from kdbench.results.record import Measured, Sha256, cell_id, check_range, digest
+from kdbench.source import network_hash
 from kdbench.sparse import Sparse
 from kdbench.tasks import task_for
 
@@ -46,10 +47,11 @@ class Card(Sparse):
         classes: names of what its logits mean, in their order.
         mean, std: per channel, of the pixels that it learned from.
         code: hash of its method's source, see `kdbench.source`.
+        network: the same of its network, if that is the user's own.
         seal: `digest` of all the others; a card without one is older, and its accuracy is known by measuring it.
     """
 
-    ADDED = frozenset({"classes", "mean", "std", "code", "seal", "measure"})
+    ADDED = frozenset({"classes", "mean", "std", "code", "seal", "measure", "network"})
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -66,6 +68,7 @@ class Card(Sparse):
     code: Sha256 | None = None
     seal: Sha256 | None = None
     measure: Measured = TOP1
+    network: Sha256 | None = None
 
     @field_validator("recipe")
     @classmethod
@@ -233,6 +236,7 @@ class Teachers:
             classes=data.classes,
             mean=data.mean,
             std=data.std,
+            network=network_hash(recipe["name"]),
             **card,
         )
         with writing_to(self.cache, CHOOSE_CACHE):
