@@ -15,6 +15,7 @@ from kdbench.taps import UNCUT
 
 OTHER = "take another size or another network"
 
+
 class Foreign(nn.Module, ABC):
     """A foreign network `net` as a `kdbench.taps.Net`; the state dict is that of `net` with the prefix ``net.``
 

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from kdbench.method import Method
 from kdbench.networks import is_own, read, sized
@@ -28,7 +28,10 @@ def source_hash(cls: type[Method]) -> str | None:
     Returns:
         None where there is no source, as for a class typed into a shell.
     """
-    return _hash(cls, tuple(base.__module__ for base in cls.__mro__ if issubclass(base, Method) and base is not Method))
+    return _hash(
+        cast(Any, cls),
+        tuple(base.__module__ for base in cls.__mro__ if issubclass(base, Method) and base is not Method),
+    )
 
 
 def network_hash(name: str) -> str | None:

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from kdbench.errors import DoesNotFit
 
-
 UNCUT = "only the zoo's image classifiers and policies can be cut behind a stage: choose a pair of these."
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch import Tensor
 
 from kdbench.construct import check_optimizer, construct, method_class, method_identity
 from kdbench.engine.job import Job
@@ -18,7 +21,8 @@ from kdbench.results.record import cell_id
 from kdbench.settings import explain
 from kdbench.source import source_hash
 from kdbench.targets import first_line
-from kdbench.teaching.recipe import dataset_identity, further, recipe_of
+from kdbench.teaching.recipe import Known, dataset_identity, further, recipe_of
+from kdbench.teaching.teachers import Teachers
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Cell:
     method: type[Method]
     config: Mapping[str, Any]
     pins: tuple[str | None, ...] = ()
+    start: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
+    """Weights that its student begins with (the rest is drawn); the config names them by their hash."""
 
     @property
     def id(self) -> str:
@@ -162,19 +168,27 @@ def check_names(cell: Cell) -> None:
         ) from None
 
 
+def known_to(job: Job) -> Known:
+    """Where the teachers of a job are looked up that it names by their weights."""
+    return partial(Teachers(Path(job.paths.results)).of_hash, dataset=job.dataset.get("name"))
+
+
 def teachers_of(job: Job) -> list[tuple[dict[str, Any], str | None]]:
     """The recipe of each teacher of a job, and the sha256 that is demanded of it; the pair's first."""
     protocol, pair = Protocol.of(job.protocol), job.pair.teacher
     named = {"teacher": job.teacher}
     named |= {f"teachers[{k}]": other for k, other in enumerate(further(job.teacher, job.teachers))}
-    return [
-        (recipe_of(teacher, job.dataset, protocol, pair=pair, where=where), teacher.sha256)
-        for where, teacher in named.items()
-    ]
+    known = known_to(job)
+    found = []
+    for where, teacher in named.items():
+        recipe = recipe_of(teacher, job.dataset, protocol, known=known, pair=pair, where=where)
+        pin = known(teacher.weights).sha256 if teacher.weights else teacher.sha256
+        found.append((recipe, pin))
+    return found
 
 
-def cell_of(recipe: Mapping[str, Any]) -> Cell:
-    """A teacher is a kept student: the cell that trains one."""
+def cell_of(recipe: Mapping[str, Any], start: Mapping[str, Tensor] | None = None) -> Cell:
+    """A teacher is a kept student: the cell that trains one, from weights that were brought where `start` has some."""
     cls = method_class("teacher", recipe["method"])
     identity = {
         "method": {"name": "teacher", **recipe["method"]},
@@ -183,5 +197,6 @@ def cell_of(recipe: Mapping[str, Any]) -> Cell:
         "dataset": recipe["dataset"],
         "protocol": recipe["protocol"],
         "seed": recipe["seed"],
+        **({"weights": recipe["weights"]} if "weights" in recipe else {}),
     }
-    return Cell("teacher", cls, identity)
+    return Cell("teacher", cls, identity, start=start)

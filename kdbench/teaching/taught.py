@@ -145,7 +145,10 @@ def _measured(
     else:
         own = FrozenTeacher(net, learned.spec.shape, PLAIN, protocol.batch_size).to(device)
         check_card(teacher, learned, measure(own, learned, "32-true"), device)
-    return TeacherInfo(name=card.name, sha256=card.sha256, accuracy=accuracy, as_fed=fed, agreement=agreement)
+    origin = card.origin and card.origin.source
+    return TeacherInfo(
+        name=card.name, sha256=card.sha256, accuracy=accuracy, as_fed=fed, agreement=agreement, origin=origin
+    )
 
 
 def _vectors(frozen: FrozenTeacher, dataset: Dataset) -> bool:
