@@ -130,7 +130,6 @@ def bring(args: Sequence[str]) -> int:
 
 
 def bring_one(job: Job, told: Told, *, source: str, new_head: bool) -> None:
-    from kdbench.cli.jobs import assignment
     from kdbench.engine.bringing import bring
     from kdbench.engine.grid import watched
 
@@ -142,7 +141,7 @@ def bring_one(job: Job, told: Told, *, source: str, new_head: bool) -> None:
     assert card.origin
     told.said.append(
         f"{_reached(teacher, job, bench)}, brought from {card.origin.source}\n{teacher.weights}\n"
-        f"to have it teach: kdbench run {assignment('teacher.weights', card.sha256[:12])} dataset=... pair.student=..."
+        f"to have it teach: kdbench run teacher.weights={card.sha256[:12]} dataset=... pair.student=..."
     )
 
 
