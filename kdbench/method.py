@@ -68,16 +68,18 @@ What the bench offers beside them, one line each; whoever writes DKD meets none:
 Of a method's own attributes modules and buffers are in the checkpoint; no other outlives a kill. Cells in lockstep
 share batches and teachers, so none of these is changed in place. CONTRIBUTING.md names methods to read for each word.
 
-Outside the bench a method is an ordinary LightningModule:
-``pl.Trainer(max_epochs=240).fit(KD(student=net, teacher=big), datamodule)``.
+Outside the bench a method is an ordinary LightningModule, for networks of anyone's:
+``pl.Trainer(max_epochs=240).fit(KD(student=net, teacher=big), loader)``, ``trainer.test(method, loader)``,
+``KD.load_from_checkpoint(path, student=net, teacher=big)``.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -86,10 +88,13 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 import hydra
 import pytorch_lightning as pl
 import torch
+from pydantic import TypeAdapter
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import Diverged, DoesNotFit, UserError
+from kdbench.foreign import plain
 from kdbench.plan import Entry, Experience, Stage, experiences_of, plan_of
 from kdbench.protocol import Protocol as TrainingProtocol
 from kdbench.rehearsal import check_last_batch, check_terms, check_turn
@@ -123,6 +128,8 @@ GIVEN = frozenset({"data", "rng", "student", "task", "teachers"})
 """What `Method.build` finds, and leaves as it is."""
 BOUND = frozenset({"data", "epoch", "forwards", "images_seen", "meters", "student", "taken", "teachers"})
 """What `Method.bind` sets."""
+_NO_SETTINGS = ("self", "student", "teacher")
+"""What a constructor is given that is no setting."""
 SPLITS = ("test", "val")
 """Of evaluation."""
 
@@ -174,8 +181,9 @@ class Method(pl.LightningModule):
     Args:
         weights: weight of each loss term: a number, or ``{start, end, until}`` for a linear ramp (see `Ramp`). Exactly
             the names in `terms`; an unknown, missing or unused one is an error before training starts.
-        student, teacher: networks (see `kdbench.taps.Net`), for use without the bench, which hands them to `bind`; a
-            sequence of teachers for a method that needs several.
+        student, teacher: networks, for use without the bench, which hands them to `bind`; a sequence of teachers for a
+            method that needs several. Plain ones have the taps ``logits`` and, where they end in one linear layer,
+            ``embed``; others have a method ``tap`` (see `kdbench.taps.Net`).
         protocol: optimiser and schedule; default: the one of `Protocol`.
     """
 
@@ -198,9 +206,22 @@ class Method(pl.LightningModule):
     """What the survey's table says of such a method: one short entry for each column that ``taxonomy.yaml`` gives the
     table of `leaf`, by the column's key. Reports print it."""
 
+    _settings: Mapping[str, Any] = {}
+    """What the constructor was given, but for networks: what Lightning's checkpoints say of it."""
     taps = Taps()
     terms: tuple[str, ...] = ("ce",)
     """These two are set in ``__init__`` where they follow from settings."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Method:
+        method: Method = super().__new__(cls)
+        signature = inspect.signature(cls.__init__)
+        with suppress(TypeError):  # what __init__ says better
+            given = signature.bind(method, *args, **kwargs).arguments
+            for rest in [each.name for each in signature.parameters.values() if each.kind is each.VAR_KEYWORD]:
+                given |= given.pop(rest, {})
+            # behind nn.Module, which is not initialised yet
+            vars(method)["_settings"] = {key: value for key, value in given.items() if key not in _NO_SETTINGS}
+        return method
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -498,15 +519,32 @@ class Method(pl.LightningModule):
         self._weights = given
 
     def configure_model(self) -> None:
-        """Lightning's hook: binds the networks given to the constructor when the bench has not done so."""
-        if self._bound:
+        """Lightning's hook: binds the networks given to the constructor when the bench has not done so.
+
+        Without a trainer, in ``load_from_checkpoint``, that is left to `on_load_checkpoint`, which knows the data.
+        """
+        if self._trainer is None:
             return
-        student, teacher = self._given
+        if not self._bound:
+            self._bind_given(_data_spec(self.trainer, self._student_given()))
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.samples is None and isinstance(datamodule, Samples):
+            self.samples = datamodule
+
+    def _student_given(self) -> nn.Module:
+        student, _ = self._given
         if student is None:
             raise UserError(f"{type(self).__name__} has no student: pass student=NETWORK.")
-        self.bind(student, teacher, _data_spec(self.trainer, student))
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.samples = datamodule if isinstance(datamodule, Samples) else None
+        return student
+
+    def _bind_given(self, data: DataSpec) -> None:
+        """Bind the constructor's networks, whatever they know of taps."""
+        student, teacher = self._student_given(), self._given[1]
+        given = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+        shown = data.shape_for_teacher or data.shape
+        names = [f"the student ({type(student).__name__})", *(f"the teacher ({type(each).__name__})" for each in given)]
+        teachers = [plain(name, each, shown) for name, each in zip(names[1:], given, strict=True)]
+        self.bind(plain(names[0], student, data.shape), teachers or None, data, names=names)
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -540,7 +578,9 @@ class Method(pl.LightningModule):
         for teacher in self._teachers:
             teacher.to(self.device)
         if epochs != self._planned:
+            position = self._position  # of a checkpoint, whose entries began before
             self._plan_for(epochs)
+            self._position = position
 
     def _plan_for(self, epochs: int) -> None:
         stages = []
@@ -726,6 +766,13 @@ class Method(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.scores())
 
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
+    def test_step(self, batch: Batch | Sequence[Tensor], batch_idx: int) -> None:
+        """Of one loader, as ``test/MEASURE``; the bench evaluates in `validation_step`."""
+        self.validation_step(batch, batch_idx)
+
     def scores(self) -> dict[str, Tensor]:
         """What was evaluated since `on_validation_epoch_start`, as ``test/MEASURE`` and ``val/MEASURE``."""
         return {
@@ -753,9 +800,17 @@ class Method(pl.LightningModule):
             "position": self._position,
             "kept": self.kept,
         }
+        if self._given[0] is not None:  # outside the bench, which knows these itself
+            checkpoint["kdbench"]["data"] = to_jsonable_python(self.data)
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = settings = {}
+            for key, value in self._settings.items():
+                with suppress(PydanticSerializationError):  # what is no plain value is to be given again
+                    settings[key] = to_jsonable_python(value)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["kdbench"]
+        if not self._bound:
+            self._bind_given(TypeAdapter(DataSpec).validate_python(state["data"]))
         self.rng.set_state(state["rng"])
         self.epoch, self.forwards, self.images_seen = state["epoch"], dict(state["forwards"]), state["images_seen"]
         self.taken, self.kept, self._position = state["taken"], state["kept"], state["position"]
@@ -783,18 +838,25 @@ def _reset(net: nn.Module) -> nn.Module:
 
 
 def _data_spec(trainer: pl.Trainer, student: nn.Module) -> DataSpec:
-    """What the datamodule says of itself, or else what its first batch shows."""
+    """What the datamodule says of itself, or else what its first batch, and the student of that, shows."""
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     spec = getattr(datamodule, "spec", None)
     if isinstance(spec, DataSpec):
         return spec
-    loader = datamodule.train_dataloader() if datamodule else trainer.fit_loop._data_source.dataloader()
-    x = Batch.of(next(iter(loader))).x
-    with torch.no_grad():
-        training = student.training
-        classes = student.eval()(x[:2]).shape[1]
-        student.train(training)
-    return DataSpec("custom", (x.shape[1], x.shape[2], x.shape[3]), classes, n_train=0, n_test=0)
+    name = f"the student ({type(student).__name__})"
+    shape = tuple(Batch.of(next(iter(_loader(trainer)))).x.shape[1:])
+    (classes, *_) = probe(name, plain(name, student, shape), shape).shapes["logits"]
+    return DataSpec("custom", shape, classes, n_train=0, n_test=0)
+
+
+def _loader(trainer: pl.Trainer) -> Any:
+    """The loader that the trainer is about to use, or the first of several."""
+    stages = {"fit": "train_dataloader", "validate": "val_dataloader", "test": "test_dataloader"}
+    stage = trainer.state.fn.value if trainer.state.fn else "fit"
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    loops: dict[str, Any] = {"fit": trainer.fit_loop, "validate": trainer.validate_loop, "test": trainer.test_loop}
+    loader = getattr(datamodule, stages[stage])() if datamodule else loops[stage]._data_source.dataloader()
+    return loader[0] if isinstance(loader, (list, tuple)) else loader
 
 
 __all__ = ["NEEDS", "Experience", "Method", "Player", "Ramp", "Samples", "Snapshot", "Stage"]

@@ -1,4 +1,4 @@
-"""The code of a method as a hash, so that a record tells whether the method was changed since."""
+"""The code of a method or of a user's network as a hash, so that a record tells whether it was changed since."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from types import ModuleType
 from typing import Any, cast
 
 from kdbench.method import Method
+from kdbench.networks import is_own, read, sized
 from kdbench.results.record import digest
+from kdbench.targets import imported
 
 
 def source_hash(cls: type[Method]) -> str | None:
@@ -26,13 +28,38 @@ def source_hash(cls: type[Method]) -> str | None:
     Returns:
         None where there is no source, as for a class typed into a shell.
     """
-    return _hash(cast(Any, cls))
+    return _hash(
+        cast(Any, cls),
+        tuple(base.__module__ for base in cls.__mro__ if issubclass(base, Method) and base is not Method),
+    )
+
+
+def network_hash(name: str) -> str | None:
+    """The same of a network of the user's own, see `kdbench.networks`: of the module that its path names, and of those
+    of its class and bases below ``nn.Module``.
+
+    Returns:
+        None also for networks of zoos and libraries.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    name, _ = sized(name)
+    if not is_own(name):
+        return None
+    path, _ = read(name)
+    target = imported(f"the network {name}", path, "its path")
+    bases = target.__mro__ if isinstance(target, type) else (target,)
+    made = [str(getattr(base, "__module__", "torch")) for base in bases if base is not object]
+    own = [module for module in made if module.partition(".")[0] not in ("torch", "kdbench")]
+    return _hash(target, tuple(dict.fromkeys([path.rpartition(".")[0], *own])))
 
 
 @cache
-def _hash(cls: Any) -> str | None:  # Any, as mypy takes no class of modules for hashable
+def _hash(thing: Any, modules: tuple[str, ...]) -> str | None:
+    """Of these modules; `thing`, which they made, is another one when they are imported anew."""
     try:
-        todo = [sys.modules[base.__module__] for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
+        todo = [sys.modules[name] for name in modules]
         said: dict[str, Any] = {}
         while todo:
             module = todo.pop(0)

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 from kdbench.errors import DoesNotFit
 
+UNCUT = "only the zoo's image classifiers and policies can be cut behind a stage: choose a pair of these."
+
 
 class Net(Protocol):
     """What kdbench asks of a network (any ``nn.Module`` with these two members)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -292,11 +293,12 @@ def test_an_assistant_has_a_teacher_of_its_own(mine: Kdbench) -> None:
     assert "0 trained, 1 already done" in run(mine, "method=[kd]", *chain).out
 
 
-def test_recipes_without_chains_are_what_they_were() -> None:
+def test_recipes_without_chains_are_what_they_were(tmp_path: Path) -> None:
     scratch = {"_target_": "methods.controls.scratch.Scratch"}
     from kdbench.protocol import Protocol
 
-    recipe = recipe_of(TeacherConfig(method=scratch), {"name": "digits"}, Protocol(), pair="resnet20")
+    known = partial(Teachers(tmp_path, tmp_path).of_hash, dataset=None)
+    recipe = recipe_of(TeacherConfig(method=scratch), {"name": "digits"}, Protocol(), known=known, pair="resnet20")
     assert set(recipe) == {"name", "method", "dataset", "protocol", "seed"}
 
 

@@ -3,20 +3,26 @@ what a method computes behind an epoch by one evaluation."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import Kdbench
+from pytorch_lightning.callbacks import ModelCheckpoint
 from test_methods import PROTOCOL, Data, batches, bind, trainer
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 from worlds import IMAGES
 
 from kdbench.data.batch import Batch
+from kdbench.errors import DoesNotFit, UserError
 from kdbench.method import Stage
 from kdbench.taps import Out
 from methods.controls.scratch import Scratch
+from methods.intermediate.at import AT
+from methods.logits.kd import KD
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging interval|no `val_dataloader)")
 
@@ -138,3 +144,86 @@ def test_stages_begin_in_that_order_outside_of_the_bench() -> None:
 
     trainer(2).fit(bind(Staged(protocol=PROTOCOL)), datamodule=Data(batches(2), batches(1), IMAGES))
     assert said == ORDER
+
+
+# ---- networks of anyone's, outside of the bench -------------------------------------------------------------------
+
+
+class Plain(torch.nn.Module):
+    """A convolution and a linear layer, without a word of taps."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(3, width, 3, stride=2), torch.nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+        return out
+
+
+def plain(seed: int, width: int = 8) -> Plain:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Plain(width)
+
+
+def loader() -> DataLoader[tuple[Tensor, ...]]:
+    draw = torch.Generator().manual_seed(0)
+    return DataLoader(TensorDataset(torch.randn(32, 3, 12, 12, generator=draw), torch.arange(32) % 4), 8)
+
+
+SETTINGS: dict[str, Any] = {"temperature": 2.0, "weights": {"ce": 0.5, "kd": {"start": 0.0, "end": 1.0, "until": 1.0}}}
+
+
+def test_plain_networks_are_trained_tested_and_loaded_again(tmp_path: Path) -> None:
+    method = KD(**SETTINGS, protocol=PROTOCOL, student=plain(1), teacher=plain(2, 16))
+    keeping = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    trainer(2, enable_checkpointing=True, callbacks=[keeping]).fit(method, loader())
+    (tested,) = trainer(1).test(method, loader(), verbose=False)
+    (x, y), student = loader().dataset.tensors, method._given[0]  # type: ignore[attr-defined]
+    assert isinstance(student, Plain)
+    assert not torch.equal(student.fc.weight, plain(1).fc.weight)
+    assert tested["test/top1"] == pytest.approx(100 * (student(x).argmax(1) == y).float().mean().item())
+
+    # the settings come with the checkpoint, the networks from whoever loads it
+    loaded = KD.load_from_checkpoint(tmp_path / "epoch=1.ckpt", student=plain(3), teacher=plain(2, 16))
+    assert (loaded.temperature, loaded._weights, loaded.protocol) == (2.0, method._weights, PROTOCOL)
+    assert torch.equal(loaded(x), student(x))
+    assert trainer(1).test(loaded, loader(), verbose=False) == [tested]
+    other = KD.load_from_checkpoint(tmp_path / "epoch=1.ckpt", student=plain(3), teacher=plain(2, 16), temperature=3.0)
+    assert other.temperature == 3.0
+
+    # gone on with after the first epoch, it ends where it ended uninterrupted
+    resumed = KD(**SETTINGS, protocol=PROTOCOL, student=plain(4), teacher=plain(2, 16))
+    trainer(2).fit(resumed, loader(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert resumed.epoch == 2
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), method.parameters(), strict=True))
+
+
+def test_what_began_before_a_checkpoint_does_not_begin_again(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Staged(Scratch):
+        def stages(self) -> list[Stage]:
+            return [Stage(name, 0.5, lambda name=name: said.append(name)) for name in ("first", "second")]  # type: ignore[misc]
+
+    keeping = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    trainer(4, enable_checkpointing=True, callbacks=[keeping]).fit(Staged(student=plain(1)), loader())
+    assert said == ["first", "second"]
+    trainer(4).fit(Staged(student=plain(1)), loader(), ckpt_path=tmp_path / "epoch=2.ckpt")
+    assert said == ["first", "second"]
+
+
+def test_torchvisions_networks_train_or_say_which_tap_is_missing() -> None:
+    from torchvision.models import resnet18
+
+    student, teacher = resnet18(num_classes=4), resnet18(num_classes=4)
+    before = student.fc.weight.clone()
+    trainer(1, limit_train_batches=1).fit(KD(student=student, teacher=teacher), loader())
+    assert not torch.equal(student.fc.weight, before)
+    with pytest.raises(DoesNotFit, match=r"^the student \(ResNet\) has no tap 'stage\*' \(it has embed, logits\)"):
+        trainer(1).fit(AT(student=student, teacher=teacher), loader())
+    with pytest.raises(UserError, match="KD needs a teacher"):
+        trainer(1).fit(KD(student=student), loader())
+    with pytest.raises(UserError, match="has no student"):
+        trainer(1).test(KD(teacher=teacher), loader())

@@ -49,6 +49,8 @@ def blocks(page: str) -> list[Block]:
     return made
 
 
+COMPOSED = (["run"], ["teacher", "train"], ["teacher", "import"], ["teacher", "cache"])
+"""Commands whose settings Hydra composes."""
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [command for block in BLOCKS if block.language == "console" for command in block.commands]
 INLINE = [
@@ -80,9 +82,7 @@ def test_commands_are_understood(kd: Kdbench, command: list[str]) -> None:
     if command[0] != "kdbench" or command == ["kdbench", "run"]:
         return
     args = command[1:]
-    name = next(
-        (name for name in (["run"], ["teacher", "train"], ["teacher", "cache"]) if args[: len(name)] == name), None
-    )
+    name = next((name for name in COMPOSED if args[: len(name)] == name), None)
     if not name:
         program.parser().parse_args(args)
         return

@@ -38,8 +38,10 @@ def readable(args: Sequence[str]) -> list[str]:
                     else "."
                 )
             )
-        # of what teacher.dataset may differ in, nothing stands in the config yet
-        read.append(arg if flag else _override(re.sub(r"^(?=teacher\.dataset\.)", "++", arg), sweep, args[k + 1 :]))
+        # of what teacher.dataset may differ in, nothing stands in the config yet; and a hash is no number
+        said = re.sub(r"^(?=teacher\.dataset\.)", "++", arg)
+        said = re.sub(r"^((?:teacher\.)+(?:weights|sha256))=([0-9a-f]+)$", r"\1='\2'", said)
+        read.append(arg if flag else _override(said, sweep, args[k + 1 :]))
     _check_methods(read)
     return read
 

@@ -55,6 +55,8 @@ def command(args: list[str]) -> int:
         raise UserError(f"the current folder cannot be used ({error.strerror}): change to another one.") from None
     if _takes_methods(args) and here not in sys.path:
         sys.path.append(here)  # a user's method may lie where the user stands
+    if args[:2] == ["teacher", "import"]:
+        return teachers.bring(args[2:])
     composed = {"run": run.command, "teacher train": teachers.train, "teacher cache": teachers.cache}
     for name, do in composed.items():
         words = name.split()
@@ -103,7 +105,7 @@ def _keep(error: Exception) -> str:
 def _takes_methods(args: Sequence[str]) -> bool:
     """Whether the user may have named methods of their own; what only reads results imports nothing beside them."""
     made = args[:1] in (["run"], ["show"], ["reproduce"], ["student"])
-    trains = made or args[:2] in (["teacher", "train"], ["teacher", "cache"])
+    trains = made or args[:2] in (["teacher", "train"], ["teacher", "cache"], ["teacher", "import"])
     return trains or any(arg.startswith("--config-dir") for arg in args)
 
 

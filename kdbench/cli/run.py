@@ -95,12 +95,12 @@ def trial(job: Job, told: Told) -> None:
     """A grid in a few batches and epochs, in a folder that goes with it; tells what failed, with its traceback."""
     from rich.console import Console
 
-    from kdbench.engine.cell import cells_of
+    from kdbench.engine.cell import cells_of, known_to
     from kdbench.engine.grid import run_grid
     from kdbench.protocol import Protocol
-    from kdbench.teaching.recipe import dataset_identity
+    from kdbench.teaching.recipe import dataset_identity, further
 
-    protocol = Protocol.of(job.protocol)
+    protocol, known = Protocol.of(job.protocol), known_to(job)
     with TemporaryDirectory(prefix="kdbench-debug-") as folder:
         root = Path(folder)
         paths = job.paths.model_copy(update={"results": str(root / "results"), "work": str(root / "work")})
@@ -109,8 +109,8 @@ def trial(job: Job, told: Told) -> None:
                 "debug": None,
                 "keep": None,
                 "logger": None,
-                "teacher": job.teacher.shortened(),
-                "teachers": [{**other, "epochs": 1, "sha256": None} for other in job.teachers],
+                "teacher": job.teacher.shortened(known),
+                "teachers": [each.shortened(known).model_dump() for each in further(job.teacher, job.teachers)],
                 "engine": job.engine.model_copy(update={"compile": False, "view_cache": False}),
                 "paths": paths,
             }

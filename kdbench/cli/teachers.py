@@ -1,4 +1,4 @@
-"""``kdbench teacher list | train | cache``."""
+"""``kdbench teacher list | train | import | cache``."""
 
 from __future__ import annotations
 
@@ -26,18 +26,46 @@ if TYPE_CHECKING:
 
 
 def add_to(commands: Any) -> None:
-    teacher = commands.add_parser("teacher", help="teachers: list, train, or cache what one says").add_subparsers(
-        required=True, metavar="list|train|cache"
-    )
+    teacher = commands.add_parser(
+        "teacher", help="teachers: list, train, import, or cache what one says"
+    ).add_subparsers(required=True, metavar="list|train|import|cache")
     teachers = teacher.add_parser("list", help="teachers known, with what they reach and sha256")
     teachers.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     teachers.set_defaults(command=list_teachers)
     teacher.add_parser("train", help="train those of a job: kdbench teacher train pair=... dataset=... protocol=...")
+    bring = teacher.add_parser(
+        "import",
+        usage="kdbench teacher import SOURCE [head=replace] KEY=VALUE...",
+        help="bring one: own weights from a file, or the pretrained ones of torchvision and timm",
+        description=BRINGING,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bring.add_argument("source", metavar="SOURCE", help="FILE, torchvision/NAME[.WEIGHTS] or timm/NAME[.TAG]")
     teacher.add_parser(
         "cache",
         help="fill its view cache ahead: kdbench teacher cache pair=... dataset=... protocol=... seed=[0,1,2]; with "
         "--all for every view there is",
     )
+
+
+BRINGING = """\
+Weights from elsewhere become a teacher: measured on the data's test images as it will be fed, and known by their hash.
+
+  kdbench teacher import lab.pth pair=resnet56-resnet20 dataset=cifar100
+  kdbench teacher import lab.safetensors pair.teacher=mynet.Net dataset=digits
+  kdbench teacher import torchvision/resnet50 head=replace dataset=cifar100 protocol=short
+  kdbench teacher import timm/resnet18.a1_in1k@64 head=replace dataset=tiny_imagenet
+  kdbench run method=kd dataset=cifar100 teacher.weights=HASH        with what it printed
+
+A file is read without running code: safetensors, or what torch.save made of a state dict, also inside a dict, and with
+module. or the like before all keys. Its network is the pair's teacher (or teacher.name), any of a zoo, a library or of
+your own. A library's weights bring their network, their mean and std, and the size that they see images at; @SIZE says
+another. For a file, teacher.dataset.mean=[...] and teacher.dataset.std=[...] say what pixels it learned from, where
+these are not the data's, and pair.teacher=NAME@SIZE at what size.
+
+head=replace puts a new head for the data's classes in the place of the old one, and fine-tunes the whole by the
+protocol, as kdbench teacher train does.
+"""
 
 
 def list_teachers(options: argparse.Namespace) -> int:
@@ -50,17 +78,19 @@ def list_teachers(options: argparse.Namespace) -> int:
     measure = cards[0].measure if cards else TOP1
     digits = measure.digits(card.accuracy for card in cards)
     head = "reached" if several else measure.quantity
-    columns = ("teacher", "data set", "protocol", "epochs", "seed", head, "sha256")
+    columns = ("teacher", "data set", "protocol", "epochs", "seed", head, "sha256", "brought from")
     table = Table(
         *(Column(name, no_wrap=True) for name in columns), Column("file", overflow="fold"), Column("", no_wrap=True)
     )
     for teacher in listed:
         card, facts = teacher.card, ["?"] * len(columns)
         if card:
-            recipe, protocol = card.recipe, card.recipe["protocol"]
-            names = (card.name, recipe["dataset"]["name"], protocol["name"], protocol.get("epochs"), recipe["seed"])
+            recipe, protocol = card.recipe, card.recipe.get("protocol", {})
+            how = [protocol.get("name", "-"), protocol.get("epochs", "-"), recipe.get("seed", "-")]
+            names = (card.name, recipe["dataset"]["name"], *how)
+            origin = card.origin.source if card.origin else "-"
             own = f"{card.measure.label} {card.measure.text(card.accuracy)}{'' if card.measure.higher else ' ↓'}"
-            facts = [*map(str, names), own if several else fixed(card.accuracy, digits), card.sha256[:12]]
+            facts = [*map(str, names), own if several else fixed(card.accuracy, digits), card.sha256[:12], origin]
         table.add_row(*map(plain, (*facts, str(teacher.path), "wrong" if teacher.wrong else "")))
     if not listed:
         say("no teachers yet: kdbench teacher train pair=... dataset=... protocol=... makes one.")
@@ -75,6 +105,44 @@ def list_teachers(options: argparse.Namespace) -> int:
 def train(args: Sequence[str]) -> int:
     """Train what Hydra composes from `args`; exit code."""
     return _done(run_jobs("teacher train", train_one, args))
+
+
+def bring(args: Sequence[str]) -> int:
+    """Bring the weights that the first of `args` names, as a teacher of what Hydra composes from the others."""
+    from kdbench.cli.overrides import readable
+
+    sources = [arg for arg in args if "=" not in arg and not arg.startswith(("-", "~"))]
+    heads = [arg for arg in args if arg.startswith("head=")]
+    if {"-h", "--help"} & {*args}:
+        from kdbench.cli.program import parser
+
+        parser().parse_args(["teacher", "import", "--help"])  # leaves
+    if not sources:
+        raise UserError(
+            "nothing to import: name a FILE, torchvision/NAME or timm/NAME (kdbench teacher import --help)."
+        )
+    if {*heads} - {"head=replace"}:
+        raise UserError(f"{heads[0]}: write head=replace, or leave it out for weights whose head fits the data.")
+    rest = [arg for arg in args if arg not in (sources[0], *heads)]
+    return _done(
+        run_jobs("teacher import", partial(bring_one, source=sources[0], new_head=bool(heads)), readable(rest))
+    )
+
+
+def bring_one(job: Job, told: Told, *, source: str, new_head: bool) -> None:
+    from kdbench.engine.bringing import bring
+    from kdbench.engine.grid import watched
+
+    bench = make_bench(job)
+    bench.check()
+    with watched(bench, out, 0):
+        teacher = bring(bench, job, source, new_head=new_head)
+    card = teacher.card
+    assert card.origin
+    told.said.append(
+        f"{_reached(teacher, job, bench)}, brought from {card.origin.source}\n{teacher.weights}\n"
+        f"to have it teach: kdbench run teacher.weights={card.sha256[:12]} dataset=... pair.student=..."
+    )
 
 
 def cache(args: Sequence[str]) -> int:
@@ -148,10 +216,14 @@ def train_one(job: Job, told: Told) -> None:
     for recipe, pin in teachers_of(job):
         with watched(bench, out, 0):
             teacher = bench.teacher(recipe, pin)
-        card, weak = teacher.card, weakness_of(teacher, job, bench)
-        reached = card.measure.sentence(card.accuracy)
-        what = f"{reached}, {weak}" if weak else reached
-        told.said.append(f"{card.name}: {what}, sha256 {card.sha256}\n{teacher.weights}")
+        told.said.append(f"{_reached(teacher, job, bench)}\n{teacher.weights}")
+
+
+def _reached(teacher: Teacher, job: Job, bench: Bench) -> str:
+    """What a teacher reaches, what that is worth, and its hash."""
+    card, weak = teacher.card, weakness_of(teacher, job, bench)
+    reached = card.measure.sentence(card.accuracy)
+    return f"{card.name}: {f'{reached}, {weak}' if weak else reached}, sha256 {card.sha256}"
 
 
 def weakness_of(teacher: Teacher, job: Job, bench: Bench) -> str | None:

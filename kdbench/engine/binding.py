@@ -39,6 +39,8 @@ def bind(cell: Cell, lecturers: Sequence[Lecturer], spec: DataSpec) -> Method:
         UserError: a setting is wrong.
     """
     method, net = cell.make_method(), network(cell.student, spec, cell.seed)
+    if cell.start:
+        net.load_state_dict({**net.state_dict(), **cell.start})
     with seeded(cell.seed, "adapters", cell.name):
         return method.bind(
             net,

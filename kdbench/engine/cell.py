@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from torch import Tensor
 
 from kdbench.construct import check_optimizer, construct, method_class, method_identity
 from kdbench.engine.job import Job
@@ -18,7 +21,8 @@ from kdbench.results.record import cell_id
 from kdbench.settings import explain
 from kdbench.source import source_hash
 from kdbench.targets import first_line
-from kdbench.teaching.recipe import dataset_identity, further, recipe_of
+from kdbench.teaching.recipe import Known, dataset_identity, further, recipe_of
+from kdbench.teaching.teachers import Teachers
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Cell:
     method: type[Method]
     config: Mapping[str, Any]
     pins: tuple[str | None, ...] = ()
+    start: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
+    """Weights that its student begins with (the rest is drawn); the config names them by their hash."""
 
     @property
     def id(self) -> str:
@@ -162,19 +168,31 @@ def check_names(cell: Cell) -> None:
         ) from None
 
 
+def known_to(job: Job) -> Known:
+    """Where the teachers of a job are looked up that it names by their weights."""
+    return partial(Teachers(Path(job.paths.results)).of_hash, dataset=job.dataset.get("name"))
+
+
 def teachers_of(job: Job) -> list[tuple[dict[str, Any], str | None]]:
     """The recipe of each teacher of a job, and the sha256 that is demanded of it; the pair's first."""
     protocol, pair = Protocol.of(job.protocol), job.pair.teacher
     named = {"teacher": job.teacher}
     named |= {f"teachers[{k}]": other for k, other in enumerate(further(job.teacher, job.teachers))}
-    return [
-        (recipe_of(teacher, job.dataset, protocol, pair=pair, where=where), teacher.sha256)
-        for where, teacher in named.items()
-    ]
+    known = known_to(job)
+    found = []
+    for where, teacher in named.items():
+        recipe = recipe_of(teacher, job.dataset, protocol, known=known, pair=pair, where=where)
+        pin = known(teacher.weights).sha256 if teacher.weights else teacher.sha256
+        found.append((recipe, pin))
+    return found
 
 
-def cell_of(recipe: Mapping[str, Any], name: str = "teacher") -> Cell:
-    """A teacher is a kept student: the cell that trains one, or of another `name` any."""
+def cell_of(recipe: Mapping[str, Any], name: str = "teacher", start: Mapping[str, Tensor] | None = None) -> Cell:
+    """A teacher is a kept student: the cell that trains one, or of another `name` any.
+
+    Args:
+        start: weights that were brought, from which it trains.
+    """
     cls = method_class(name, recipe["method"])
     identity = {
         "method": {"name": name, **recipe["method"]},
@@ -183,10 +201,11 @@ def cell_of(recipe: Mapping[str, Any], name: str = "teacher") -> Cell:
         "dataset": recipe["dataset"],
         "protocol": recipe["protocol"],
         "seed": recipe["seed"],
+        **({"weights": recipe["weights"]} if "weights" in recipe else {}),
     }
     if "teachers" in recipe:
         identity["teachers"] = recipe["teachers"]
-    return Cell(name, cls, identity)
+    return Cell(name, cls, identity, start=start)
 
 
 def cell_in(record: rec.Record) -> Cell:

@@ -15,14 +15,14 @@ from kdbench.construct import Text
 from kdbench.errors import UserError, nearest
 from kdbench.settings import explain
 from kdbench.targets import first_line
-from kdbench.teaching.recipe import Natural, Settings, TeacherConfig
+from kdbench.teaching.recipe import Natural, Network, Settings, TeacherConfig
 
 
 class Pair(Settings):
     """Two networks; `tuned` are settings of methods that belong to just these, which methods' YAML files look up."""
 
-    teacher: Text
-    student: Text
+    teacher: Network
+    student: Network
     tuned: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 

@@ -25,6 +25,7 @@ from kdbench.engine.fit import Fitted
 from kdbench.measures import TOP1, Measure
 from kdbench.method import Method
 from kdbench.results import record as rec
+from kdbench.source import network_hash
 
 
 def make_record(
@@ -41,7 +42,7 @@ def make_record(
     Args:
         path: how it was computed, see `kdbench.compute.route`.
     """
-    spec = dataset.spec
+    spec, names = dataset.spec, (cell.student, *(teacher.name for teacher in teachers))
     deployed = method.deployed()
     measure, examples, reached = method.task.primary, fitted.examples, dict(fitted.values)
     if measure == TOP1 and len(examples):  # in float64, as whoever reads the examples will find it
@@ -85,6 +86,7 @@ def make_record(
         scores=rec.pack_scores(examples.numpy()) if finished and not bits and len(examples) else None,
         measure=measure,
         others=list(teachers[1:]),
+        networks={name: code for name in names if (code := network_hash(name))},
     )
 
 

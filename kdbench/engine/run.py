@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import kdbench
 from kdbench.compute.route import EngineConfig, Route
@@ -42,13 +42,13 @@ from kdbench.protocol import Protocol
 from kdbench.results import record as rec
 from kdbench.results.labels import keep_labels
 from kdbench.results.store import RecordExistsError, Store
-from kdbench.source import source_hash
+from kdbench.source import network_hash, source_hash
 from kdbench.tasks import task_for
 from kdbench.teaching.adapter import Adapter
 from kdbench.teaching.frozen import FrozenTeacher
 from kdbench.teaching.recipe import name_of
 from kdbench.teaching.taught import Taught, share
-from kdbench.teaching.teachers import Teacher, Teachers, check_pin, create, full_stem
+from kdbench.teaching.teachers import Origin, Teacher, Teachers, check_pin, create, full_stem
 
 Pool = dict[str, tuple[Teacher, Taught]]
 """The teachers of a cohort, by what `name_of` calls their recipes."""
@@ -177,8 +177,18 @@ class Bench:
             self._datasets[name] = built.first(self.images) if self.images else built
         return self._datasets[name]
 
-    def teacher(self, recipe: Mapping[str, Any], pinned: str | None = None, *, wait: bool = True) -> Teacher:
+    def teacher(
+        self,
+        recipe: Mapping[str, Any],
+        pinned: str | None = None,
+        *,
+        wait: bool = True,
+        start: tuple[Mapping[str, Tensor], Origin] | None = None,
+    ) -> Teacher:
         """The teacher of a recipe; it is trained first where it is absent.
+
+        Args:
+            start: weights to begin with, where the recipe names some, and whence they were brought.
 
         Raises:
             BusyError: another process is training it and `wait` is false.
@@ -190,6 +200,11 @@ class Bench:
             raise self._failed[name]
         found = self.teachers.find(recipe, data)
         if found is None:
+            if "weights" in recipe and start is None:
+                raise UserError(
+                    f"the teacher {recipe['name']} was brought (weights {recipe['weights'][:12]}), and is not there "
+                    "any more: bring it again with kdbench teacher import."
+                )
             if pinned:
                 raise UserError(
                     f"there is no teacher {name}, so none of teacher.sha256={pinned[:12]}: put its .safetensors and "
@@ -197,22 +212,34 @@ class Bench:
                 )
             with self._locked(self.teachers.lock(recipe, data), f"the teacher {recipe['name']}", wait) as work:
                 try:
-                    found = self.teachers.find(recipe, data) or self._train_teacher(recipe, data, work, wait)
+                    found = self.teachers.find(recipe, data) or self._train_teacher(recipe, data, work, wait, start)
                 except UserError as error:
                     self._failed[name] = error
                     raise
         check_pin(found, pinned)
         self._clear_if_left(name)
-        code = source_hash(method_class("teacher", recipe["method"]))
-        if found.card.code and code and found.card.code != code:
-            self.tell(
-                f"the teacher {found.card.name} was trained by other code of {recipe['method']['_target_']} than there "
-                f"is now: delete {found.weights} and its .json to train it again."
-            )
+        codes = [(found.card.network, network_hash(found.card.name), found.card.name)]
+        if "method" in recipe:
+            cls = method_class("teacher", recipe["method"])
+            codes.append((found.card.code, source_hash(cls), recipe["method"]["_target_"]))
+        for was, now, whose in codes:
+            if was and now and was != now:
+                self.tell(
+                    f"the teacher {found.card.name} was trained by other code of {whose} than there is now: delete "
+                    f"{found.weights} and its .json to train it again."
+                )
         return found
 
-    def _train_teacher(self, recipe: Mapping[str, Any], dataset: Dataset, work: Path, wait: bool) -> Teacher:
-        cell, done = cell_of(recipe), dict[str, rec.Record | Exception]()
+    def _train_teacher(
+        self,
+        recipe: Mapping[str, Any],
+        dataset: Dataset,
+        work: Path,
+        wait: bool,
+        start: tuple[Mapping[str, Tensor], Origin] | None = None,
+    ) -> Teacher:
+        state, origin = start or (None, None)
+        cell, done = cell_of(recipe, state), dict[str, rec.Record | Exception]()
         self.teachers.check_room(self._untrained(cell))
         kept: list[Teacher] = []
 
@@ -227,6 +254,7 @@ class Bench:
                 "torch": record.environment.torch,
                 "code": record.method.source,
                 "measure": record.measure,
+                "origin": origin,
             }
             kept.append(self.teachers.save(recipe, dataset, kept_state(cell, method), **known))
             self._school.write(record, overwrite=True)
@@ -364,6 +392,7 @@ class Bench:
                 identity = {
                     "cell": cell.id,
                     "code": source_hash(cell.method),
+                    **({"code of the student": code} if (code := network_hash(cell.student)) else {}),
                     # a run with force=true goes on only from what such a run began, for the record that is still there
                     "force": (self.store.fingerprint(cell.id) or "true") if force else None,
                     **self._identity(dataset, [teacher for teacher, _ in own], cell.protocol),

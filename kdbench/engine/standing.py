@@ -9,7 +9,7 @@ from kdbench.data.datasets import Dataset
 from kdbench.engine.cell import Cell
 from kdbench.errors import UserError
 from kdbench.results import record as rec
-from kdbench.source import source_hash
+from kdbench.source import network_hash, source_hash
 from kdbench.teaching.teachers import Teachers, check_pin
 
 DataOf = Callable[[Mapping[str, Any]], Dataset]
@@ -32,6 +32,13 @@ def check_standing(cell: Cell, record: rec.Record, teachers: Teachers, data: Dat
     stated = [record.teacher, *record.others] if record.teacher else []
     for (recipe, pin), info in zip(cell.teachers, stated, strict=False):
         _check_teacher(cell, recipe, pin, info, teachers, data)
+    for name, was in record.networks.items():
+        now = network_hash(name)
+        if now and now != was:
+            raise UserError(
+                f"{cell} has a record made by other code of the network {name} ({was[:12]}, now {now[:12]}): run again "
+                "with force=true, or give the changed network a name of its own."
+            )
     code = source_hash(cell.method)
     if record.method.source and code and record.method.source != code:
         raise UserError(

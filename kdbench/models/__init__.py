@@ -1,4 +1,4 @@
-"""Networks by name: the zoos of the distillation literature, torchvision's and timm's, all with `kdbench.taps`.
+"""Networks by name: the zoos of the distillation literature, torchvision's, timm's and the user's own, all with taps.
 
 Each kind of output has a zoo of its own: ``classification`` (B, K), ``segmentation`` (B, K, H, W), ``depth``
 (B, 1, H, W), positive, and ``policy`` (B, actions) of observations (B, n).
@@ -9,8 +9,10 @@ from __future__ import annotations
 from torch import nn
 
 from kdbench.errors import UserError
-from kdbench.models import adapters, conv4, fpn, lenet, mlp, mobilenet, resnet, shufflenet, vgg, wrn
+from kdbench.models import adapters, conv4, fpn, lenet, mlp, mobilenet, own, resnet, shufflenet, vgg, wrn
 from kdbench.models.base import Builder, Shape
+from kdbench.models.resized import Resized
+from kdbench.networks import is_own, sized
 
 ZOOS: dict[str, dict[str, Builder]] = {
     "classification": {
@@ -45,7 +47,8 @@ def create(name: str, shape: Shape, outputs: int, task: str = "classification") 
 
     Args:
         name: a name of the task's zoo; for tasks on images also ``torchvision/NAME`` and, for classification,
-            ``timm/NAME``.
+            ``timm/NAME``; the dotted path of one's own (see `kdbench.networks`). An image classifier's may end in
+            ``@SIZE``.
         shape: (C, H, W) of the images, or (n,) of the observations.
         outputs: K, the number of logits: classes, actions, or channels of a map (1 for depth).
         task: the kind of output, a key of `ZOOS` (a task's ``zoo``).
@@ -63,6 +66,13 @@ def create(name: str, shape: Shape, outputs: int, task: str = "classification") 
         raise UserError(f"policy networks take vectors of observations, not {_size(shape)}: choose an environment.")
     if task != "policy" and len(shape) != 3:
         raise UserError(f"networks for {task} take images (C, H, W), not {_size(shape)}: choose a data set of images.")
+    name, size = sized(name)
+    if size:
+        if task != "classification":
+            raise UserError(f"only image classifiers see images at another size: write {name} without @.")
+        return Resized(create(name, (shape[0], *size), outputs), size)
+    if is_own(name):
+        return own.create(name, shape, outputs, task)
     source, _, rest = name.partition("/")
     if rest and source == "torchvision" and task == "classification":
         return adapters.torchvision_net(rest, shape, outputs)
@@ -86,6 +96,7 @@ def _size(shape: Shape) -> str:
 def _refusal(name: str, task: str) -> str:
     """One sentence about a network that is not in the task's zoo, with what is."""
     also = {"classification": ["torchvision/NAME", "timm/NAME"], "policy": []}.get(task, ["torchvision/NAME"])
+    also = [*also, "one of your own, as mynet.Net"]
     if not known(name) and not name.startswith(adapters.LIBRARIES):
         return adapters.unknown(name, names(task), also)
     candidates = ["resnet20", "any other image classifier of the zoo"] if task == "classification" else names(task)

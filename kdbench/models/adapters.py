@@ -8,88 +8,18 @@ its networks for segmentation have no ``embed``.
 from __future__ import annotations
 
 import difflib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.errors import DoesNotFit, UserError
-from kdbench.models.base import UNCUT, Shape
+from kdbench.errors import UserError
+from kdbench.foreign import Foreign, Hooked, Wrapped, reads_embed, recorded, refused
+from kdbench.models.base import Shape
 
 LIBRARIES = ("torchvision/", "timm/")
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-
-
-class Foreign(nn.Module, ABC):
-    """A foreign network `net` as a `kdbench.taps.Net`; the state dict is that of `net` with the prefix ``net.``"""
-
-    def __init__(self, net: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        for module in net.modules():
-            if getattr(module, "inplace", False):  # would overwrite what a tap has recorded
-                module.inplace = False  # type: ignore[assignment]
-        self.net = net
-        # A path and not the module: the head must appear once in the state dict.
-        self.head_path = next(path for path, module in net.named_modules() if module is head)
-
-    @property
-    def head(self) -> nn.Module:
-        return self.net.get_submodule(self.head_path)
-
-    def tap(self, x: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The taps called `names` (all when None) and ``logits``; KeyError for a name that the network has not."""
-        taps: dict[str, Tensor] = {}
-        taps["logits"] = self.run(x, taps)
-        return taps if names is None else {name: taps[name] for name in (*names, "logits")}
-
-    def tail(self, after: str) -> nn.Module:
-        """Only the zoo's networks can be cut: DoesNotFit."""
-        raise DoesNotFit(UNCUT)
-
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
-        """Logits of `x`; writes the other taps into `taps`."""
-
-
-class Wrapped(Foreign):
-    """A classifier; ``embed`` is what its head reads."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net(x)
-        return logits
-
-    def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
-        def keep_embed(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            taps["embed"] = args[0]
-
-        handle = self.head.register_forward_pre_hook(keep_embed)
-        try:
-            return self.maps(x, taps)
-        finally:
-            handle.remove()
-
-    @abstractmethod
-    def maps(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
-        """Logits of `x`; writes the feature maps into `taps`."""
-
-
-class Hooked(Wrapped):
-    """Feature maps are the outputs of submodules: `points` maps tap names to module paths."""
-
-    def __init__(self, net: nn.Module, head: nn.Linear, points: Mapping[str, str]) -> None:
-        super().__init__(net, head)
-        self.points = dict(points)
-
-    def maps(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
-        with recorded(self.net, self.points, taps):
-            logits: Tensor = self.net(x)
-            return logits
 
 
 class Intermediates(Wrapped):
@@ -125,24 +55,6 @@ class Dense(Foreign):
     def run(self, x: Tensor, taps: dict[str, Tensor]) -> Tensor:
         with recorded(self.net, self.points, taps):
             return self(x)
-
-
-@contextmanager
-def recorded(net: nn.Module, points: Mapping[str, str], into: dict[str, Tensor]) -> Iterator[None]:
-    """While open, keeps the outputs of `points` (name -> module path) in `into`, in order of execution."""
-
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            into[name] = output
-
-        return hook
-
-    handles = [net.get_submodule(path).register_forward_hook(keep(name)) for name, path in points.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def torchvision_net(name: str, shape: Shape, num_classes: int) -> Wrapped:
@@ -281,19 +193,6 @@ def checked_head(label: str, head: Any, num_classes: int) -> nn.Linear:
     return head
 
 
-@contextmanager
-def refused(label: str, shape: Shape) -> Iterator[None]:
-    """What a foreign network raises when it cannot take images of `shape`, as one sentence."""
-    try:
-        yield
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        size = "x".join(map(str, shape))
-        raise UserError(
-            f"{label} cannot take images of {size} ({reason}): take another size or another network."
-        ) from error
-
-
 @torch.no_grad()
 def trial(label: str, net: Foreign, shape: Shape) -> None:
     """One forward pass in eval mode on a random image, which leaves no trace, not even in the global random state.
@@ -310,12 +209,6 @@ def trial(label: str, net: Foreign, shape: Shape) -> None:
     net.train()
     if not honest:
         raise UserError(f"{label} does not end in one linear classifier, which kdbench needs: take another network.")
-
-
-def reads_embed(net: Wrapped, taps: Mapping[str, Tensor], logits: Tensor) -> bool:
-    """Whether the head makes the logits of the tap ``embed``."""
-    embed = taps.get("embed")
-    return embed is not None and embed.ndim == 2 and torch.allclose(net.head(embed), logits, rtol=1e-4, atol=1e-4)
 
 
 def unknown(name: str, known: Collection[str], also: Sequence[str] = ()) -> str:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import DoesNotFit
+from kdbench.taps import UNCUT
 
 Shape = tuple[int, ...]  # of one input: (C, H, W) of an image, (n,) of a vector of observations
-UNCUT = "only the zoo's image classifiers and policies can be cut behind a stage: choose a pair of these."
 
 
 class TappedNet(nn.Module, ABC):

@@ -24,8 +24,8 @@ def load(root: str | Path) -> pd.DataFrame:
     ``cost.train_seconds``, ``environment.device``, ``status``; the config's values are ``config.method.temperature``
     and so on. Missing values are null; ``method.needs`` is joined by spaces. What is measured, in which direction and
     unit, stands in ``measure.name``, ``measure.higher`` and ``measure.unit``; further measures are
-    ``metrics.others.NAME``. Curves, further teachers and what records say of single examples are not in the table: take
-    them from `Store.load`.
+    ``metrics.others.NAME``. Curves, further teachers, hashes of own networks and what records say of single
+    examples are not in the table: take them from `Store.load`.
 
     Raises:
         UserError: see `Store.load`.
@@ -36,7 +36,7 @@ def load(root: str | Path) -> pd.DataFrame:
 
 
 def _row(record: Record) -> dict[str, Any]:
-    left_out: Any = {"curves": True, "correct": {"bits"}, "scores": True, "others": True}
+    left_out: Any = {"curves": True, "correct": {"bits"}, "scores": True, "others": True, "networks": True}
     data = record.model_dump(mode="json", exclude=left_out) | {"measure": asdict(record.measure)}
     for field, model in _NULLABLE.items():
         data[field] = {name: (data[field] or {}).get(name) for name in model.model_fields}

@@ -181,15 +181,17 @@ class TeacherInfo(_Strict):
             cell, and so was judged on more images.
         as_fed: of what the cell was taught by: with its pixels, its classes, and the rounding of its route.
         agreement: null where the float32 network itself taught.
+        origin: of weights that were brought: the name of their file, or what library has them under which name.
     """
 
-    ADDED = frozenset({"as_fed", "agreement"})
+    ADDED = frozenset({"as_fed", "agreement", "origin"})
 
     name: Name
     sha256: Sha256
     accuracy: float
     as_fed: float | None = None
     agreement: Agreement | None = None
+    origin: Name | None = None
 
 
 class Metrics(_Strict):
@@ -300,9 +302,10 @@ class Record(_Strict):
         scores: instead of `correct`, where each example has a score. A measure of the test set as a whole has neither.
         measure: what is measured, and ranked.
         others: further teachers; `teacher` is the first.
+        networks: of each network that is the user's own, by name, the hash of its code (see `kdbench.source`).
     """
 
-    ADDED = frozenset({"scores", "measure", "others"})
+    ADDED = frozenset({"scores", "measure", "others", "networks"})
 
     schema_version: Literal[1] = SCHEMA_VERSION
     cell: Cell
@@ -321,6 +324,7 @@ class Record(_Strict):
     scores: Scores | None = None
     measure: Measured = TOP1
     others: list[TeacherInfo] = Field(default_factory=list)
+    networks: dict[Name, Sha256] = Field(default_factory=dict)
 
     @property
     def examples(self) -> NDArray[np.bool_] | NDArray[np.float32] | None:

@@ -109,7 +109,7 @@ def check_card(teacher: Teacher, data: Dataset, measured: Measured, device: torc
     on the device of the card, that is none but exact ties.
     """
     card = teacher.card
-    if card.recipe["protocol"].get("precision", "32-true") != "32-true":
+    if card.recipe.get("protocol", {}).get("precision", "32-true") != "32-true":
         rounding = ROUNDING["low precision"]
     else:
         same = (card.device, card.torch, "cpu") == (device_name(device), torch.__version__, device.type)
@@ -119,7 +119,7 @@ def check_card(teacher: Teacher, data: Dataset, measured: Measured, device: torc
         raise UserError(
             f"the teacher {card.name} gets {100 * right / n:.2f} % of the {n} test images of {data.spec.name} right, "
             f"but its card says {card.accuracy:.2f} %: card or weights were edited, or belong to other data, pixels or "
-            f"class names; delete {teacher.weights} and its .json to train it again."
+            f"class names; delete {teacher.weights} and its .json to {card.again}."
         )
 
 
@@ -185,7 +185,7 @@ def check_value(teacher: Teacher, value: float) -> None:
         raise UserError(
             f"the teacher {card.name} reaches {card.measure.sentence(value)}, but its card says "
             f"{card.measure.text(card.accuracy)}: card or weights were edited, or belong to other data; delete "
-            f"{teacher.weights} and its .json to train it again."
+            f"{teacher.weights} and its .json to {card.again}."
         )
 
 

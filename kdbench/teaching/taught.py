@@ -17,6 +17,7 @@ from kdbench.errors import UserError
 from kdbench.paths import cache_dir
 from kdbench.protocol import Protocol
 from kdbench.results.record import TeacherInfo
+from kdbench.source import network_hash
 from kdbench.taps import probe
 from kdbench.teaching.adapter import Adapter
 from kdbench.teaching.agreement import (
@@ -95,6 +96,8 @@ def share(
             "torch": torch.__version__,
             "granularity": frozen.granularity,
         }
+        if code := network_hash(card.name):
+            key["code"] = code
         if isinstance(classes := identity.get("classes"), list) and any(isinstance(name, str) for name in classes):
             key["classes"] = dataset.classes_hash  # which images these names choose
         if adapter != Adapter(known=adapter.known):
@@ -142,7 +145,10 @@ def _measured(
     else:
         own = FrozenTeacher(net, learned.spec.shape, PLAIN, protocol.batch_size).to(device)
         check_card(teacher, learned, measure(own, learned, "32-true"), device)
-    return TeacherInfo(name=card.name, sha256=card.sha256, accuracy=accuracy, as_fed=fed, agreement=agreement)
+    origin = card.origin and card.origin.source
+    return TeacherInfo(
+        name=card.name, sha256=card.sha256, accuracy=accuracy, as_fed=fed, agreement=agreement, origin=origin
+    )
 
 
 def _vectors(frozen: FrozenTeacher, dataset: Dataset) -> bool:

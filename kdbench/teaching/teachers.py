@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -25,14 +25,31 @@ from kdbench.errors import UserError
 from kdbench.files import check_room, write_atomic, writing_to
 from kdbench.measures import TOP1
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, cache_dir
-from kdbench.results.record import Measured, Sha256, cell_id, check_range, digest
+from kdbench.results.record import Measured, Name, Sha256, cell_id, check_range, digest
+from kdbench.source import network_hash
 from kdbench.sparse import Sparse
 from kdbench.tasks import task_for
 
 KEPT_BYTES = 10_000_000
 """Weights smaller than this are kept beside the records that they stand behind."""
+LONGEST = 80
+"""Of a network's name, how many characters stand in a file's."""
 _PARTS = {"method": "_target_", "dataset": "name", "protocol": "name"}
 """What a recipe must hold to be told apart from others by people."""
+
+
+class Origin(BaseModel):
+    """Whence weights were brought.
+
+    Attributes:
+        source: the name of their file, or of a network of a library and its weights.
+        sha256: of that file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Name
+    sha256: Sha256 | None = None
 
 
 class Card(Sparse):
@@ -46,10 +63,12 @@ class Card(Sparse):
         classes: names of what its logits mean, in their order.
         mean, std: per channel, of the pixels that it learned from.
         code: hash of its method's source, see `kdbench.source`.
+        network: the same of its network, if that is the user's own.
+        origin: where its weights, or those that its training began with, were brought.
         seal: `digest` of all the others; a card without one is older, and its accuracy is known by measuring it.
     """
 
-    ADDED = frozenset({"classes", "mean", "std", "code", "seal", "measure"})
+    ADDED = frozenset({"classes", "mean", "std", "code", "seal", "measure", "network", "origin"})
     OF: ClassVar[str] = "teacher"
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -67,13 +86,18 @@ class Card(Sparse):
     code: Sha256 | None = None
     seal: Sha256 | None = None
     measure: Measured = TOP1
+    network: Sha256 | None = None
+    origin: Origin | None = None
 
     @field_validator("recipe")
     @classmethod
     def _is_a_recipe(cls, recipe: dict[str, Any]) -> dict[str, Any]:
-        parts = {key: recipe[key] for key in _PARTS if isinstance(recipe.get(key), dict)}
-        whole = all(isinstance(parts.get(key, {}).get(name), str) for key, name in _PARTS.items())
-        if not whole or not isinstance(recipe.get("name"), str) or not isinstance(recipe.get("seed"), int):
+        brought = "method" not in recipe and isinstance(recipe.get("weights"), str)
+        wanted = {"dataset": _PARTS["dataset"]} if brought else _PARTS
+        parts = {key: recipe[key] for key in wanted if isinstance(recipe.get(key), dict)}
+        whole = all(isinstance(parts.get(key, {}).get(name), str) for key, name in wanted.items())
+        whole = whole and (brought or isinstance(recipe.get("seed"), int))
+        if not whole or not isinstance(recipe.get("name"), str):
             raise ValueError(f"the recipe lacks 'name', 'seed' or one of {', '.join(_PARTS)}")
         return recipe
 
@@ -104,6 +128,11 @@ class Card(Sparse):
     @property
     def name(self) -> str:
         return str(self.recipe["name"])
+
+    @property
+    def again(self) -> str:
+        """How such a teacher is made again, as a clause."""
+        return "bring it again with kdbench teacher import" if "weights" in self.recipe else "train it again"
 
     def is_of(self, recipe: Mapping[str, Any], data: Dataset) -> bool:
         """Whether this is the teacher of that recipe, trained on just these data; what an old card does not say counts
@@ -137,7 +166,7 @@ class Teacher:
         except (RuntimeError, SafetensorError):
             raise UserError(
                 f"{self.weights} does not hold a {self.card.name} of {data.spec.num_classes} classes, though its .json "
-                "says so: delete both to train this teacher again."
+                f"says so: delete both to {self.card.again}."
             ) from None
         return net.eval().requires_grad_(False)
 
@@ -150,7 +179,7 @@ class Teacher:
         if raw is None or hashlib.sha256(raw).hexdigest() != self.card.sha256:
             raise UserError(
                 f"{self.weights} is missing or does not match the sha256 {self.card.sha256[:12]} in its .json: "
-                "restore the file, or delete both to train this teacher again."
+                f"restore the file, or delete both to {self.card.again}."
             )
         return raw
 
@@ -158,6 +187,11 @@ class Teacher:
 def create(name: str, spec: DataSpec) -> torch.nn.Module:
     """A fresh network for some data, out of the zoo of their task, see `kdbench.models.create`."""
     return models.create(name, spec.shape, spec.num_classes, task_for(spec).zoo)
+
+
+def serialized(state: Mapping[str, Tensor]) -> bytes:
+    """Weights as a safetensors file, of which each tensor has its own part."""
+    return safetensors.torch.save({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
 
 
 @dataclass(frozen=True)
@@ -176,7 +210,8 @@ def same_numbers(a: Sequence[float], b: Sequence[float]) -> bool:
 
 def stem(recipe: Mapping[str, Any]) -> str:
     """Readable file name of a recipe, ending in its hash."""
-    parts = (recipe["dataset"]["name"], recipe["name"], recipe["protocol"]["name"], f"s{recipe['seed']}")
+    how = ("brought",) if "protocol" not in recipe else (recipe["protocol"]["name"], f"s{recipe['seed']}")
+    parts = (recipe["dataset"]["name"], recipe["name"][:LONGEST], *how)
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(map(str, parts))) + "-" + cell_id(dict(recipe))[:8]
 
 
@@ -220,13 +255,43 @@ class Teachers:
         """The teacher of this hash, whatever data it was trained on."""
         return next((teacher for teacher in self._cards(recipe) if teacher.card.sha256 == sha256), None)
 
+    def of_hash(self, prefix: str, dataset: str | None) -> Card:
+        """The card of the teacher whose sha256 begins so, on whatever data set; of several uses of the same weights the
+        one on `dataset`.
+
+        Raises:
+            UserError: there is none, or more than one.
+        """
+        found: dict[str, Card] = {}
+        for folder in (self.kept, self.cache):
+            for path in _files(folder):
+                with suppress(UserError):  # of a damaged card, which kdbench teacher list shows
+                    teacher = _read(path) if path.suffix == ".json" else None
+                    if teacher and teacher.card.sha256.startswith(prefix):
+                        found.setdefault(digest(teacher.card.recipe), teacher.card)
+        if not found:
+            raise UserError(
+                f"there is no teacher with the weights {prefix}: kdbench teacher list shows those that are there, and "
+                "kdbench teacher import brings one."
+            )
+        cards = list(found.values())
+        if len({card.sha256 for card in cards}) == 1 < len(cards):
+            cards = [card for card in cards if card.recipe["dataset"]["name"] == dataset] or cards
+        if len(cards) > 1:
+            names = ", ".join(f"{card.name} on {card.recipe['dataset']['name']} {card.sha256[:12]}" for card in cards)
+            raise UserError(
+                f"{len(cards)} teachers have weights that begin with {prefix} ({names}): give more digits, or delete "
+                f"what you do not mean from {self.cache}."
+            )
+        return cards[0]
+
     def lock(self, recipe: Mapping[str, Any], data: Dataset) -> Path:
         """The file that whoever trains this teacher holds a lock on: all who share the cache see it."""
         return self.cache / ".locks" / f"{full_stem(recipe, data.content_hash, data.classes)}.lock"
 
     def save(self, recipe: Mapping[str, Any], data: Dataset, state: Mapping[str, Tensor], **card: Any) -> Teacher:
         """Write weights and card into the cache, whole or not at all; another process may have been faster."""
-        raw = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+        raw = serialized(state)
         full = Card(
             recipe=dict(recipe),
             sha256=hashlib.sha256(raw).hexdigest(),
@@ -234,6 +299,7 @@ class Teachers:
             classes=data.classes,
             mean=data.mean,
             std=data.std,
+            network=network_hash(recipe["name"]),
             **card,
         )
         with writing_to(self.cache, CHOOSE_CACHE):
