@@ -52,6 +52,8 @@ def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors reach us, to become one sentence
     overrides = [arg for arg in args if re.match(r"~|\+{0,2}[\w./@:-]+=", arg) and not arg.startswith("-")]
     flags = [arg for arg in args if arg not in overrides]  # Hydra wants all overrides in one place
+    if re.search(r"(^| )(--cfg[= ]|-c ?)job( |$)", " ".join(flags)) and "--resolve" not in flags:
+        flags.append("--resolve")  # what would run, values tuned for the pair among it
     previous, sys.argv = sys.argv, [f"kdbench {name}", *overrides, *flags]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="run")(work)()
@@ -206,7 +208,7 @@ def settings(args: Sequence[str], within: str = "") -> dict[str, Any]:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
             groups = [arg for arg in args if is_group(arg, args)]
             more = [f"file://{folder.resolve()}" for folder in folders(args)[1:]]
-            config: Any = OmegaConf.to_container(compose("run", [*groups, f"hydra.searchpath={more}"]))
+            config: Any = OmegaConf.to_container(compose("run", [*groups, f"hydra.searchpath={more}"]), resolve=True)
     except Exception:  # whatever else is wrong: this only serves a hint
         return {}
     known = flatten(config)

@@ -32,6 +32,7 @@ from kdbench.engine.signals import interrupting
 from kdbench.errors import UserError
 from kdbench.results.store import write_atomic, writing_to
 from kdbench.targets import first_line
+from kdbench.tuned import check_tuned
 
 VARIABLES = ("KDBENCH_CACHE", "KDBENCH_DATA")
 """Folders that workers on other machines would not know of."""
@@ -161,6 +162,7 @@ class Work:
         bug = None
         try:
             with self._standing(cfg), interrupting() as raised, terminable() if self.remote else nullcontext():
+                check_tuned(cfg, [Path(each.path) for each in HydraConfig.get().runtime.config_sources])
                 self.task(Job.of(cfg), told)
         except KeyboardInterrupt:
             if self.remote and raised and isinstance(raised[0], Exception):
