@@ -81,7 +81,8 @@ def test_commands_are_understood(kd: Kdbench, command: list[str]) -> None:
         return
     args = command[1:]
     name = next(
-        (name for name in (["run"], ["teacher", "train"], ["teacher", "cache"]) if args[: len(name)] == name), None
+        (name for name in (["run"], ["tune"], ["teacher", "train"], ["teacher", "cache"]) if args[: len(name)] == name),
+        None,
     )
     if not name:
         program.parser().parse_args(args)

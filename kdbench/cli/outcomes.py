@@ -13,7 +13,7 @@ import secrets
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -101,8 +101,13 @@ def searching() -> bool:
     return is_search(HydraConfig.get())
 
 
-def check_searchable(dataset: Dataset) -> None:
-    """Raises `UserError` where a search would have nothing to judge a job by."""
+def check_searchable(dataset: Dataset, settings: Mapping[str, Any]) -> None:
+    """Raises `UserError` where a search would have nothing to judge a job by; `settings` are those of the data set."""
+    if dataset.val is None and "val" not in settings:
+        raise UserError(
+            f"{dataset.spec.name} cannot be searched on: it has no split beside the one that it is tested on, and a "
+            "search must not look at that."
+        )
     if dataset.val is None:
         raise UserError(
             "a search must not look at the test images, and there are no others to judge by: hold some of the training "

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import kdbench
-from kdbench.cli import bench, data, methods, report, run, teachers
+from kdbench.cli import bench, data, methods, report, run, teachers, tune
 from kdbench.cli.console import fail, output
 from kdbench.cli.terminable import terminable
 from kdbench.errors import Interrupted, UserError, out_of_memory
@@ -55,7 +55,12 @@ def command(args: list[str]) -> int:
         raise UserError(f"the current folder cannot be used ({error.strerror}): change to another one.") from None
     if _takes_methods(args) and here not in sys.path:
         sys.path.append(here)  # a user's method may lie where the user stands
-    composed = {"run": run.command, "teacher train": teachers.train, "teacher cache": teachers.cache}
+    composed = {
+        "run": run.command,
+        "tune": tune.command,
+        "teacher train": teachers.train,
+        "teacher cache": teachers.cache,
+    }
     for name, do in composed.items():
         words = name.split()
         if args[: len(words)] == words:
@@ -102,7 +107,7 @@ def _keep(error: Exception) -> str:
 
 def _takes_methods(args: Sequence[str]) -> bool:
     """Whether the user may have named methods of their own; what only reads results imports nothing beside them."""
-    trains = args[:1] == ["run"] or args[:2] in (["teacher", "train"], ["teacher", "cache"])
+    trains = args[:1] in (["run"], ["tune"]) or args[:2] in (["teacher", "train"], ["teacher", "cache"])
     return trains or any(arg.startswith("--config-dir") for arg in args)
 
 
@@ -110,6 +115,6 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="kdbench", description=kdbench.__doc__)
     top.add_argument("--version", action="version", version=f"kdbench {kdbench.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for module in (run, methods, teachers, data, report, bench):
+    for module in (run, tune, methods, teachers, data, report, bench):
         module.add_to(commands)
     return top
