@@ -15,6 +15,7 @@ from kdbench.errors import UserError
 from kdbench.method import Method
 from kdbench.paths import conf_dir
 from kdbench.results.record import flatten
+from kdbench.tuned import settings_on
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,6 @@ def _read(path: Path) -> Entry:
 def _resolved(path: Path, pair: Mapping[str, Any]) -> Any:
     """A method's YAML as it is composed on a pair, which may tune a value."""
     try:
-        full: Any = OmegaConf.create({"pair": dict(pair), "method": {path.stem: OmegaConf.load(path)}})
-        return OmegaConf.to_container(full, resolve=True)["method"][path.stem]  # type: ignore[call-overload,index]
+        return settings_on(pair, path.stem, OmegaConf.load(path))
     except Exception as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): mend the YAML.") from None

@@ -16,7 +16,8 @@ from conftest import Kdbench
 from test_cli import one_sentence
 
 from kdbench.bench.contender import Engine, frozen_teacher, loop_cost, route_of
-from kdbench.bench.measure import Way, engine_ways, matmul_peak, ratios, step_flops
+from kdbench.bench.measure import Way, _measured, engine_ways, ratios, step_flops
+from kdbench.bench.peak import Kernel, Peaks, kernels
 from kdbench.bench.reference import WARM, Images, Reference
 from kdbench.bench.setting import Setting, make_setting
 from kdbench.bench.worker import Worker
@@ -132,8 +133,65 @@ def test_flops_of_a_step() -> None:
     assert step_flops(setting, Way("", ["kd"], cached=True), route) == {torch.float32: close(3 * student)}
 
 
-def test_the_peak_is_that_of_a_product() -> None:
-    assert 1e8 < matmul_peak(torch.device("cpu"), torch.float32, repeats=1) < 1e16
+class Timed(Kernel):
+    """One whose speed in each turn is made up."""
+
+    speeds: list[float]
+
+    def speed(self, device: torch.device) -> float:
+        return self.speeds.pop(0)
+
+
+def timed(name: str, speeds: list[float]) -> Timed:
+    kernel = Timed(name, 1, lambda: torch.empty(0))
+    object.__setattr__(kernel, "speeds", speeds)
+    return kernel
+
+
+def test_no_way_passes_the_fastest_of_all_rounds() -> None:
+    # the machine is busy in the first round, and its convolutions are faster than its products: 200, not 100 GFLOP/s
+    several = [timed("product", [100e9, 160e9, 150e9]), timed("convolution", [90e9, 180e9, 200e9])]
+    peaks = Peaks(torch.device("cpu"), {torch.float32: [*several]})
+    way = Way("kd alone", ["kd"], times=[0.16, 0.12, 0.125])
+    flops = {torch.float32: int(22e9)}
+    seen = []
+    for _ in range(3):
+        peaks.turn()
+        seen.append(_measured(way, "fast", None, flops, peaks, []).peak_percent)
+    assert peaks.best[torch.float32] == (200e9, "convolution")
+    # 22 GFLOP in 125 ms are 176 GFLOP/s
+    assert seen == [176.0, 97.8, 88.0]
+
+
+def test_a_peak_is_of_products_and_convolutions() -> None:
+    peaks = Peaks.of(torch.device("cpu"), [torch.float32])
+    named = {kernel.name: kernel for kernel in peaks.kernels[torch.float32]}
+    assert named["matrix product of 512"].flops == 2 * 512 * 512 * 512
+    # each of 16 x 128 x 16 x 16 outputs adds up 128 x 3 x 3 products
+    assert named["3x3 convolution of 128 channels"].flops == 2 * (16 * 128 * 16 * 16) * (128 * 3 * 3)
+    assert named["3x3 convolution of 128 channels"].run().shape == (16, 128, 16, 16)
+    small = Kernel("small", 2 * 64**3, lambda: torch.mm(torch.ones(64, 64), torch.ones(64, 64)))
+    assert 1e6 < small.speed(torch.device("cpu")) < 1e16
+    assert len(list(kernels(torch.device("cpu"), torch.bfloat16))) == len(named)
+
+
+def test_what_a_peak_is_stands_beside_it() -> None:
+    old, new = made(), made()
+    new = new.model_copy(update={"machine": new.machine.model_copy(update={"peak_kernels": {"float32": "a product"}})})
+    assert "- The machine's peak, by its best matrix product: 200 GFLOP/s in float32\n" in benchmarks([old])
+    assert "- The machine's peak, in the fastest operation of all rounds: 200 GFLOP/s in float32 (a product)\n" in (
+        benchmarks([new])
+    )
+    assert "peak_kernels" not in figures.dump([old])
+    assert "Above 100 %" not in benchmarks([old])
+    (way,) = old.engine
+    fast = old.model_copy(update={"engine": [way.model_copy(update={"peak_percent": 113.0})]})
+    assert "- Above 100 % of peak (kd alone): the peak was measured while the machine did less" in benchmarks([fast])
+
+
+def test_figures_of_old_runs_keep_their_bytes() -> None:
+    path = Path(figures.__file__).parents[2] / "results" / figures.FILE
+    assert figures.dump(figures.load(path)) == path.read_text(encoding="utf-8")
 
 
 def test_a_cohort_of_logits_is_measured_with_the_cache_too() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, SMALL, Kdbench, Result
 from hydra import compose, initialize_config_dir
 
@@ -98,8 +99,8 @@ def test_hydra_flags(kd: Kdbench) -> None:
     assert config.code == 0
     assert "alpha: 1.0" in config.out
     assert "student: resnet20" in config.out
-    resolved = kd("run", "--cfg", "job", "--resolve", "method=[dkd]", "pair=resnet56-resnet20")
-    assert "beta: 2.0" in resolved.out  # tuned for the pair
+    assert "beta: 2.0" in config.out  # tuned for the pair
+    assert "beta: 2.0" in kd("run", "--cfg=job", "method=[dkd]", "pair=resnet56-resnet20").out
     helped = kd("run", "--help")
     assert helped.code == 0
     assert "wrn-40-2-wrn-16-2" in helped.out
@@ -148,6 +149,16 @@ def test_every_config_gives_cells(group: str, choice: str) -> None:
     if group == "dataset":
         assert cells[0].config["dataset"]["name"] == choice
         assert "root" not in cells[0].config["dataset"]
+
+
+@pytest.mark.parametrize("name", ["lite8", "digits60", "smoke8", "policy10"])
+def test_a_protocol_that_only_an_experiment_names_is_explained(kd: Kdbench, name: str) -> None:
+    message = one_sentence(kd("run", f"protocol={name}"), f"there is no protocol '{name}' on its own: experiment=")
+    experiment, settings = message.rstrip(".").split(" calls so what is ")
+    given = yaml.safe_load(kd("run", *settings.split(), "--cfg", "job").out)["protocol"]
+    there = yaml.safe_load(kd("run", experiment.partition(": ")[2].split()[-1], "--cfg", "job").out)["protocol"]
+    assert given == there
+    assert given["name"] == name
 
 
 def test_scratch_is_one_cell_for_all_teachers(kd: Kdbench) -> None:

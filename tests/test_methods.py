@@ -60,6 +60,7 @@ from kdbench.protocol import Protocol, Schedule
 from kdbench.registry import Entry, methods
 from kdbench.tasks import TASKS
 from kdbench.taxonomy import load_taxonomy
+from kdbench.tuned import looked_up
 from methods.controls.scratch import Scratch
 from methods.data_free.dafl import DAFL
 from methods.intermediate.fitnet import FitNet
@@ -349,17 +350,19 @@ def test_search_ranges_are_hydras_and_hold_the_default(name: str) -> None:
             assert float(low) <= float(default) <= float(high)
 
 
+@every_method
+def test_what_may_be_searched_for_may_be_tuned_for_a_pair(name: str) -> None:
+    assert set(looked_up(ENTRIES[name].file)) == set(ENTRIES[name].search)
+
+
 def test_values_tuned_per_pair_reach_the_method() -> None:
     tuned = 0
     for path in sorted((conf_dir() / "pair").glob("*.yaml")):
-        pair: Any = OmegaConf.load(path)
+        pair: Any = OmegaConf.to_container(OmegaConf.load(path))
         for name, values in (pair.get("tuned") or {}).items():
-            method = OmegaConf.load(conf_dir() / "method" / f"{name}.yaml")
-            resolved: Any = OmegaConf.to_container(
-                OmegaConf.create({"pair": pair, "method": {name: method}}), resolve=True
-            )
+            defaults = ENTRIES[name].defaults(pair["teacher"], pair["student"])
             for key, value in values.items():
-                assert resolved["method"][name][key] == value
+                assert defaults[key] == value
                 tuned += 1
     assert tuned >= 5
 

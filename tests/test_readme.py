@@ -49,7 +49,7 @@ def blocks(page: str) -> list[Block]:
     return made
 
 
-COMPOSED = (["run"], ["teacher", "train"], ["teacher", "import"], ["teacher", "cache"])
+COMPOSED = (["run"], ["tune"], ["teacher", "train"], ["teacher", "import"], ["teacher", "cache"])
 """Commands whose settings Hydra composes."""
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [command for block in BLOCKS if block.language == "console" for command in block.commands]

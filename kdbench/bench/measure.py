@@ -16,7 +16,8 @@ import torch
 
 import kdbench
 from kdbench.bench.contender import Engine, forward_flops, frozen_teacher, loop_cost, route_of
-from kdbench.bench.reference import WARM, synchronise
+from kdbench.bench.peak import Peaks
+from kdbench.bench.reference import WARM
 from kdbench.bench.setting import Setting
 from kdbench.bench.worker import Worker
 from kdbench.compute.route import Route, native_bf16
@@ -58,13 +59,13 @@ def measure(setting: Setting, rounds: int, steps: int, quick: bool, say: Say) ->
     device = setting.device
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     dtypes = (torch.float32, *([torch.bfloat16] if native_bf16(device) else []))
-    peaks = {dtype: matmul_peak(device, dtype) for dtype in dtypes}
+    peaks = Peaks.of(device, dtypes)
     ways = engine_ways(setting)
     references = [Way(name, [name]) for name in dict.fromkeys((setting.single, *setting.cohort))]
     with tempfile.TemporaryDirectory(prefix="kdbench-bench-") as temporary:
         folder = Path(temporary)
         engines = engines_of(setting, ways, steps, not quick, folder, say)
-        take_turns(setting, ways, engines, references, rounds, steps, say)
+        take_turns(setting, ways, engines, references, peaks, rounds, steps, say)
         say(f"the loop's own cost, on {setting.smallest}")
         route = route_of(setting, cached=False, compiled=not quick)
         cost = loop_cost(setting, route, rounds * LOOP_ROUNDS, steps, folder / "loop")
@@ -144,11 +145,12 @@ def take_turns(
     ways: Sequence[Way],
     engines: Mapping[str, Engine],
     references: Sequence[Way],
+    peaks: Peaks,
     rounds: int,
     steps: int,
     say: Say,
 ) -> None:
-    """Fill in `times`: in each round everyone has one turn, so that whatever slows the machine down meets all."""
+    """Fill in `times` and `peaks`: in each round all have one turn, so that what slows the machine down meets all."""
     with Worker(setting) as worker:
         for way in references:
             say(f"reference {way.name}: set-up")
@@ -156,6 +158,8 @@ def take_turns(
             worker.ask(what="reference", method=way.name, steps=1)
             way.warmup = time.perf_counter() - began
         for k in range(rounds):
+            say(f"round {k + 1} of {rounds}: the machine's peak")
+            peaks.turn()
             for way in references:
                 say(f"round {k + 1} of {rounds}: reference {way.name}")
                 way.times.append(worker.ask(what="reference", method=way.name, steps=steps))
@@ -188,7 +192,7 @@ def _measured(
     path: str,
     against: Sequence[float] | None,
     flops: Mapping[torch.dtype, int],
-    peaks: Mapping[torch.dtype, float],
+    peaks: Peaks,
     profile: list[Share],
 ) -> Measured:
     step = Spread.of(1e3 * t for t in way.times)
@@ -207,21 +211,6 @@ def _measured(
     )
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
-    """FLOP/s of the fastest of several square matrix products: what this machine can do at best, through PyTorch."""
-    best = 0.0
-    for n in (512, 1024, 2048, *((4096, 8192) if device.type == "cuda" else ())):
-        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        torch.mm(a, b)
-        for _ in range(repeats):
-            synchronise(device)
-            began = time.perf_counter()
-            torch.mm(a, b)
-            synchronise(device)
-            best = max(best, 2 * n**3 / (time.perf_counter() - began))
-    return best
-
-
 def memory(setting: Setting, steps: int, say: Say) -> Memory:
     """Peak memory of the single cell and of the cohort, each in a process of its own, on the fp32 protocol."""
     peaks = []
@@ -235,7 +224,7 @@ def memory(setting: Setting, steps: int, say: Say) -> Memory:
     )
 
 
-def machine(device: torch.device, peaks: Mapping[torch.dtype, float], load: float | None) -> Machine:
+def machine(device: torch.device, peaks: Peaks, load: float | None) -> Machine:
     version = importlib.metadata.version
     return Machine(
         device=device_name(device),
@@ -249,5 +238,10 @@ def machine(device: torch.device, peaks: Mapping[torch.dtype, float], load: floa
         lightning=version("pytorch-lightning"),
         kdbench=kdbench.__version__,
         commit=commit(),
-        peak_gflops={str(dtype).removeprefix("torch."): round(peak / 1e9, 1) for dtype, peak in peaks.items()},
+        peak_gflops={_name(dtype): round(peak / 1e9, 1) for dtype, (peak, _) in peaks.best.items()},
+        peak_kernels={_name(dtype): kernel for dtype, (_, kernel) in peaks.best.items()},
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

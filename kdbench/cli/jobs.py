@@ -52,6 +52,8 @@ def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors reach us, to become one sentence
     overrides = [arg for arg in args if re.match(r"~|\+{0,2}[\w./@:-]+=", arg) and not arg.startswith("-")]
     flags = [arg for arg in args if arg not in overrides]  # Hydra wants all overrides in one place
+    if re.search(r"(^| )(--cfg[= ]|-c ?)job( |$)", " ".join(flags)) and "--resolve" not in flags:
+        flags.append("--resolve")  # what would run, values tuned for the pair among it
     previous, sys.argv = sys.argv, [f"kdbench {name}", *overrides, *flags]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="run")(work)()
@@ -95,6 +97,8 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
                 group, choice = within, f"{group.removeprefix(f'{within}/')}/{choice}"
         if group == "dataset" and (prepared := prepared_folder(choice, args)):
             return f"there is no dataset '{choice}', but a prepared folder: write {prepared}."
+        if group == "protocol" and (own := experiments_own(choice, args)):
+            return f"there is no protocol '{choice}' on its own: {own}."
         if extra := EXTRAS.get(f"{group}={choice}"):
             return f"{group}={choice} is not installed: pip install 'kdbench[{extra}]' brings it."
         where = "kdbench methods shows them all." if group == "method" else f"see {conf_dir() / group}."
@@ -128,6 +132,29 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"{undecodable(args)} is no UTF-8 text: save it as such."
     return f"{first}: see kdbench run --help."
+
+
+def experiments_own(name: str, args: Sequence[str]) -> str:
+    """Which experiment calls its protocol so, and what that is; empty where none does."""
+    import yaml
+
+    from kdbench.results.record import flatten
+
+    for folder in folders(args):
+        for path in sorted((folder / "experiment").rglob("*.yaml")):
+            try:
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                continue
+            own = content.get("protocol") if isinstance(content, dict) else None
+            if not isinstance(own, dict) or own.get("name") != name:
+                continue
+            chosen = [item for item in content.get("defaults", []) if isinstance(item, dict)]
+            base = next((item["override /protocol"] for item in chosen if "override /protocol" in item), "lite")
+            values = " ".join(f"protocol.{key}={value}" for key, value in flatten(own).items())
+            experiment = path.relative_to(folder / "experiment").with_suffix("").as_posix()
+            return f"experiment={experiment} calls so what is protocol={base} {values}"
+    return ""
 
 
 def prepared_folder(name: str, args: Sequence[str]) -> str:
@@ -206,7 +233,7 @@ def settings(args: Sequence[str], within: str = "") -> dict[str, Any]:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
             groups = [arg for arg in args if is_group(arg, args)]
             more = [f"file://{folder.resolve()}" for folder in folders(args)[1:]]
-            config: Any = OmegaConf.to_container(compose("run", [*groups, f"hydra.searchpath={more}"]))
+            config: Any = OmegaConf.to_container(compose("run", [*groups, f"hydra.searchpath={more}"]), resolve=True)
     except Exception:  # whatever else is wrong: this only serves a hint
         return {}
     known = flatten(config)

@@ -13,7 +13,7 @@ import secrets
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from kdbench.engine.signals import interrupting
 from kdbench.errors import UserError
 from kdbench.results.store import write_atomic, writing_to
 from kdbench.targets import first_line
+from kdbench.tuned import check_tuned
 
 VARIABLES = ("KDBENCH_CACHE", "KDBENCH_DATA")
 """Folders that workers on other machines would not know of."""
@@ -100,8 +101,13 @@ def searching() -> bool:
     return is_search(HydraConfig.get())
 
 
-def check_searchable(dataset: Dataset) -> None:
-    """Raises `UserError` where a search would have nothing to judge a job by."""
+def check_searchable(dataset: Dataset, settings: Mapping[str, Any]) -> None:
+    """Raises `UserError` where a search would have nothing to judge a job by; `settings` are those of the data set."""
+    if dataset.val is None and "val" not in settings:
+        raise UserError(
+            f"{dataset.spec.name} cannot be searched on: it has no split beside the one that it is tested on, and a "
+            "search must not look at that."
+        )
     if dataset.val is None:
         raise UserError(
             "a search must not look at the test images, and there are no others to judge by: hold some of the training "
@@ -161,6 +167,7 @@ class Work:
         bug = None
         try:
             with self._standing(cfg), interrupting() as raised, terminable() if self.remote else nullcontext():
+                check_tuned(cfg, [Path(each.path) for each in HydraConfig.get().runtime.config_sources])
                 self.task(Job.of(cfg), told)
         except KeyboardInterrupt:
             if self.remote and raised and isinstance(raised[0], Exception):

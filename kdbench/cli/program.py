@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import kdbench
-from kdbench.cli import bench, data, methods, report, reproduce, run, show, students, teachers
+from kdbench.cli import bench, data, methods, report, reproduce, run, show, students, teachers, tune
 from kdbench.cli.console import fail, output
 from kdbench.cli.terminable import terminable
 from kdbench.errors import Interrupted, UserError, out_of_memory
@@ -57,7 +57,12 @@ def command(args: list[str]) -> int:
         sys.path.append(here)  # a user's method may lie where the user stands
     if args[:2] == ["teacher", "import"]:
         return teachers.bring(args[2:])
-    composed = {"run": run.command, "teacher train": teachers.train, "teacher cache": teachers.cache}
+    composed = {
+        "run": run.command,
+        "tune": tune.command,
+        "teacher train": teachers.train,
+        "teacher cache": teachers.cache,
+    }
     for name, do in composed.items():
         words = name.split()
         if args[: len(words)] == words:
@@ -104,7 +109,7 @@ def _keep(error: Exception) -> str:
 
 def _takes_methods(args: Sequence[str]) -> bool:
     """Whether the user may have named methods of their own; what only reads results imports nothing beside them."""
-    made = args[:1] in (["run"], ["show"], ["reproduce"], ["student"])
+    made = args[:1] in (["run"], ["tune"], ["show"], ["reproduce"], ["student"])
     trains = made or args[:2] in (["teacher", "train"], ["teacher", "cache"], ["teacher", "import"])
     return trains or any(arg.startswith("--config-dir") for arg in args)
 
@@ -113,6 +118,6 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="kdbench", description=kdbench.__doc__)
     top.add_argument("--version", action="version", version=f"kdbench {kdbench.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for module in (run, methods, teachers, data, report, show, reproduce, students, bench):
+    for module in (run, tune, methods, teachers, data, report, show, reproduce, students, bench):
         module.add_to(commands)
     return top

@@ -64,7 +64,7 @@ def run(job: Job, told: Told) -> None:
     search = searching()
     if search:
         data = bench.dataset(dataset_identity(job.dataset))
-        check_searchable(data)
+        check_searchable(data, job.dataset)
     told.results, told.cells = job.paths.results, [cell.id for cell in cells]
     run_grid(cells, bench, out, force=job.force, outcome=told.outcome)
     if search and not told.outcome.failed:
@@ -75,7 +75,7 @@ def run(job: Job, told: Told) -> None:
 def objective(records: Sequence[Record]) -> float | None:
     """What a search is to maximise: the mean over records of the last validation measure, its negative if low is good.
 
-    Nothing is worse than a cell that diverged: it counts as 0 of 100, or where there is no such scale as -infinity.
+    Nothing is worse than cells of which one diverged: that is 0 of 100, or where there is no such scale -infinity.
 
     Returns:
         None where there is no record.
@@ -84,10 +84,9 @@ def objective(records: Sequence[Record]) -> float | None:
     for record in records:
         measure = record.measure
         if record.status == "diverged":
-            last.append(0.0 if measure.unit == "%" and measure.higher else -math.inf)
-        else:
-            known = [value for value in record.curves[f"val/{measure.name}"] if value is not None]
-            last.append(measure.merit(known[-1]))
+            return 0.0 if measure.unit == "%" and measure.higher else -math.inf
+        known = [value for value in record.curves[f"val/{measure.name}"] if value is not None]
+        last.append(measure.merit(known[-1]))
     return sum(last) / len(last) if last else None
 
 

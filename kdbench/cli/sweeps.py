@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,8 @@ class Sweeps(Callback):
             hydra.overrides.hydra.append(f"hydra.sweep.dir={QuotedString(str(folder), Quote.single).with_quotes()}")
             if is_search(hydra):
                 logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # what fails is told by the jobs
+                if "optuna" in hydra.sweeper._target_:
+                    import_module("optuna").logging.set_verbosity(logging.WARNING)
                 prepare_search(config)
         SWEEPS.append(Sweep(folder, str(hydra.runtime.choices["hydra/launcher"]), _planned(hydra)))
         if str(hydra.launcher._target_).endswith(".SlurmLauncher"):
@@ -146,7 +149,7 @@ def prepare_search(config: DictConfig) -> None:
     known = [*(override.key_or_group for override in given), *map(str, hydra.sweeper.get("params") or {})]
     swept = {override.key_or_group for override in spans}
     if not any(key == "experiment" or key.startswith("dataset") for key in swept):
-        check_searchable(source_of(config.dataset).build())  # before jobs wait in a queue
+        check_searchable(source_of(config.dataset).build(), config.dataset)  # before jobs wait in a queue
     if not {"method", "experiment"} & swept:
         for name, method in config.method.items():
             for key, span in (method.get("search") or {}).items():

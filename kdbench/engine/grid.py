@@ -53,6 +53,13 @@ class Outcome:
         return "\n".join(lines)
 
 
+def line(record: Record) -> str:
+    """A finished cell in one line."""
+    cell, metrics = record.cell, record.metrics
+    reached = record.measure.sentence(metrics.last) if metrics else "diverged"
+    return f"{cell.method} {cell.pair} {cell.dataset} seed {cell.seed}: {reached}, {record.cost.train_seconds:.0f} s"
+
+
 def run_grid(
     cells: Sequence[Cell],
     bench: Bench,
@@ -60,6 +67,7 @@ def run_grid(
     *,
     force: bool | Literal["replace"] = False,
     outcome: Outcome | None = None,
+    tell: Callable[[Record], str] = line,
 ) -> Outcome:
     """Run every cell that has no record; one progress bar, in epochs, for all of it.
 
@@ -68,6 +76,7 @@ def run_grid(
     Args:
         force: train finished cells again; ``replace``: also those whose records git tracks.
         outcome: filled in as cells end, and returned: what is known of them also after an interruption.
+        tell: what to say of a finished cell.
 
     Raises:
         Interrupted: Ctrl-C; all records written so far stay, the running cell can be resumed.
@@ -121,7 +130,7 @@ def run_grid(
                 if result and cell not in busy:
                     account(cell, result, outcome, bench)
                     if isinstance(result, Record) and str(cell) in outcome.ran:
-                        bench.say(line(result))
+                        bench.say(tell(result))
             progress.update(progress.tasks[0].id, completed=max(ends, progress.tasks[0].completed))
     return outcome
 
@@ -207,13 +216,6 @@ def watched(bench: Bench, console: Console, epochs: int) -> Iterator[Progress]:
         bench.on_start, bench.say = on_start, say
         bench.on_epoch = lambda finished: progress.advance(bar, finished)
         yield progress
-
-
-def line(record: Record) -> str:
-    """A finished cell in one line."""
-    cell, metrics = record.cell, record.metrics
-    reached = record.measure.sentence(metrics.last) if metrics else "diverged"
-    return f"{cell.method} {cell.pair} {cell.dataset} seed {cell.seed}: {reached}, {record.cost.train_seconds:.0f} s"
 
 
 def write_log(bench: Bench, cell: Cell, error: Exception) -> Path | None:

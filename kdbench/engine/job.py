@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, Field, StrictBool, StrictInt, ValidationError, field_validator
 
+import kdbench.tuned  # noqa: F401  # the resolver that configs name
 from kdbench.compute.route import EngineConfig
 from kdbench.construct import Text
 from kdbench.errors import UserError, nearest
@@ -19,7 +20,7 @@ from kdbench.teaching.recipe import Natural, Network, Settings, TeacherConfig
 
 
 class Pair(Settings):
-    """Two networks; `tuned` are settings of methods that belong to just these, which methods' YAML files look up."""
+    """Two networks; `tuned` are settings of methods that belong to just these, see `kdbench.tuned`."""
 
     teacher: Network
     student: Network

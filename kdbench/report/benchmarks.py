@@ -98,11 +98,16 @@ def row(way: Measured) -> list[str]:
 def facts(run: Figures) -> list[str]:
     """What else was measured, and how; one a line."""
     machine, loop = run.machine, run.loop
-    peaks = ", ".join(f"{peak:,.0f} GFLOP/s in {dtype}" for dtype, peak in sorted(machine.peak_gflops.items()))
+    peaks = ", ".join(
+        f"{peak:,.0f} GFLOP/s in {dtype}{f' ({kernel})' if (kernel := machine.peak_kernels.get(dtype)) else ''}"
+        for dtype, peak in sorted(machine.peak_gflops.items())
+    )
+    by = "in the fastest operation of all rounds" if machine.peak_kernels else "by its best matrix product"
     found = [
         f"{run.data}; batches of {run.batch_size}; {run.rounds} rounds of {run.steps} steps"
         + ("; quick: nothing compiled, for a look only" if run.quick else ""),
-        f"The machine's peak, by its best matrix product: {peaks}",
+        f"The machine's peak, {by}: {peaks}",
+        *above(run),
         f"The training loop takes {spread(loop.percent)} % of a step of {loop.student} "
         f"({loop.loop_ms.median:.4g} ms, in a plain loop {loop.plain_ms.median:.4g} ms)",
     ]
@@ -120,6 +125,18 @@ def facts(run: Figures) -> list[str]:
         f"torchvision {machine.torchvision}, lightning {machine.lightning}, Python {machine.python}, {machine.platform}"
     )
     return found
+
+
+def above(run: Figures) -> list[str]:
+    """What it means that ways to train passed the peak, one sentence; none where none did."""
+    names = [way.name for way in (*run.engine, *run.references) if round(way.peak_percent) > 100]
+    if not names:
+        return []
+    return [
+        f"Above 100 % of peak ({', '.join(names)}): the peak was measured while the machine did less, as one that is "
+        "shared may, or kernels take fewer operations than a convolution is counted with, as Winograd's do; an idle "
+        "machine tells which"
+    ]
 
 
 def threads(run: Figures) -> str:

@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdbench import models, shipped
@@ -27,6 +26,7 @@ from kdbench.protocol import Protocol
 from kdbench.results.record import Record, canonical_json, flatten
 from kdbench.results.stats import Estimate, mean_interval
 from kdbench.text import fixed
+from kdbench.tuned import settings_on
 
 Status = Literal["reproduced", "below", "above", "protocol differs", "untested"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
@@ -530,7 +530,6 @@ def _shipped(name: str, teacher: str, student: str) -> dict[str, Any] | None:
     config = shipped.config("method", name)
     if not config:
         return None
-    full = OmegaConf.create({"pair": shipped.pair(teacher, student), "method": {name: config}})
-    resolved: Any = OmegaConf.to_container(full, resolve=True)
-    settings = {key: value for key, value in resolved["method"][name].items() if key not in _NOT_SETTINGS}
+    resolved = settings_on(shipped.pair(teacher, student), name, config)
+    settings = {key: value for key, value in resolved.items() if key not in _NOT_SETTINGS}
     return flatten(settings)

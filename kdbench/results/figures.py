@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, V
 
 from kdbench.errors import UserError
 from kdbench.files import write_atomic, writing_to
+from kdbench.sparse import Sparse
 
 FILE: Final = "benchmarks.json"
 
@@ -38,15 +39,19 @@ class Spread(_Strict):
         return cls(**dict(zip(("median", "low", "high"), (float(f"{n:.4g}") for n in numbers), strict=True)))
 
 
-class Machine(_Strict):
+class Machine(_Strict, Sparse):
     """Where and with what it was measured.
 
     Attributes:
         threads: torch's.
         load: the system's load average over the last minute when it began, None where there is none. Another process
             on the same processors makes all figures worthless.
-        peak_gflops: of the best matrix product, by dtype.
+        peak_gflops: the highest that any operation reached in any round, by dtype.
+        peak_kernels: which operation that was; empty in older figures, whose peak is that of a matrix product before
+            the first round.
     """
+
+    ADDED = frozenset({"peak_kernels"})
 
     device: str
     processors: Count
@@ -60,6 +65,7 @@ class Machine(_Strict):
     kdbench: str
     commit: str | None
     peak_gflops: dict[str, Amount]
+    peak_kernels: dict[str, str] = {}
 
 
 class Share(_Strict):
