@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from decimal import ROUND_HALF_EVEN, Context, Decimal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DIGITS = 10
 """Significant digits of a number: those beyond differ from one numerical library to the next."""
@@ -52,6 +56,18 @@ def visible(text: str, keep: str = "") -> str:
 def one_line(text: str) -> str:
     """As `visible`, with single spaces for all white space."""
     return visible(" ".join(text.split()))
+
+
+def print_whole(console: Console, text: str) -> None:
+    """Print text as it is, none of it cut: on a terminal broken between words, in a file or pipe each line whole.
+
+    Nothing in it acts on the terminal. What is longer than a line, as a path may be, is the terminal's to fold: so it
+    is one piece when it is copied.
+    """
+    soft = not console.is_terminal
+    console.print(
+        visible(text, keep="\n"), markup=False, highlight=False, soft_wrap=soft, overflow="ignore", crop=False
+    )
 
 
 def inert(text: str) -> str:

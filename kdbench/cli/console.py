@@ -11,7 +11,7 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 from rich.text import Text
 
-from kdbench.text import one_line, visible
+from kdbench.text import one_line, print_whole, visible
 
 WIDE = 160
 """Columns of a table that goes into a file or a pipe."""
@@ -20,12 +20,12 @@ out = Console()
 
 
 def say(what: object) -> None:
-    """Print text as it is, each line whole; or a table, cut to the terminal's width where there is one.
+    """Print text as it is, see `print_whole`; or a table, cut to the terminal's width where there is one.
 
-    Nothing in the text acts on the terminal; what a table shows of data has gone through `plain`.
+    What a table shows of data has gone through `plain`.
     """
     if isinstance(what, str):
-        out.print(visible(what, keep="\n"), markup=False, highlight=False, soft_wrap=True)
+        print_whole(out, what)
     else:
         (out if out.is_terminal else Console(width=WIDE)).print(what)
 

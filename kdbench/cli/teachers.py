@@ -97,7 +97,7 @@ def _done(jobs: Jobs) -> int:
 
 def cache_one(job: Job, told: Told, *, every: bool) -> None:
     from kdbench.engine.cell import teachers_of
-    from kdbench.engine.grid import watched
+    from kdbench.engine.progress import watched
     from kdbench.protocol import Protocol
     from kdbench.teaching.recipe import dataset_identity
 
@@ -109,7 +109,7 @@ def cache_one(job: Job, told: Told, *, every: bool) -> None:
     if not route.cached:
         raise UserError(f"there is no view cache on this route ({route.describe(1)}): set engine.view_cache=true.")
     for recipe, pin in teachers_of(job):
-        with watched(bench, out, 0):
+        with watched(bench, out):
             teacher = bench.teacher(recipe, pin)
         told.said.append(_filled(bench.taught(teacher, dataset_config, protocol, partial=True), dataset, every, job))
 
@@ -141,12 +141,12 @@ def _filled(taught: Taught, dataset: Dataset, every: bool, job: Job) -> str:
 
 def train_one(job: Job, told: Told) -> None:
     from kdbench.engine.cell import teachers_of
-    from kdbench.engine.grid import watched
+    from kdbench.engine.progress import watched
 
     bench = make_bench(job)
     bench.check()
     for recipe, pin in teachers_of(job):
-        with watched(bench, out, 0):
+        with watched(bench, out):
             teacher = bench.teacher(recipe, pin)
         card, weak = teacher.card, weakness_of(teacher, job, bench)
         reached = card.measure.sentence(card.accuracy)
