@@ -6,8 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
-import yaml
-
+from kdbench.files import load_yaml
 from kdbench.paths import conf_dir
 
 
@@ -22,7 +21,7 @@ def config(group: str, name: str) -> dict[str, Any]:
     path = conf_dir() / group / f"{name}.yaml"
     if not re.fullmatch(r"[\w.+-]+", name) or not path.is_file():
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = load_yaml(path.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
 
 

@@ -14,7 +14,7 @@ from kdbench.cli.jobs import assignment
 from kdbench.paths import data_root
 
 if TYPE_CHECKING:
-    from kdbench.data.prepare import Row
+    from kdbench.data.listing import Row
 
 
 LAYOUTS = """\
@@ -78,7 +78,7 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def list_data(options: argparse.Namespace) -> int:
-    from kdbench.data.prepare import list_datasets
+    from kdbench.data.listing import list_datasets
 
     table = Table("data set", "task", "status", "train", "val", "test", "image", "classes", "licence", "sha256")
     rows = list_datasets(options.root)

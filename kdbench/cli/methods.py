@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 from kdbench.cli.console import plain, say
 
 if TYPE_CHECKING:
-    from kdbench.method import Method
+    from kdbench.registry import Entry
+
+USUAL = frozenset({"teacher", "labels", "peers", "again"})
+"""What a method may ask of any data set and grid."""
 
 
 def add_to(commands: Any) -> None:
@@ -39,8 +42,8 @@ def list_methods(options: argparse.Namespace) -> int:
             entry.name: {
                 "class": entry.path,
                 "leaf": entry.leaf,
-                "needs": sorted(entry.cls.needs),
-                "tasks": sorted(entry.cls.tasks),
+                "needs": sorted(entry.needs),
+                "tasks": sorted(entry.tasks),
                 "settings": entry.settings,
                 "search": entry.search,
             }
@@ -49,7 +52,7 @@ def list_methods(options: argparse.Namespace) -> int:
         tree_data = [chapter.model_dump(mode="json") for chapter in chapters]
         print(json.dumps({"chapters": tree_data, "open": open_leaves, "methods": details}, indent=1))
         return 0
-    classes = {entry.name: entry.cls for entry in entries}
+    by_name = {entry.name: entry for entry in entries}
     third_parties = {entry.name for entry in entries if is_third_party(entry.path)}
     for chapter in chapters:
         root = Tree(plain(f"{f'{chapter.number}. ' if chapter.number else ''}{chapter.title}", "bold"))
@@ -60,7 +63,7 @@ def list_methods(options: argparse.Namespace) -> int:
                 third_party = method.name in third_parties
                 role = " (third-party)" if third_party else " (extension)" if method.extension else ""
                 told = [plain(method.name, "green"), plain(f"{method.title}{role}")]
-                if asked := asks(classes[method.name]):
+                if asked := asks(by_name[method.name]):
                     told.append(plain(asked, "dim"))
                 branch.add(Text("  ").join(told))
         say(root)
@@ -68,9 +71,7 @@ def list_methods(options: argparse.Namespace) -> int:
     return 0
 
 
-def asks(method: type[Method]) -> str:
+def asks(method: Entry) -> str:
     """What a method asks for that not every data set or grid has: tasks, several teachers, streams, no data."""
-    from kdbench.data.batch import AGAIN
-
     tasks = sorted(method.tasks) if method.tasks != {"classification"} else []
-    return ", ".join(tasks + sorted(method.needs - {"teacher", "labels", "peers", AGAIN}))
+    return ", ".join(tasks + sorted(method.needs - USUAL))
