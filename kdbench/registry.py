@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +62,26 @@ class Entry:
     def path(self) -> str:
         """The class, as records name it."""
         return self.source.path if self.source else f"{self.cls.__module__}.{self.cls.__qualname__}"
+
+    @property
+    def code(self) -> Path:
+        """Where the class stands."""
+        return self.source.file if self.source else Path(inspect.getsourcefile(self.cls) or "")
+
+    @property
+    def doc(self) -> str:
+        """Its docstring; empty where there is none, as all of these texts."""
+        return self.source.doc if self.source else inspect.cleandoc(vars(self.cls).get("__doc__") or "")
+
+    @property
+    def about(self) -> str:
+        """The docstring of its module."""
+        return self.source.about if self.source else inspect.getdoc(inspect.getmodule(self.cls)) or ""
+
+    @property
+    def beside(self) -> Mapping[str, str]:
+        """Docstrings of the functions and classes in its file, by name, where its source was read."""
+        return self.source.functions if self.source else {}
 
     @property
     def survey(self) -> Mapping[str, str]:

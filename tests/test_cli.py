@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -108,13 +107,6 @@ def test_hydra_flags(kd: Kdbench) -> None:
     assert info.code == 0
     assert str(conf_dir()) in info.out.replace("\n", "")
     assert not kd.results.exists()  # nothing of this trains or writes
-
-
-def test_the_examples_of_help_compose(kd: Kdbench) -> None:
-    shown = re.findall(r"^  (\S.*?)  +\S", kd("run", "--help").out.partition("== Config")[0], re.M)
-    assert len(shown) >= 5
-    for settings in shown:
-        assert kd("run", "--cfg", "job", *shlex.split(settings)).code == 0, settings
 
 
 def test_general_flags(kd: Kdbench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TextIO, cast
 
 from rich.console import Console
@@ -33,6 +33,13 @@ def say(what: object) -> None:
 def plain(text: str, style: str = "") -> Text:
     """Text of data's for a table or a tree: never markup, and nothing in it acts on the terminal."""
     return Text(one_line(text), style)
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Libraries are imported meanwhile, which takes seconds: on a terminal something moves."""
+    with out.status("starting") if out.is_terminal else nullcontext():
+        yield
 
 
 def fail(message: str, code: int = 1) -> int:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kdbench.cli.overrides import folders, quoted, value_of
-from kdbench.errors import nearest
+from kdbench.cli.console import starting
+from kdbench.cli.overrides import choices, folders, is_group, quoted, value_of
+from kdbench.errors import UserError, nearest
 from kdbench.paths import conf_dir
+from kdbench.shipped import config
 
 if TYPE_CHECKING:
     from kdbench.cli.outcomes import Told
@@ -37,13 +39,15 @@ class Jobs:
 
 def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) -> Jobs:
     """Run `task` on each config that Hydra composes from `args`, with all of Hydra's own flags and launchers."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    check_choices(args)
+    with starting():
+        import hydra
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
 
-    from kdbench.cli.outcomes import Work, left
-    from kdbench.cli.sweeps import SWEEPS, Stop
-    from kdbench.cli.tours import check_tour
+        from kdbench.cli.outcomes import Work, left
+        from kdbench.cli.sweeps import SWEEPS, Stop
+        from kdbench.cli.tours import check_tour
 
     check_tour(args)
     work, errors = Work(task), []
@@ -90,15 +94,9 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
     first = text.strip().splitlines()[0].rstrip(".")
     if missing := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         group, choice = missing.groups()
-        for within in ("experiment", "tour"):  # whose choices stand in folders, too
-            if group.startswith(f"{within}/"):
-                group, choice = within, f"{group.removeprefix(f'{within}/')}/{choice}"
-        if group == "dataset" and (prepared := prepared_folder(choice, args)):
-            return f"there is no dataset '{choice}', but a prepared folder: write {prepared}."
         if extra := EXTRAS.get(f"{group}={choice}"):
             return f"{group}={choice} is not installed: pip install 'kdbench[{extra}]' brings it."
-        where = "kdbench methods shows them all." if group == "method" else f"see {conf_dir() / group}."
-        return f"there is no {group} '{choice}': {nearest(choice, choices(group, args) or options_in(text), where)}"
+        return no_choice(group, choice, args, options_in(text))
     if several := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'|Sweep parameters '([^=]+)=(.*)'", text):
         key, values = several[1] or several[3], several[2] or several[4]
         return f"{key}={values} is more than one value: {as_one(key.lstrip('+'), values, args)}add -m for one job each."
@@ -128,6 +126,40 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"{undecodable(args)} is no UTF-8 text: save it as such."
     return f"{first}: see kdbench run --help."
+
+
+def check_choices(args: Sequence[str]) -> None:
+    """Raises `UserError` for the first unknown name of a group, before anything heavy is imported.
+
+    What is no plain name or list of names, Hydra is asked about.
+    """
+    for arg in args:
+        key, _, value = arg.partition("=")
+        group = key.lstrip("+").partition("@")[0]
+        if arg.startswith(("-", "~")) or not is_group(group, args):
+            continue
+        names = [name.strip(" '\"") for name in value.strip("[] ").split(",")]
+        if all(re.fullmatch(r"[\w./-]*", name) for name in names):
+            known = choices(group, args)
+            for name in names:
+                if name not in (*known, "null", "") and not name.endswith(".yaml"):
+                    raise UserError(no_choice(group, name, args, known))
+
+
+def no_choice(group: str, choice: str, args: Sequence[str], known: Sequence[str] = ()) -> str:
+    """What to say of a group's choice that there is not; `known` are those of a group of Hydra's own."""
+    for within in ("experiment", "tour"):  # whose choices stand in folders, too
+        if group.startswith(f"{within}/"):
+            group, choice = within, f"{group.removeprefix(f'{within}/')}/{choice}"
+    what = f"there is no {group} '{choice}'"
+    if group == "dataset" and (prepared := prepared_folder(choice, args)):
+        return f"{what}, but a prepared folder: write {prepared}."
+    if group == "protocol":
+        for name in choices("experiment", args):  # some rename the protocol that they change
+            if config("experiment", name).get("protocol", {}).get("name") == choice:
+                return f"{what} by itself: it is what experiment={name} makes of another, as tables call it."
+    where = "kdbench methods shows them all." if group == "method" else f"see {conf_dir() / group}."
+    return f"{what}: {nearest(choice, choices(group, args) or known, where)}"
 
 
 def prepared_folder(name: str, args: Sequence[str]) -> str:
@@ -163,11 +195,6 @@ def as_one(key: str, values: str, args: Sequence[str]) -> str:
     return ""
 
 
-def is_group(override: str, args: Sequence[str] = ()) -> bool:
-    name = override.partition("=")[0].lstrip("+~")
-    return bool(name) and any((folder / name).is_dir() for folder in folders(args))
-
-
 def undecodable(args: Sequence[str]) -> str:
     """The first YAML that is no text."""
     for folder in folders(args):
@@ -179,13 +206,6 @@ def undecodable(args: Sequence[str]) -> str:
             except OSError:
                 continue
     return "a YAML file"
-
-
-def choices(group: str, args: Sequence[str]) -> list[str]:
-    """The names of a config group, those of --config-dir included."""
-    tops = [folder / group for folder in folders(args)]
-    found = (path.relative_to(top) for top in tops for path in top.rglob("*.yaml") if path.is_file())
-    return sorted({path.with_suffix("").as_posix() for path in found})
 
 
 def options_in(text: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from kdbench.cli.completion import composed
 from kdbench.cli.console import fail, out, say
 from kdbench.cli.jobs import Jobs, run_jobs
 from kdbench.errors import Interrupted, UserError
@@ -27,11 +28,8 @@ TRIAL_STAGES = 2
 
 
 def add_to(commands: Any) -> None:
-    commands.add_parser(
-        "run",
-        help="train cells: kdbench run method=dkd pair=resnet56-resnet20 seed=0 (--help for all: scenarios, tasks, "
-        "several teachers)",
-    )
+    parser = commands.add_parser("run", help="train the cells of a grid, then show the tables that they stand in")
+    composed(parser)
 
 
 def command(args: Sequence[str]) -> int:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Column, Table
 
+from kdbench.cli.completion import composed
 from kdbench.cli.console import fail, out, plain, say
+from kdbench.cli.helps import asks_for_more, described
 from kdbench.cli.jobs import Jobs, run_jobs
 from kdbench.cli.run import make_bench
 from kdbench.errors import Interrupted, UserError
@@ -25,19 +27,26 @@ if TYPE_CHECKING:
     from kdbench.teaching.teachers import Teacher
 
 
+EXAMPLES = {
+    "kdbench teacher list": "what each reaches",
+    "kdbench teacher train pair=resnet56-resnet20": "ahead of many jobs",
+    "kdbench teacher cache pair=resnet56-resnet20 'seed=[0,1,2]'": "its words on each view",
+}
+STORE = "teachers kept beside the records of this store (default results)"
+
+
 def add_to(commands: Any) -> None:
-    teacher = commands.add_parser("teacher", help="teachers: list, train, or cache what one says").add_subparsers(
-        required=True, metavar="list|train|cache"
-    )
+    parser = commands.add_parser("teacher", help="teachers: list, train, or cache what one says")
+    described(parser, EXAMPLES)
+    asks_for_more(parser)
+    teacher = parser.add_subparsers(metavar="list|train|cache", title="commands")
     teachers = teacher.add_parser("list", help="teachers known, with what they reach and sha256")
-    teachers.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
-    teachers.set_defaults(command=list_teachers)
-    teacher.add_parser("train", help="train those of a job: kdbench teacher train pair=... dataset=... protocol=...")
-    teacher.add_parser(
-        "cache",
-        help="fill its view cache ahead: kdbench teacher cache pair=... dataset=... protocol=... seed=[0,1,2]; with "
-        "--all for every view there is",
+    teachers.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help=f"{STORE}, and the cache"
     )
+    teachers.set_defaults(command=list_teachers)
+    composed(teacher.add_parser("train", help="train those of a job, ahead of it"))
+    composed(teacher.add_parser("cache", help="have one look at all views that a job will show, ahead of it"), "--all")
 
 
 def list_teachers(options: argparse.Namespace) -> int:
