@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import TYPE_CHECKING
@@ -64,10 +65,24 @@ def print_whole(console: Console, text: str) -> None:
     Nothing in it acts on the terminal. What is longer than a line, as a path may be, is the terminal's to fold: so it
     is one piece when it is copied.
     """
-    soft = not console.is_terminal
-    console.print(
-        visible(text, keep="\n"), markup=False, highlight=False, soft_wrap=soft, overflow="ignore", crop=False
+    text = visible(text, keep="\n")
+    if console.is_terminal:
+        text = "\n".join(broken(line, console.width) for line in text.split("\n"))
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def broken(line: str, width: int) -> str:
+    """`line` in lines of at most `width` characters, broken between words alone, indented as it is."""
+    indent = line[: len(line) - len(line.lstrip(" "))]
+    parts = textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
     )
+    return "\n".join(parts)
 
 
 def inert(text: str) -> str:

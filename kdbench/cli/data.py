@@ -7,10 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from kdbench.cli.completion import data_sets
-from kdbench.cli.console import plain, say
+from kdbench.cli.console import say, show_table
 from kdbench.cli.helps import asks_for_more, described
 from kdbench.cli.jobs import assignment
 from kdbench.paths import data_root
@@ -100,11 +98,9 @@ def size_of(text: str) -> tuple[int, int]:
 def list_data(options: argparse.Namespace) -> int:
     from kdbench.data.listing import list_datasets
 
-    table = Table("data set", "task", "status", "train", "val", "test", "image", "classes", "licence", "sha256")
     rows = list_datasets(options.root)
-    for row in rows:
-        table.add_row(*map(plain, data_cells(row)))
-    say(table)
+    heads = ("data set", "task", "status", "train", "val", "test", "image", "classes", "licence", "sha256")
+    show_table(heads, map(data_cells, rows), spare=("val", "image", "licence", "sha256"))
     for row in rows:
         if row.note and row.status != "missing":
             say(f"{row.status}: {row.note}")

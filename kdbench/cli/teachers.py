@@ -8,10 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Column, Table
-
 from kdbench.cli.completion import composed
-from kdbench.cli.console import fail, out, plain, say
+from kdbench.cli.console import fail, out, plain, say, show_table
 from kdbench.cli.helps import asks_for_more, described
 from kdbench.cli.jobs import Jobs, run_jobs
 from kdbench.cli.run import make_bench
@@ -60,21 +58,20 @@ def list_teachers(options: argparse.Namespace) -> int:
     digits = measure.digits(card.accuracy for card in cards)
     head = "reached" if several else measure.quantity
     columns = ("teacher", "data set", "protocol", "epochs", "seed", head, "sha256")
-    table = Table(
-        *(Column(name, no_wrap=True) for name in columns), Column("file", overflow="fold"), Column("", no_wrap=True)
-    )
+    rows = []
     for teacher in listed:
-        card, facts = teacher.card, ["?"] * len(columns)
-        if card:
+        if card := teacher.card:
             recipe, protocol = card.recipe, card.recipe["protocol"]
             names = (card.name, recipe["dataset"]["name"], protocol["name"], protocol.get("epochs"), recipe["seed"])
             own = f"{card.measure.label} {card.measure.text(card.accuracy)}{'' if card.measure.higher else ' ↓'}"
-            facts = [*map(str, names), own if several else fixed(card.accuracy, digits), card.sha256[:12]]
-        table.add_row(*map(plain, (*facts, str(teacher.path), "wrong" if teacher.wrong else "")))
+            rows.append([*map(str, names), own if several else fixed(card.accuracy, digits), card.sha256[:12]])
     if not listed:
         say("no teachers yet: kdbench teacher train pair=... dataset=... protocol=... makes one.")
         return 0
-    say(table)
+    show_table(columns, rows, spare=("epochs", "seed"))
+    for teacher in listed:
+        known = teacher.card.sha256[:12] if teacher.card else "?"
+        say(f"{known}  {plain(str(teacher.path))}{'  wrong' if teacher.wrong else ''}")
     for teacher in listed:
         if teacher.wrong:
             say(f"wrong: {plain(teacher.wrong)}")

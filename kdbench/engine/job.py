@@ -73,7 +73,8 @@ class CohortConfig(Settings):
 class Job(Settings):
     """One composed config, resolved and checked: methods x seeds for one pair, data set and protocol.
 
-    `debug` is ``fast`` for a trial of everything in a few batches, of which nothing is kept.
+    `debug` is ``fast`` for a trial of everything in a few batches, of which nothing is kept; `verbose` is about what is
+    printed.
     """
 
     method: Annotated[dict[str, Any], Field(min_length=1)]
@@ -90,6 +91,7 @@ class Job(Settings):
     cohort: CohortConfig = Field(default_factory=CohortConfig)
     force: StrictBool = False
     debug: Literal["fast"] | None = None
+    verbose: StrictBool = False
     checkpoint_seconds: Annotated[float, Field(ge=0, strict=True)] = 30.0
 
     @field_validator("seed", mode="before")
