@@ -328,7 +328,7 @@ def test_methods(kd: Kdbench) -> None:
     shown = kd("methods")
     assert shown.code == 0
     assert "logits/softened-labels" in shown.out
-    assert "(open)" in shown.out
+    assert "open: needs video clips" in shown.out
     assert re.search(r"── kd  KD  classification, segmentation$", shown.out, re.M)
     assert re.search(r"── average_kd  AVG-KD  teachers$", shown.out, re.M)
     assert re.search(r"── rkd  RKD$", shown.out, re.M)

@@ -18,6 +18,7 @@ from test_cli import one_sentence
 
 import kdbench
 from kdbench.cli import helps, program
+from kdbench.cli.jobs import check_choices
 from kdbench.declared import declared
 from kdbench.paths import conf_dir
 from kdbench.registry import methods
@@ -324,6 +325,48 @@ def test_every_method_is_explained(kd: Kdbench) -> None:
         assert "``" not in facts["equation"] + facts["idea"]
     assert details["dkd"]["equation"].startswith("L = CE(y, s) + ramp · (α · TCKD + β · NCKD)")
     assert details["ban"]["idea"].startswith("Generations of one architecture")
+
+
+# ---- names that there are not -------------------------------------------------------------------------------------
+
+OWN_METHOD = """from methods.logits.kd import KD
+
+class Mine(KD):
+    pass
+"""
+
+
+def test_a_name_is_compared_with_ones_own_too(kd: Kdbench) -> None:
+    (kd.root / "mine.py").write_text(OWN_METHOD)
+    (kd.root / "conf" / "method").mkdir(parents=True)
+    (kd.root / "conf" / "method" / "mine.yaml").write_text(
+        "# @package method.mine\n_target_: mine.Mine\ntemperature: 4.0\nweights: {ce: 0.1, kd: 0.9}\n"
+        "search: {temperature: 'choice(1,2)'}\n"
+    )
+    own = ["run", "--config-dir", "conf"]
+    one_sentence(kd(*own, "method=min"), "no method 'min'", "did you mean mine")
+    misspelt = kd(*own, "method=[mine]", "method.mine.temprature=2")
+    assert "search" not in one_sentence(
+        misspelt, "no setting 'method.mine.temprature'", "did you mean method.mine.temperat"
+    )
+    unknown = kd(*own, "method=[mine]", "protocol.temperature=2")
+    assert "search" not in one_sentence(unknown, "no setting 'protocol.temperature'")
+
+
+def test_a_protocol_that_an_experiment_makes(kd: Kdbench) -> None:
+    one_sentence(kd("run", "protocol=lite8"), "no protocol 'lite8' by itself", "experiment=cifar100_first")
+
+
+def test_what_is_no_plain_name_is_hydras_to_read() -> None:
+    for settings in (
+        ["method=[]"],
+        ["~logger"],
+        ["scenario=null"],
+        ["method=[kd, dkd]"],
+        ["method='kd'"],
+        ["-m", "method=kd,dkd"],
+    ):
+        check_choices(settings)
 
 
 # ---- names of data sets, and of the version ------------------------------------------------------------------------

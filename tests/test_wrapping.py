@@ -65,7 +65,7 @@ def test_a_narrow_terminal_spares_whole_columns(monkeypatch: pytest.MonkeyPatch)
     assert "y" not in narrow.partition("left out")[0].replace("resnet20", "")
     assert "left out, as the terminal is too narrow: sha256." in narrow
     narrowest = table(monkeypatch, 50, True)
-    assert "too narrow: licence, sha256." in narrowest
+    assert "too narrow: licence, sha256." in " ".join(narrowest.split())
     assert max(map(len, narrowest.splitlines()[:-1])) <= 50
 
 

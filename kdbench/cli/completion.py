@@ -33,7 +33,7 @@ def add_to(commands: Any) -> None:
 def script(options: argparse.Namespace) -> int:
     import argcomplete
 
-    print(argcomplete.shellcode(["kdbench"], shell=options.shell))  # type: ignore[no-untyped-call]
+    print(argcomplete.shellcode(["kdbench"], shell=options.shell))
     return 0
 
 

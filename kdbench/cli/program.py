@@ -114,7 +114,8 @@ def _takes_methods(args: Sequence[str]) -> bool:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.exit(message=f"kdbench {kdbench.__version__}\n")
+        print(f"kdbench {kdbench.__version__}")
+        parser.exit()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -68,7 +68,8 @@ def list_teachers(options: argparse.Namespace) -> int:
     if not listed:
         say("no teachers yet: kdbench teacher train pair=... dataset=... protocol=... makes one.")
         return 0
-    show_table(columns, rows, spare=("epochs", "seed"))
+    if rows:
+        show_table(columns, rows, spare=("epochs", "seed"))
     for teacher in listed:
         known = teacher.card.sha256[:12] if teacher.card else "?"
         say(f"{known}  {plain(str(teacher.path))}{'  wrong' if teacher.wrong else ''}")
