@@ -329,9 +329,11 @@ def test_methods(kd: Kdbench) -> None:
     assert shown.code == 0
     assert "logits/softened-labels" in shown.out
     assert "open: needs video clips" in shown.out
-    assert re.search(r"── kd  KD  classification, segmentation$", shown.out, re.M)
-    assert re.search(r"── average_kd  AVG-KD  teachers$", shown.out, re.M)
-    assert re.search(r"── rkd  RKD$", shown.out, re.M)
+    assert re.search(r"── kd  KD  Knowledge distillation  \[classification, segmentation\]$", shown.out, re.M)
+    assert re.search(
+        r"── average_kd  AVG-KD  Averaged soft targets of several teachers  \[teachers\]$", shown.out, re.M
+    )
+    assert re.search(r"── rkd  RKD  Relational knowledge distillation$", shown.out, re.M)
     data = json.loads(kd("methods", "--json").out)
     leaves = [leaf["id"] for chapter in data["chapters"] for leaf in chapter["leaves"]]
     assert leaves == [leaf.id for leaf in load_taxonomy().leaves]

@@ -27,6 +27,8 @@ EXTRAS = {f"hydra/launcher={name}": "cluster" for name in ("joblib", "submitit_l
 EXTRAS["hydra/sweeper=optuna"] = "search"
 """Plugins of Hydra's -> what of ours brings them."""
 
+_NAME = re.compile(r"(?!(?:null|true|false|inf|nan)$)[A-Za-z_][\w./-]*")
+
 
 @dataclass
 class Jobs:
@@ -139,11 +141,9 @@ def check_choices(args: Sequence[str]) -> None:
         if arg.startswith(("-", "~")) or not is_group(group, args):
             continue
         names = [name.strip(" '\"") for name in value.strip("[] ").split(",")]
-        if all(re.fullmatch(r"[\w./-]*", name) for name in names):
-            known = choices(group, args)
-            for name in names:
-                if name not in (*known, "null", "") and not name.endswith(".yaml"):
-                    raise UserError(no_choice(group, name, args, known))
+        for name in names if all(map(_NAME.fullmatch, names)) else ():
+            if name not in (known := choices(group, args)) and not name.endswith(".yaml"):
+                raise UserError(no_choice(group, name, args, known))
 
 
 def no_choice(group: str, choice: str, args: Sequence[str], known: Sequence[str] = ()) -> str:

@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from kdbench.cli.completion import METHODS
 from kdbench.cli.console import plain, say
 from kdbench.cli.helps import described
 from kdbench.errors import UserError, nearest
+from kdbench.explained import explained, reference
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -103,7 +103,7 @@ def _facts(entry: Entry) -> dict[str, Any]:
         "search": entry.search,
         "title": entry.title,
         "paper": entry.paper,
-        "reference": _about(entry),
+        "reference": reference(entry),
         "idea": idea,
         "equation": equation,
         "survey": dict(entry.survey),
@@ -134,7 +134,7 @@ def _line(entry: Entry, beside: Sequence[Entry]) -> Text:
     from rich.text import Text
 
     told = [plain(entry.name, "green"), plain(_titled(entry, beside))]
-    called = _about(entry).partition(" (")[0].rstrip(".")
+    called = reference(entry).partition(" (")[0].rstrip(".")
     if called and called.casefold() != entry.title.casefold():
         told.append(plain(called, "dim"))
     if asked := asks(entry):
@@ -237,7 +237,7 @@ def _rows(entry: Entry, columns: Mapping[str, str], best: str | None) -> Iterato
 
     idea, equation = explained(entry)
     key = f" [{entry.paper}]" if entry.paper else ""
-    yield "paper" if entry.paper else "what", plain(f"{_about(entry)}{key}")
+    yield "paper" if entry.paper else "what", plain(f"{reference(entry)}{key}")
     if idea:
         yield "idea", plain(idea)
     if equation:
@@ -293,42 +293,3 @@ def _gain(table: Table, row: Row) -> str:
     measure = f" of {table.measure.quantity}" if table.measure.name != "top1" else ""
     value = fixed(delta.mean, table.digits, signed=True)
     return f"{value}{spread}{measure} ({seeds}, {sure}) in {table.title}{setting}"
-
-
-# ---- what docstrings say ------------------------------------------------------------------------------------------
-
-_FORMULA = re.compile(r"^ *(?:[^.:=]{1,40}: +)?\S+ = |^\S[^.:=]{0,30}:  +\S|^\d\. ", re.MULTILINE)
-"""A line of a formula (perhaps behind what it is of), a formula of what stands in front, or a numbered step."""
-
-
-def explained(entry: Entry) -> tuple[str, str]:
-    """What a method's docstring says of its idea, in a sentence or two, and of its equation, line by line.
-
-    A loss that the equation only names is explained below it, by what its own docstring says first. Either is empty
-    where nothing is said.
-    """
-    paragraphs = re.split(r"\n\s*\n", entry.doc.partition("\nArgs:")[0].strip())
-    formulas = [part for part in paragraphs if _FORMULA.search(part)]
-    prose = paragraphs[0] if paragraphs and paragraphs[0] not in formulas else ""
-    lines = [line for part in formulas for line in _unwrapped(part)]
-    for name in dict.fromkeys(re.findall(r"`(?:[\w.]+\.)?(\w+)`", "\n".join([*formulas, prose]))):
-        if said := entry.beside.get(name):
-            lines.append(f"{name}: {_joined(said)}")
-    return " ".join(prose.split()).replace("``", ""), "\n".join(lines).replace("``", "")
-
-
-def _unwrapped(paragraph: str) -> list[str]:
-    """The lines of a paragraph of formulas; of one formula, with what is said of it, a single line."""
-    lines = paragraph.splitlines()
-    one = len(_FORMULA.findall(paragraph)) == 1 and not any(line.startswith("   ") for line in lines)
-    return [_joined(paragraph)] if one else lines
-
-
-def _joined(text: str) -> str:
-    """The first paragraph of a docstring in one line."""
-    return " ".join(text.strip().partition("\n\n")[0].split())
-
-
-def _about(entry: Entry) -> str:
-    """The first line of its file: the paper's title, authors and place."""
-    return _joined(entry.about)
