@@ -100,11 +100,9 @@ def news(members: Sequence[Member]) -> str:
     """
     first = members[0].method
     parts = [f"epoch {first.epoch}/{first.protocol.epochs}"]
-    losses = [
-        f"{member.loss:.3g}" for member in sorted(members, key=lambda m: m.loss or 0.0) if member.loss is not None
-    ]
+    losses = sorted(member.loss for member in members if member.loss is not None)
     if losses:
-        parts.append(f"loss {_span(losses)}")
+        parts.append(f"loss {_span([f'{loss:.3g}' for loss in losses])}")
     measure = first.task.primary
     for split in ("val", "test"):
         last = [curve for member in members if (curve := _known(member.curves.get(f"{split}/{measure.name}", [])))]
