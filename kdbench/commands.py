@@ -16,7 +16,7 @@ from kdbench import shipped
 from kdbench.construct import method_class, method_identity
 from kdbench.data.datasets import DatasetConfig
 from kdbench.protocol import Protocol
-from kdbench.registry import settings_on
+from kdbench.registry import shipped_settings
 from kdbench.results.record import canonical_json, flatten
 from kdbench.targets import settings_of
 
@@ -67,7 +67,7 @@ def text(value: Any) -> str:
 def _method(config: Config, pair: Config) -> list[str]:
     name, want = str(config["name"]), {key: value for key, value in config.items() if key != "name"}
     cls = method_class(name, want)
-    if not (there := settings_on(name, pair)):
+    if not (there := shipped_settings(name, pair)):
         return ["method=[]", f"+method.{name}={text(want)}"]
     have = method_identity(cls, there)
     return [f"method={name}", *_differences(there, have, want, f"method.{name}", cls.added)]
@@ -150,9 +150,9 @@ def _teacher(recipe: Config, config: Config, pair: Config) -> list[str]:
     made = []
     if own:
         made.append("teacher=assistant")
-        there = settings_on("kd", pair)
+        there = shipped_settings("kd", pair)
     if not _same(recipe["method"], _identity(there)):
-        shipped_as = [(name, settings_on(name, pair)) for name in shipped.names("method")]
+        shipped_as = [(name, shipped_settings(name, pair)) for name in shipped.names("method")]
         same_class = [(name, found) for name, found in shipped_as if found["_target_"] == recipe["method"]["_target_"]]
         if same_class and same_class[0][1]["_target_"] != there["_target_"]:
             name, found = min(same_class, key=lambda each: len(_method_at(each[1], recipe["method"])))

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from pydantic import Field, StrictBool, StrictStr, TypeAdapter, ValidationError
 
+from kdbench.declared import identity_of
 from kdbench.errors import UserError, nearest
 from kdbench.method import Method
 from kdbench.protocol import Protocol
@@ -22,10 +23,6 @@ from kdbench.results import record as rec
 from kdbench.settings import adapters, validated
 from kdbench.targets import first_line, imported
 from kdbench.taxonomy import load_taxonomy
-
-BENCH_KEYS = ("search",)
-"""Keys of a method's YAML that are the bench's, not the constructor's."""
-
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -131,18 +128,8 @@ def _check_declarations(name: str, cls: type[Method]) -> None:
 
 
 def method_identity(cls: type[Method], config: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's settings as they enter an id: without the bench's keys, and without those in `Method.added` that have
-    the value from before they came."""
-    return {
-        key: value
-        for key, value in config.items()
-        if key not in BENCH_KEYS and not (key in cls.added and _same(value, cls.added[key]))
-    }
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equality for which ``true`` is not 1."""
-    return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
+    """A method's settings as they enter an id, see `identity_of`."""
+    return identity_of(cls.added, config)
 
 
 def check_optimizer(protocol: Protocol) -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: how everything that kdbench keeps is written, and what becomes of leftovers."""
+"""Files that are whole or not there: how all that kdbench keeps is written and read, and what becomes of leftovers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from kdbench.errors import UserError
 
@@ -80,6 +83,15 @@ def write_beside(path: Path, content: str | bytes) -> Path:
             temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def load_yaml(text: str) -> Any:
+    """What a YAML document holds, by libyaml where there is one: it is ten times as fast as PyYAML's own.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,8 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
-import yaml
-
+from kdbench.files import load_yaml
 from kdbench.paths import conf_dir
 
 
@@ -22,7 +21,7 @@ def config(group: str, name: str) -> dict[str, Any]:
     path = conf_dir() / group / f"{name}.yaml"
     if not re.fullmatch(r"[\w.+-]+", name) or not path.is_file():
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = load_yaml(path.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
 
 
@@ -46,7 +45,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 @cache
 def choice(group: str) -> str | None:
     """What `kdbench run` takes of a Hydra group where nothing is said."""
-    run = yaml.safe_load((conf_dir() / "run.yaml").read_text(encoding="utf-8"))
+    run = load_yaml((conf_dir() / "run.yaml").read_text(encoding="utf-8"))
     return next((each[group] for each in run["defaults"] if isinstance(each, dict) and group in each), None)
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from kdbench.errors import UserError
+from kdbench.files import load_yaml
 
 
 class _Strict(BaseModel):
@@ -131,7 +132,7 @@ def load_taxonomy() -> Taxonomy:
     """
     file = files("kdbench").joinpath("taxonomy.yaml")
     try:
-        return Taxonomy.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        return Taxonomy.model_validate(load_yaml(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         what = " ".join(str(error).split())
         raise UserError(f"{file} is damaged ({what[:200]}): install kdbench anew, or restore that file.") from None

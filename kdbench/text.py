@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from decimal import ROUND_HALF_EVEN, Context, Decimal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DIGITS = 10
 """Significant digits of a number: those beyond differ from one numerical library to the next."""
@@ -52,6 +57,32 @@ def visible(text: str, keep: str = "") -> str:
 def one_line(text: str) -> str:
     """As `visible`, with single spaces for all white space."""
     return visible(" ".join(text.split()))
+
+
+def print_whole(console: Console, text: str) -> None:
+    """Print text as it is, none of it cut: on a terminal broken between words, in a file or pipe each line whole.
+
+    Nothing in it acts on the terminal. What is longer than a line, as a path may be, is the terminal's to fold: so it
+    is one piece when it is copied.
+    """
+    text = visible(text, keep="\n")
+    if console.is_terminal:
+        text = "\n".join(broken(line, console.width) for line in text.split("\n"))
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def broken(line: str, width: int) -> str:
+    """`line` in lines of at most `width` characters, broken between words alone, indented as it is."""
+    indent = line[: len(line) - len(line.lstrip(" "))]
+    parts = textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
+    return "\n".join(parts)
 
 
 def inert(text: str) -> str:

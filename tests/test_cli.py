@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -109,13 +108,6 @@ def test_hydra_flags(kd: Kdbench) -> None:
     assert info.code == 0
     assert str(conf_dir()) in info.out.replace("\n", "")
     assert not kd.results.exists()  # nothing of this trains or writes
-
-
-def test_the_examples_of_help_compose(kd: Kdbench) -> None:
-    shown = re.findall(r"^  (\S.*?)  +\S", kd("run", "--help").out.partition("== Config")[0], re.M)
-    assert len(shown) >= 5
-    for settings in shown:
-        assert kd("run", "--cfg", "job", *shlex.split(settings)).code == 0, settings
 
 
 def test_general_flags(kd: Kdbench) -> None:
@@ -347,10 +339,12 @@ def test_methods(kd: Kdbench) -> None:
     shown = kd("methods")
     assert shown.code == 0
     assert "logits/softened-labels" in shown.out
-    assert "(open)" in shown.out
-    assert re.search(r"── kd  KD  classification, segmentation$", shown.out, re.M)
-    assert re.search(r"── average_kd  AVG-KD  teachers$", shown.out, re.M)
-    assert re.search(r"── rkd  RKD$", shown.out, re.M)
+    assert "open: needs video clips" in shown.out
+    assert re.search(r"── kd  KD  Knowledge distillation  \[classification, segmentation\]$", shown.out, re.M)
+    assert re.search(
+        r"── average_kd  AVG-KD  Averaged soft targets of several teachers  \[teachers\]$", shown.out, re.M
+    )
+    assert re.search(r"── rkd  RKD  Relational knowledge distillation$", shown.out, re.M)
     data = json.loads(kd("methods", "--json").out)
     leaves = [leaf["id"] for chapter in data["chapters"] for leaf in chapter["leaves"]]
     assert leaves == [leaf.id for leaf in load_taxonomy().leaves]

@@ -32,7 +32,8 @@ from kdbench.data import arrays, public
 from kdbench.data import prepare as module
 from kdbench.data.arrays import load
 from kdbench.data.datasets import DatasetConfig
-from kdbench.data.prepare import Row, known_hash, list_datasets, prepare, verify
+from kdbench.data.listing import Row, known_hash, list_datasets
+from kdbench.data.prepare import prepare, verify
 from kdbench.data.public import SOURCES
 from kdbench.errors import UserError
 

@@ -184,7 +184,7 @@ def test_a_gradient_scaler_goes_on_where_it_was(tmp_path: Path) -> None:
         trainer = trainer_of(epochs, plugin)
         trainer.fit_loop.epoch_progress.current.processed = method.epoch
         trainer.fit_loop.epoch_progress.current.completed = method.epoch
-        cohort = Cohort([member], [], channels_last=False, checkpoint_seconds=0, on_epoch=lambda finished: None)
+        cohort = Cohort([member], [], channels_last=False, checkpoint_seconds=0, on_epoch=lambda members, epochs: None)
         trainer.fit(cohort, Loader(batches(5)))  # type: ignore[arg-type]
         assert method.epoch == epochs
         return plugin

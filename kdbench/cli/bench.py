@@ -6,22 +6,31 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from kdbench.cli.completion import PAIRS
 from kdbench.cli.console import say
+from kdbench.cli.helps import described
 from kdbench.errors import UserError
 
 
 def add_to(commands: Any) -> None:
     bench = commands.add_parser("bench", help="time a training step beside a plain reference loop, on this machine")
-    bench.add_argument("--pair", help="teacher and student, as in resnet56-resnet20")
+    pair = bench.add_argument("--pair", help="teacher and student, as in resnet56-resnet20")
+    pair.completer = PAIRS
     bench.add_argument("--methods", metavar="A,B,...", help="the cohort")
     bench.add_argument("--rounds", metavar="N", help="turns of every way to train")
     bench.add_argument("--steps", metavar="N", help="timed steps per turn")
     bench.add_argument("--quick", action="store_true", help="2 rounds of 3 steps, nothing compiled, no memory")
-    bench.add_argument("--json", action="store_true")
+    bench.add_argument("--json", action="store_true", help="print all figures, for programs")
     bench.add_argument(
         "--out", type=Path, metavar="FILE.json", help="keep the figures there; FILE.md shows all of them"
+    )
+    described(
+        bench,
+        {
+            "kdbench bench --quick": "a look, in half a minute",
+            "kdbench bench --pair resnet56-resnet20 --methods kd,dkd": "a pair and cohort of yours",
+            "kdbench bench --out results/benchmarks.json": "all of it, kept",
+        },
     )
     bench.set_defaults(command=run_bench)
 
@@ -32,6 +41,8 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.out and options.quick:
         raise UserError("figures of --quick are for a look, not for keeping: drop --quick or --out.")
     given = {name: _count(name, getattr(options, name)) for name in ("rounds", "steps")}
+
+    from rich.console import Console
 
     from kdbench.bench.measure import measure
     from kdbench.bench.setting import make_setting

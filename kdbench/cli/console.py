@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TextIO, cast
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Column, Table
 from rich.text import Text
 
-from kdbench.text import one_line, visible
+from kdbench.text import one_line, print_whole, visible
 
 WIDE = 160
 """Columns of a table that goes into a file or a pipe."""
@@ -20,19 +23,42 @@ out = Console()
 
 
 def say(what: object) -> None:
-    """Print text as it is, each line whole; or a table, cut to the terminal's width where there is one.
+    """Print text as it is, see `print_whole`; or a table, cut to the terminal's width where there is one.
 
-    Nothing in the text acts on the terminal; what a table shows of data has gone through `plain`.
+    What a table shows of data has gone through `plain`.
     """
     if isinstance(what, str):
-        out.print(visible(what, keep="\n"), markup=False, highlight=False, soft_wrap=True)
+        print_whole(out, what)
     else:
         (out if out.is_terminal else Console(width=WIDE)).print(what)
+
+
+def show_table(heads: Sequence[str], rows: Iterable[Sequence[str]], spare: Sequence[str] = ()) -> None:
+    """Print data in columns; where a terminal is too narrow for all, those in `spare` are left out, the last first."""
+    cells, shown, left = [[plain(cell) for cell in row] for row in rows], [*heads], [*spare]
+    while True:
+        table = Table(*(Column(head, no_wrap=True) for head in shown), box=SIMPLE_HEAD, pad_edge=False)
+        for row in cells:
+            table.add_row(*(cell for head, cell in zip(heads, row, strict=True) if head in shown))
+        wide = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
+        if not left or not out.is_terminal or wide <= out.width:
+            break
+        shown.remove(left.pop())
+    say(table)
+    if gone := [head for head in heads if head not in shown]:
+        say(f"left out, as the terminal is too narrow: {', '.join(gone)}.")
 
 
 def plain(text: str, style: str = "") -> Text:
     """Text of data's for a table or a tree: never markup, and nothing in it acts on the terminal."""
     return Text(one_line(text), style)
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Libraries are imported meanwhile, which takes seconds: on a terminal something moves."""
+    with out.status("starting") if out.is_terminal else nullcontext():
+        yield
 
 
 def fail(message: str, code: int = 1) -> int:

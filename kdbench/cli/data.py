@@ -7,42 +7,59 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from kdbench.cli.console import plain, say
+from kdbench.cli.completion import data_sets
+from kdbench.cli.console import say, show_table
+from kdbench.cli.helps import asks_for_more, described
 from kdbench.cli.jobs import assignment
 from kdbench.paths import data_root
 
 if TYPE_CHECKING:
-    from kdbench.data.prepare import Row
+    from kdbench.data.listing import Row
 
 
 LAYOUTS = """\
-Make a prepared data set: of what torchvision downloads, of a copy at hand, or ('folder') of your own images:
+Make a prepared data set: of what torchvision downloads, of a copy at hand, or
+('folder') of your own images:
 
-  CLASS/*                      one folder per class
-  images/*  masks/*            masks of the same names: a class index in each pixel, grey or palette, 255 = no label
-  images/*  depth/*            depth maps: 16-bit PNG in mm or .npy (floats in m, whole numbers in mm), 0 = no reading
-  NAME.jpg  NAME_mask.png      the same side by side, also NAME_depth.png or NAME_depth.npy
+  CLASS/*               one folder per class
+  images/*  masks/*     masks of the same names: a class index in each pixel,
+                        grey or palette, 255 = no label
+  images/*  depth/*     depth maps: 16-bit PNG in mm or .npy (floats in m, whole
+                        numbers in mm), 0 = no reading
+  NAME.jpg  NAME_mask.png
+                        the same side by side, also NAME_depth.png or
+                        NAME_depth.npy
 
-each below train/, val/ and test/, or without: then a fifth becomes the test split. images/train/ with masks/train/ and
-train/ with trainannot/ are understood, too. classes.txt beside the folders names the classes of masks, one a line.
+each below train/, val/ and test/, or without: then a fifth becomes the test
+split. images/train/ with masks/train/ and train/ with trainannot/ are
+understood, too. classes.txt beside the folders names the classes of masks, one
+a line.
 """
 
 
+EXAMPLES = {
+    "kdbench data list": "what there is, with tasks, sizes and licences",
+    "kdbench data prepare cifar100": "download and convert",
+    "kdbench data prepare folder --source DIR --size 64 --name parts": "your own images",
+    "kdbench data verify cifar100": "is all of it as it should be?",
+}
+
+
 def add_to(commands: Any) -> None:
-    data = commands.add_parser("data", help="data sets of every task: list, prepare, verify").add_subparsers(
-        required=True, metavar="list|prepare|verify"
-    )
+    parser = commands.add_parser("data", help="data sets of every task: list, prepare, verify")
+    described(parser, EXAMPLES)
+    asks_for_more(parser)
+    data = parser.add_subparsers(metavar="list|prepare|verify", title="commands")
     listing = data.add_parser("list", help="data sets known, their tasks, and which are embedded or prepared")
     listing.set_defaults(command=list_data)
     prepare = data.add_parser(
         "prepare",
         help="download, or take from files at hand, and write the arrays",
         description=LAYOUTS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    prepare.add_argument("kind", help="cifar100, ..., or 'folder' for a folder of images")
+    described(prepare, {line: what for line, what in EXAMPLES.items() if " prepare " in line})
+    kind = prepare.add_argument("kind", help="cifar100, ..., or 'folder' for a folder of images")
+    kind.completer = data_sets
     prepare.add_argument(
         "--source",
         type=Path,
@@ -58,7 +75,8 @@ def add_to(commands: Any) -> None:
     )
     prepare.set_defaults(command=prepare_data)
     verify = data.add_parser("verify", help="read everything and compare with the known hash")
-    verify.add_argument("name")
+    name = verify.add_argument("name", help="of a data set, as kdbench data list shows it")
+    name.completer = data_sets
     verify.set_defaults(command=verify_data)
     for command in (listing, prepare, verify):
         root = str(data_root()).replace("%", "%%")
@@ -78,13 +96,11 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def list_data(options: argparse.Namespace) -> int:
-    from kdbench.data.prepare import list_datasets
+    from kdbench.data.listing import list_datasets
 
-    table = Table("data set", "task", "status", "train", "val", "test", "image", "classes", "licence", "sha256")
     rows = list_datasets(options.root)
-    for row in rows:
-        table.add_row(*map(plain, data_cells(row)))
-    say(table)
+    heads = ("data set", "task", "status", "train", "val", "test", "image", "classes", "licence", "sha256")
+    show_table(heads, map(data_cells, rows), spare=("val", "image", "licence", "sha256"))
     for row in rows:
         if row.note and row.status != "missing":
             say(f"{row.status}: {row.note}")

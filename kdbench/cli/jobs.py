@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kdbench.cli.overrides import folders, quoted, value_of
-from kdbench.errors import nearest
+from kdbench.cli.console import starting
+from kdbench.cli.overrides import choices, folders, is_group, quoted, value_of
+from kdbench.errors import UserError, nearest
 from kdbench.paths import conf_dir
+from kdbench.shipped import config
 
 if TYPE_CHECKING:
     from kdbench.cli.outcomes import Told
@@ -24,6 +26,8 @@ LISTS = ("method", "seed", "teachers", "dataset.classes", "dataset.mean", "datas
 EXTRAS = {f"hydra/launcher={name}": "cluster" for name in ("joblib", "submitit_local", "submitit_slurm", "ray")}
 EXTRAS["hydra/sweeper=optuna"] = "search"
 """Plugins of Hydra's -> what of ours brings them."""
+
+_NAME = re.compile(r"(?!(?:null|true|false|inf|nan)$)[A-Za-z_][\w./-]*")
 
 
 @dataclass
@@ -37,13 +41,15 @@ class Jobs:
 
 def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) -> Jobs:
     """Run `task` on each config that Hydra composes from `args`, with all of Hydra's own flags and launchers."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    check_choices(args)
+    with starting():
+        import hydra
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
 
-    from kdbench.cli.outcomes import Work, left
-    from kdbench.cli.sweeps import SWEEPS, Stop
-    from kdbench.cli.tours import check_tour
+        from kdbench.cli.outcomes import Work, left
+        from kdbench.cli.sweeps import SWEEPS, Stop
+        from kdbench.cli.tours import check_tour
 
     check_tour(args)
     work, errors = Work(task), []
@@ -92,17 +98,9 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
     first = text.strip().splitlines()[0].rstrip(".")
     if missing := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         group, choice = missing.groups()
-        for within in ("experiment", "tour"):  # whose choices stand in folders, too
-            if group.startswith(f"{within}/"):
-                group, choice = within, f"{group.removeprefix(f'{within}/')}/{choice}"
-        if group == "dataset" and (prepared := prepared_folder(choice, args)):
-            return f"there is no dataset '{choice}', but a prepared folder: write {prepared}."
-        if group == "protocol" and (own := experiments_own(choice, args)):
-            return f"there is no protocol '{choice}' on its own: {own}."
         if extra := EXTRAS.get(f"{group}={choice}"):
             return f"{group}={choice} is not installed: pip install 'kdbench[{extra}]' brings it."
-        where = "kdbench methods shows them all." if group == "method" else f"see {conf_dir() / group}."
-        return f"there is no {group} '{choice}': {nearest(choice, choices(group, args) or options_in(text), where)}"
+        return no_choice(group, choice, args, options_in(text))
     if several := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'|Sweep parameters '([^=]+)=(.*)'", text):
         key, values = several[1] or several[3], several[2] or several[4]
         return f"{key}={values} is more than one value: {as_one(key.lstrip('+'), values, args)}add -m for one job each."
@@ -134,27 +132,36 @@ def config_error(error: Exception, args: Sequence[str]) -> str:
     return f"{first}: see kdbench run --help."
 
 
-def experiments_own(name: str, args: Sequence[str]) -> str:
-    """Which experiment calls its protocol so, and what that is; empty where none does."""
-    import yaml
+def check_choices(args: Sequence[str]) -> None:
+    """Raises `UserError` for the first unknown name of a group, before anything heavy is imported.
 
-    from kdbench.results.record import flatten
+    What is no plain name or list of names, Hydra is asked about.
+    """
+    for arg in args:
+        key, _, value = arg.partition("=")
+        group = key.lstrip("+").partition("@")[0]
+        if arg.startswith(("-", "~")) or not is_group(group, args):
+            continue
+        names = [name.strip(" '\"") for name in value.strip("[] ").split(",")]
+        for name in names if all(map(_NAME.fullmatch, names)) else ():
+            if name not in (known := choices(group, args)) and not name.endswith(".yaml"):
+                raise UserError(no_choice(group, name, args, known))
 
-    for folder in folders(args):
-        for path in sorted((folder / "experiment").rglob("*.yaml")):
-            try:
-                content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError):
-                continue
-            own = content.get("protocol") if isinstance(content, dict) else None
-            if not isinstance(own, dict) or own.get("name") != name:
-                continue
-            chosen = [item for item in content.get("defaults", []) if isinstance(item, dict)]
-            base = next((item["override /protocol"] for item in chosen if "override /protocol" in item), "lite")
-            values = " ".join(f"protocol.{key}={value}" for key, value in flatten(own).items())
-            experiment = path.relative_to(folder / "experiment").with_suffix("").as_posix()
-            return f"experiment={experiment} calls so what is protocol={base} {values}"
-    return ""
+
+def no_choice(group: str, choice: str, args: Sequence[str], known: Sequence[str] = ()) -> str:
+    """What to say of a group's choice that there is not; `known` are those of a group of Hydra's own."""
+    for within in ("experiment", "tour"):  # whose choices stand in folders, too
+        if group.startswith(f"{within}/"):
+            group, choice = within, f"{group.removeprefix(f'{within}/')}/{choice}"
+    what = f"there is no {group} '{choice}'"
+    if group == "dataset" and (prepared := prepared_folder(choice, args)):
+        return f"{what}, but a prepared folder: write {prepared}."
+    if group == "protocol":
+        for name in choices("experiment", args):  # some rename the protocol that they change
+            if config("experiment", name).get("protocol", {}).get("name") == choice:
+                return f"{what} by itself: it is what experiment={name} makes of another, as tables call it."
+    where = "kdbench methods shows them all." if group == "method" else f"see {conf_dir() / group}."
+    return f"{what}: {nearest(choice, choices(group, args) or known, where)}"
 
 
 def prepared_folder(name: str, args: Sequence[str]) -> str:
@@ -190,11 +197,6 @@ def as_one(key: str, values: str, args: Sequence[str]) -> str:
     return ""
 
 
-def is_group(override: str, args: Sequence[str] = ()) -> bool:
-    name = override.partition("=")[0].lstrip("+~")
-    return bool(name) and any((folder / name).is_dir() for folder in folders(args))
-
-
 def undecodable(args: Sequence[str]) -> str:
     """The first YAML that is no text."""
     for folder in folders(args):
@@ -206,13 +208,6 @@ def undecodable(args: Sequence[str]) -> str:
             except OSError:
                 continue
     return "a YAML file"
-
-
-def choices(group: str, args: Sequence[str]) -> list[str]:
-    """The names of a config group, those of --config-dir included."""
-    tops = [folder / group for folder in folders(args)]
-    found = (path.relative_to(top) for top in tops for path in top.rglob("*.yaml") if path.is_file())
-    return sorted({path.with_suffix("").as_posix() for path in found})
 
 
 def options_in(text: str) -> list[str]:

@@ -53,6 +53,7 @@ class Told:
         errors: sentences.
         said: what the command prints at its end.
         results: the store.
+        verbose: all that there is to know about its tables is to be shown.
         cells: ids of its cells.
         outcome: what became of them.
         objective: what a search is to maximise, measured on validation images; None if there is none.
@@ -65,6 +66,7 @@ class Told:
     errors: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     results: str = ""
+    verbose: bool = False
     cells: list[str] = field(default_factory=list)
     outcome: Outcome = field(default_factory=Outcome)
     objective: float | None = None

@@ -58,6 +58,19 @@ def folders(args: Sequence[str]) -> list[Path]:
     return [conf_dir(), *map(Path, given)]
 
 
+def is_group(override: str, args: Sequence[str] = ()) -> bool:
+    """Whether ``GROUP=NAME``, or ``GROUP`` alone, names a config group."""
+    name = override.partition("=")[0].lstrip("+~")
+    return bool(name) and any((folder / name).is_dir() for folder in folders(args))
+
+
+def choices(group: str, args: Sequence[str]) -> list[str]:
+    """The names of a config group, those of --config-dir included."""
+    tops = [folder / group for folder in folders(args)]
+    found = (path.relative_to(top) for top in tops for path in top.rglob("*.yaml") if path.is_file())
+    return sorted({path.with_suffix("").as_posix() for path in found})
+
+
 def value_of(override: str) -> Any:
     """The value of an override as Hydra reads it.
 

@@ -9,10 +9,12 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import kdbench
-from kdbench.cli import bench, data, methods, report, reproduce, run, show, students, teachers, tune
-from kdbench.cli.console import fail, output
+from kdbench.cli import bench, completion, data, methods, report, reproduce, run, show, students, teachers, tune
+from kdbench.cli.console import fail, output, say
+from kdbench.cli.helps import VARIABLES, asks_for_more, block, composed, described
 from kdbench.cli.terminable import terminable
 from kdbench.errors import Interrupted, UserError, out_of_memory
 
@@ -20,8 +22,19 @@ INTERRUPTED = 130
 """Exit code of a program that Ctrl-C ended (128 + SIGINT)."""
 
 
+COMPOSED = {
+    "run": run.command,
+    "tune": tune.command,
+    "teacher train": teachers.train,
+    "teacher import": teachers.bring,
+    "teacher cache": teachers.cache,
+}
+"""Commands whose settings Hydra composes."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 for anything that went wrong, 130 after Ctrl-C, 143 after SIGTERM."""
+    completion.answer(parser)
     with terminable() as received:
         code = _main(argv)
     return 128 + received[0] if received and code == INTERRUPTED else code
@@ -55,20 +68,16 @@ def command(args: list[str]) -> int:
         raise UserError(f"the current folder cannot be used ({error.strerror}): change to another one.") from None
     if _takes_methods(args) and here not in sys.path:
         sys.path.append(here)  # a user's method may lie where the user stands
-    if args[:2] == ["teacher", "import"]:
-        return teachers.bring(args[2:])
-    composed = {
-        "run": run.command,
-        "tune": tune.command,
-        "teacher train": teachers.train,
-        "teacher cache": teachers.cache,
-    }
-    for name, do in composed.items():
+    for name, do in COMPOSED.items():
         words = name.split()
         if args[: len(words)] == words:
             from kdbench.cli.overrides import readable
 
-            return do(readable(args[len(words) :]))
+            settings = args[len(words) :]
+            if {"-h", "--help"} & {*settings}:
+                say(composed(name, settings))
+                return 0
+            return do(settings if name == "teacher import" else readable(settings))
     options = parser().parse_args(args)
     return options.command(options)
 
@@ -114,10 +123,29 @@ def _takes_methods(args: Sequence[str]) -> bool:
     return trains or any(arg.startswith("--config-dir") for arg in args)
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"kdbench {kdbench.__version__}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="kdbench", description=kdbench.__doc__)
-    top.add_argument("--version", action="version", version=f"kdbench {kdbench.__version__}")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for module in (run, tune, methods, teachers, data, report, show, reproduce, students, bench):
+    described(top, EXAMPLES)
+    top.epilog = "\n\n".join([str(top.epilog), block("environment variables", VARIABLES), MORE])
+    top.add_argument("--version", action=_Version, nargs=0, help="print it")
+    commands = top.add_subparsers(metavar="COMMAND", title="commands")
+    for module in (run, tune, methods, teachers, data, report, show, reproduce, students, bench, completion):
         module.add_to(commands)
+    asks_for_more(top)
     return top
+
+
+EXAMPLES = {
+    "kdbench run experiment=quickstart": "a first table",
+    "kdbench run 'method=[scratch,kd,dkd]' 'seed=[0,1,2]'": "methods times seeds",
+    "kdbench methods 4.2": "a leaf of the survey",
+    "kdbench compare kd dkd": "two methods, paired",
+    "kdbench data prepare cifar100": "get a data set",
+}
+MORE = "kdbench COMMAND --help shows examples of each."

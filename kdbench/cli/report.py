@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kdbench.cli.completion import METHODS
 from kdbench.cli.console import fail, say
+from kdbench.cli.helps import described
 
 
 def add_to(commands: Any) -> None:
@@ -29,13 +31,29 @@ def add_to(commands: Any) -> None:
     )
     report.add_argument("--check", action="store_true", help="write nothing; fail where a file is not up to date")
     report.add_argument("--wandb", metavar="PROJECT", help="publish to this wandb project too")
+    described(
+        report,
+        {
+            "kdbench report": "tables and leaderboard, anew",
+            "kdbench report --check": "are they what the records say?",
+            "kdbench report --filter dataset=cifar100 --format tex --out paper": "for a paper",
+        },
+    )
     report.set_defaults(command=make_report)
 
     compare = commands.add_parser("compare", help="two methods, paired by seed and by example")
-    compare.add_argument("a", metavar="A", help="a method, or one setting of it as in kd:temperature=4")
-    compare.add_argument("b", metavar="B")
+    a = compare.add_argument("a", metavar="A", help="a method, or one setting of it as in kd:temperature=4")
+    b = compare.add_argument("b", metavar="B", help="another")
+    a.completer = b.completer = METHODS
     compare.add_argument(
         "--results", type=Path, default=Path("results"), metavar="DIR", help="the store (default results)"
+    )
+    described(
+        compare,
+        {
+            "kdbench compare kd dkd": "two methods in every table that has both",
+            "kdbench compare kd:temperature=1 kd:temperature=4": "two settings of one",
+        },
     )
     compare.set_defaults(command=compare_methods)
 

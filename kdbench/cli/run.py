@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from kdbench.cli.completion import composed
 from kdbench.cli.console import fail, out, say
 from kdbench.cli.jobs import Jobs, run_jobs
 from kdbench.errors import Interrupted, UserError
@@ -27,11 +28,8 @@ TRIAL_STAGES = 2
 
 
 def add_to(commands: Any) -> None:
-    commands.add_parser(
-        "run",
-        help="train cells: kdbench run method=dkd pair=resnet56-resnet20 seed=0 (--help for all: scenarios, tasks, "
-        "several teachers)",
-    )
+    parser = commands.add_parser("run", help="train the cells of a grid, then show the tables that they stand in")
+    composed(parser)
 
 
 def command(args: Sequence[str]) -> int:
@@ -65,7 +63,7 @@ def run(job: Job, told: Told) -> None:
     if search:
         data = bench.dataset(dataset_identity(job.dataset))
         check_searchable(data, job.dataset)
-    told.results, told.cells = job.paths.results, [cell.id for cell in cells]
+    told.results, told.cells, told.verbose = job.paths.results, [cell.id for cell in cells], job.verbose
     run_grid(cells, bench, out, force=job.force, outcome=told.outcome)
     if search and not told.outcome.failed:
         records = [record for cell in cells if (record := bench.store.get(cell.id))]
@@ -161,9 +159,10 @@ def conclude(jobs: Jobs) -> list[str]:
         if each.outcome.ran or each.outcome.skipped or each.outcome.diverged:  # else there is nothing to show
             cells[Path(each.results)] |= {*each.cells}
     errors, warnings = [], []
+    verbose = any(each.verbose for each in done)
     for results, ids in cells.items() if not jobs.interrupted else ():
         try:
-            warnings += print_tables(results, ids)
+            warnings += print_tables(results, ids, verbose)
         except UserError as error:
             errors.append(str(error))
     if not done:
@@ -178,7 +177,7 @@ def conclude(jobs: Jobs) -> list[str]:
     return [error for error in errors if not any(error in line for line in outcome.failed)]
 
 
-def print_tables(results: Path, cells: set[str]) -> list[str]:
+def print_tables(results: Path, cells: set[str], verbose: bool) -> list[str]:
     """Regenerate the store's tables, and show those that the cells stand in; returns what is odd about them."""
     from kdbench.registry import methods
     from kdbench.report import build_tables, render, render_terminal, write
@@ -190,6 +189,6 @@ def print_tables(results: Path, cells: set[str]) -> list[str]:
     shown = [table for table in build_tables(records, known, labels) if cells & table.cells]
     if shown:
         write(results, render(records, claims=load_claims(results), methods=known, labels=labels))
-        say(render_terminal(shown))
+        say(render_terminal(shown, None if verbose else results / "tables"))
         say(f"tables: {results / 'tables'}\nleaderboard: {results / 'leaderboard.html'}")
     return [f"{table.title}: the teacher is {table.weak}." for table in shown if table.weak]

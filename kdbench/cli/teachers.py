@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Column, Table
-
-from kdbench.cli.console import fail, out, plain, say
+from kdbench.cli.completion import composed
+from kdbench.cli.console import fail, out, plain, say, show_table
+from kdbench.cli.helps import asks_for_more, described
 from kdbench.cli.jobs import Jobs, run_jobs
 from kdbench.cli.run import make_bench
 from kdbench.errors import Interrupted, UserError
@@ -25,47 +25,28 @@ if TYPE_CHECKING:
     from kdbench.teaching.teachers import Teacher
 
 
+EXAMPLES = {
+    "kdbench teacher list": "what each reaches",
+    "kdbench teacher train pair=resnet56-resnet20": "ahead of many jobs",
+    "kdbench teacher import lab.pth pair=resnet56-resnet20": "weights of your own",
+    "kdbench teacher cache pair=resnet56-resnet20 'seed=[0,1,2]'": "its words on each view",
+}
+STORE = "teachers kept beside the records of this store (default results)"
+
+
 def add_to(commands: Any) -> None:
-    teacher = commands.add_parser(
-        "teacher", help="teachers: list, train, import, or cache what one says"
-    ).add_subparsers(required=True, metavar="list|train|import|cache")
+    parser = commands.add_parser("teacher", help="teachers: list, train, import, or cache what one says")
+    described(parser, EXAMPLES)
+    asks_for_more(parser)
+    teacher = parser.add_subparsers(metavar="list|train|import|cache", title="commands")
     teachers = teacher.add_parser("list", help="teachers known, with what they reach and sha256")
-    teachers.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    teachers.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help=f"{STORE}, and the cache"
+    )
     teachers.set_defaults(command=list_teachers)
-    teacher.add_parser("train", help="train those of a job: kdbench teacher train pair=... dataset=... protocol=...")
-    bring = teacher.add_parser(
-        "import",
-        usage="kdbench teacher import SOURCE [head=replace] KEY=VALUE...",
-        help="bring one: own weights from a file, or the pretrained ones of torchvision and timm",
-        description=BRINGING,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    bring.add_argument("source", metavar="SOURCE", help="FILE, torchvision/NAME[.WEIGHTS] or timm/NAME[.TAG]")
-    teacher.add_parser(
-        "cache",
-        help="fill its view cache ahead: kdbench teacher cache pair=... dataset=... protocol=... seed=[0,1,2]; with "
-        "--all for every view there is",
-    )
-
-
-BRINGING = """\
-Weights from elsewhere become a teacher: measured on the data's test images as it will be fed, and known by their hash.
-
-  kdbench teacher import lab.pth pair=resnet56-resnet20 dataset=cifar100
-  kdbench teacher import lab.safetensors pair.teacher=mynet.Net dataset=digits
-  kdbench teacher import torchvision/resnet50 head=replace dataset=cifar100 protocol=short
-  kdbench teacher import timm/resnet18.a1_in1k@64 head=replace dataset=tiny_imagenet
-  kdbench run method=kd dataset=cifar100 teacher.weights=HASH        with what it printed
-
-A file is read without running code: safetensors, or what torch.save made of a state dict, also inside a dict, and with
-module. or the like before all keys. Its network is the pair's teacher (or teacher.name), any of a zoo, a library or of
-your own. A library's weights bring their network, their mean and std, and the size that they see images at; @SIZE says
-another. For a file, teacher.dataset.mean=[...] and teacher.dataset.std=[...] say what pixels it learned from, where
-these are not the data's, and pair.teacher=NAME@SIZE at what size.
-
-head=replace puts a new head for the data's classes in the place of the old one, and fine-tunes the whole by the
-protocol, as kdbench teacher train does.
-"""
+    composed(teacher.add_parser("train", help="train those of a job, ahead of it"))
+    composed(teacher.add_parser("import", help="bring one: weights from a file, or torchvision's and timm's"))
+    composed(teacher.add_parser("cache", help="have one look at all views that a job will show, ahead of it"), "--all")
 
 
 def list_teachers(options: argparse.Namespace) -> int:
@@ -79,23 +60,24 @@ def list_teachers(options: argparse.Namespace) -> int:
     digits = measure.digits(card.accuracy for card in cards)
     head = "reached" if several else measure.quantity
     columns = ("teacher", "data set", "protocol", "epochs", "seed", head, "sha256", "brought from")
-    table = Table(
-        *(Column(name, no_wrap=True) for name in columns), Column("file", overflow="fold"), Column("", no_wrap=True)
-    )
+    rows = []
     for teacher in listed:
-        card, facts = teacher.card, ["?"] * len(columns)
-        if card:
+        if card := teacher.card:
             recipe, protocol = card.recipe, card.recipe.get("protocol", {})
             how = [protocol.get("name", "-"), protocol.get("epochs", "-"), recipe.get("seed", "-")]
             names = (card.name, recipe["dataset"]["name"], *how)
             origin = card.origin.source if card.origin else "-"
             own = f"{card.measure.label} {card.measure.text(card.accuracy)}{'' if card.measure.higher else ' ↓'}"
-            facts = [*map(str, names), own if several else fixed(card.accuracy, digits), card.sha256[:12], origin]
-        table.add_row(*map(plain, (*facts, str(teacher.path), "wrong" if teacher.wrong else "")))
+            reached = own if several else fixed(card.accuracy, digits)
+            rows.append([*map(str, names), reached, card.sha256[:12], origin])
     if not listed:
         say("no teachers yet: kdbench teacher train pair=... dataset=... protocol=... makes one.")
         return 0
-    say(table)
+    if rows:
+        show_table(columns, rows, spare=("epochs", "seed"))
+    for teacher in listed:
+        known = teacher.card.sha256[:12] if teacher.card else "?"
+        say(f"{known}  {plain(str(teacher.path))}{'  wrong' if teacher.wrong else ''}")
     for teacher in listed:
         if teacher.wrong:
             say(f"wrong: {plain(teacher.wrong)}")
@@ -113,10 +95,6 @@ def bring(args: Sequence[str]) -> int:
 
     sources = [arg for arg in args if "=" not in arg and not arg.startswith(("-", "~"))]
     heads = [arg for arg in args if arg.startswith("head=")]
-    if {"-h", "--help"} & {*args}:
-        from kdbench.cli.program import parser
-
-        parser().parse_args(["teacher", "import", "--help"])  # leaves
     if not sources:
         raise UserError(
             "nothing to import: name a FILE, torchvision/NAME or timm/NAME (kdbench teacher import --help)."
@@ -131,11 +109,11 @@ def bring(args: Sequence[str]) -> int:
 
 def bring_one(job: Job, told: Told, *, source: str, new_head: bool) -> None:
     from kdbench.engine.bringing import bring
-    from kdbench.engine.grid import watched
+    from kdbench.engine.progress import watched
 
     bench = make_bench(job)
     bench.check()
-    with watched(bench, out, 0):
+    with watched(bench, out):
         teacher = bring(bench, job, source, new_head=new_head)
     card = teacher.card
     assert card.origin
@@ -165,7 +143,7 @@ def _done(jobs: Jobs) -> int:
 
 def cache_one(job: Job, told: Told, *, every: bool) -> None:
     from kdbench.engine.cell import teachers_of
-    from kdbench.engine.grid import watched
+    from kdbench.engine.progress import watched
     from kdbench.protocol import Protocol
     from kdbench.teaching.recipe import dataset_identity
 
@@ -177,7 +155,7 @@ def cache_one(job: Job, told: Told, *, every: bool) -> None:
     if not route.cached:
         raise UserError(f"there is no view cache on this route ({route.describe(1)}): set engine.view_cache=true.")
     for recipe, pin in teachers_of(job):
-        with watched(bench, out, 0):
+        with watched(bench, out):
             teacher = bench.teacher(recipe, pin)
         told.said.append(_filled(bench.taught(teacher, dataset_config, protocol, partial=True), dataset, every, job))
 
@@ -209,12 +187,12 @@ def _filled(taught: Taught, dataset: Dataset, every: bool, job: Job) -> str:
 
 def train_one(job: Job, told: Told) -> None:
     from kdbench.engine.cell import teachers_of
-    from kdbench.engine.grid import watched
+    from kdbench.engine.progress import watched
 
     bench = make_bench(job)
     bench.check()
     for recipe, pin in teachers_of(job):
-        with watched(bench, out, 0):
+        with watched(bench, out):
             teacher = bench.teacher(recipe, pin)
         told.said.append(f"{_reached(teacher, job, bench)}\n{teacher.weights}")
 

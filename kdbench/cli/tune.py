@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.cli.completion import composed
 from kdbench.cli.console import fail, out, say
 from kdbench.cli.jobs import EXTRAS, Jobs, run_jobs
 from kdbench.cli.overrides import folders, value_of
@@ -36,29 +37,6 @@ SEED = 0
 """Of Optuna's sampler."""
 ROUNDS = 10
 """How often more proposals are asked for, in place of those that were there before."""
-
-HELP = """\
-kdbench tune KEY=VALUE...
-
-Search for good settings of methods, on validation images alone, with as many trials for the control as for each. It
-takes the settings of kdbench run (see kdbench run --help), and these:
-
-  trials=20      how many settings are tried of each method; the first is the one that ships
-  control=NAME   who is tuned as hard, by default KD or the control of the data's task; null for none
-  write=FOLDER   keep the best values in FOLDER/pair/TEACHER-STUDENT-tuned.yaml
-
-A search looks where a method's YAML says under `search`, or where the command gives a range instead:
-
-  method=dkd dataset.val=300                                      300 training images judge, and the test images do not
-  'method=[dkd,rkd]' 'seed=[0,1]' dataset.val=300                 a study of each; a trial is the mean over seeds
-  method=dkd 'method.dkd.beta=interval(0.5,10)' dataset.val=300   in another range, and in no other of dkd's
-  method=kd method.kd.temperature=4 dataset.val=300               what has a value is not searched for
-  method=dkd trials=40 control=null dataset.val=300               more trials, and no control
-  method=dkd pair=resnet56-resnet20 dataset.val=300 write=myconf  what kdbench run --config-dir myconf \\
-                                                                  pair=resnet56-resnet20-tuned method=dkd takes up
-
-Interrupted, it goes on where it was when the command is repeated; so it does with more trials. hydra/launcher=NAME and
-hydra.sweeper.n_jobs=N try N settings at a time, hydra/sweeper/sampler=NAME proposes them in another way than TPE."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +105,7 @@ class Arguments:
 
 
 def add_to(commands: Any) -> None:
-    commands.add_parser(
-        "tune",
-        help="search for good settings on validation images: kdbench tune method=dkd dataset.val=500 (--help)",
-    )
+    composed(commands.add_parser("tune", help="search for good settings on validation images"))
 
 
 def command(args: Sequence[str]) -> int:
@@ -140,9 +115,6 @@ def command(args: Sequence[str]) -> int:
         Interrupted: Ctrl-C or a signal; the trials until then are kept.
         UserError: what is asked for cannot be done.
     """
-    if {"-h", "--help"} & {*args}:
-        say(HELP)
-        return 0
     read = Arguments.of(args)
     options = read.options
     planned = plan(read.fixed)

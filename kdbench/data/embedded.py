@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdbench.data.arrays import Arrays, canonical_order, holdout, sample_digests
-from kdbench.data.scenes import SHAPES, Scenes, patches, scenes
+
+if TYPE_CHECKING:  # PyTorch draws them, which whoever only asks for names need not wait for
+    from kdbench.data.scenes import Scenes
 
 TRAIN, TEST = 400, 200
 """Numbers of scenes."""
@@ -49,6 +51,8 @@ def digits_m() -> Arrays:
     Each background is a smooth patch of its own, of the darker half of the grey levels: with all of them, whoever knows
     `digits` is hardly better than chance here. The images stand in the order of `digits` and are paired with them.
     """
+    from kdbench.data.scenes import patches
+
     plain = digits()
     images = {
         split: abs(patches(len(grey), grey.shape[1], seed) // 2 - grey[..., 0]).astype(np.uint8)[..., None]
@@ -68,12 +72,16 @@ def digits_m() -> Arrays:
 
 @lru_cache(maxsize=1)
 def _scenes() -> tuple[Scenes, Scenes]:
+    from kdbench.data.scenes import scenes
+
     return scenes(TRAIN, seed=0), scenes(TEST, seed=1)
 
 
 @lru_cache(maxsize=3)
 def shapes(task: str) -> Arrays:
     """Scenes of shapes (see `kdbench.data.scenes`) with what one task asks for: the same images for every task."""
+    from kdbench.data.scenes import SHAPES
+
     train, test = _scenes()
     part = {"segmentation": "masks", "depth": "depth", "detection": "boxes"}[task]
     classes = {"segmentation": ("background", *SHAPES), "depth": (), "detection": SHAPES}[task]

@@ -1,4 +1,4 @@
-"""Making prepared data sets: ``kdbench data list | prepare | verify`` as functions that return data."""
+"""Making prepared data sets: ``kdbench data prepare | verify`` as functions that return data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tarfile import TarError
 from typing import Any
@@ -17,9 +17,9 @@ from urllib.error import URLError
 from zipfile import BadZipFile
 
 import numpy as np
-from omegaconf import OmegaConf
 from torchvision.datasets.utils import check_integrity
 
+from kdbench.data.about import ABOUT, how_to_get
 from kdbench.data.arrays import (
     Arrays,
     canonical_order,
@@ -27,11 +27,9 @@ from kdbench.data.arrays import (
     classes_hash,
     folder_of,
     holdout,
-    is_name,
     load,
     paired,
     prepare_command,
-    read,
     sample_digests,
 )
 from kdbench.data.beside import Beside, scan_beside
@@ -40,10 +38,11 @@ from kdbench.data.embedded import EMBEDDED
 from kdbench.data.folders import Folder, scan
 from kdbench.data.images import Size
 from kdbench.data.kinds import IGNORE, KINDS
+from kdbench.data.listing import Row, known_hash, row_of
 from kdbench.data.maps import check_depth, check_masks, classes_of
-from kdbench.data.public import ABOUT, LOCAL, SOURCES, About, Local, how_to_get
+from kdbench.data.public import LOCAL, SOURCES, Local
 from kdbench.errors import Unreadable, UserError
-from kdbench.paths import cache_dir, conf_dir, data_root, expanded
+from kdbench.paths import cache_dir, expanded
 
 FOLDER = "folder"
 SIZE = 64
@@ -59,90 +58,7 @@ WRITE_ERRORS = {
     errno.ENOTDIR,
     errno.EEXIST,
 }
-FIRST = sorted({f"train_{kind.inputs}.npy" for kind in KINDS.values()})
-"""Of these, a folder of prepared data has one, or all of `WHOLE`."""
-WHOLE = "images.npy", "labels.npy"
 READ_ERRORS = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One data set, as ``kdbench data`` shows it.
-
-    Attributes:
-        status: ``embedded``, ``prepared``, ``already prepared``, ``verified`` (has the known content hash), ``intact``
-            (has the hash that was prepared, if one was kept), ``missing``, ``corrupt``, ``unreadable`` (the system does
-            not let us) or ``misnamed``.
-        folder: where it lies or would lie; None for the embedded ones.
-        shape: (H, W, C), of clips (T, H, W, C); this and the sizes are None unless it is there.
-        num_classes: 0 for tasks without classes.
-        sha256: its content hash where it was computed (prepare, verify), else the known one (list), if any.
-        note: the mend, where it is not well.
-        told: what was assumed or left out when it was made, or cannot be known.
-    """
-
-    name: str
-    status: str
-    folder: Path | None
-    shape: tuple[int, ...] | None = None
-    num_classes: int | None = None
-    n_train: int | None = None
-    n_val: int | None = None
-    n_test: int | None = None
-    sha256: str | None = None
-    note: str = ""
-    told: tuple[str, ...] = ()
-    task: str = "classification"
-    licence: str = ""
-
-
-def list_datasets(root: str | Path | None = None) -> list[Row]:
-    """The data sets that have a configuration, then those that lie in `root` without one. Nothing is hashed.
-
-    Raises:
-        UserError: `root` may not be read.
-    """
-    root = data_root(root)
-    files = (conf_dir() / "dataset").glob("*.yaml")
-    names = sorted(path.stem for path in files if "_target_" not in OmegaConf.load(path))  # the others need no folder
-    return [_listed(name, root) for name in [*names, *sorted(_found(root).difference(names))]]
-
-
-def _found(root: Path) -> set[str]:
-    """The folders in `root` that hold a prepared data set, or that do not let us see whether they do."""
-    try:
-        names = os.listdir(root)
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as error:
-        raise Unreadable(root, error) from error
-
-    def prepared(folder: Path) -> bool:
-        if not os.access(folder, os.R_OK | os.X_OK):
-            return True
-        whole = all(os.path.exists(folder / file) for file in WHOLE)
-        return whole or any(os.path.exists(folder / file) for file in FIRST)
-
-    return {
-        name for name in names if not name.endswith(".partial") and os.path.isdir(root / name) and prepared(root / name)
-    }
-
-
-def _listed(name: str, root: Path) -> Row:
-    known = known_hash(name)
-    folder = root / name
-    try:
-        arrays = read(name, root)
-    except UserError as error:
-        if isinstance(error, Unreadable):
-            status = "unreadable"
-        elif not os.path.exists(folder):
-            status = "missing"
-        else:
-            status = "corrupt" if is_name(name) else "misnamed"
-        about = ABOUT.get(name, About(""))
-        return Row(name, status, folder, sha256=known, note=str(error), task=about.task, licence=about.licence)
-    return _row(arrays, "prepared" if arrays.folder else "embedded", known)
 
 
 def verify(name: str, root: str | Path | None = None) -> Row:
@@ -163,7 +79,7 @@ def verify(name: str, root: str | Path | None = None) -> Row:
             told.append(f"its pairs with {other} are not checked: that is not here")
         else:
             paired(arrays, partner)
-    return _row(arrays, "verified" if known else "intact", arrays.content_hash, *told)
+    return row_of(arrays, "verified" if known else "intact", arrays.content_hash, *told)
 
 
 def prepare(
@@ -194,7 +110,7 @@ def prepare(
             made from other images or in another size.
     """
     if kind in EMBEDDED:
-        return _row(load(kind), "embedded", known_hash(kind))
+        return row_of(load(kind), "embedded", known_hash(kind))
     if isinstance(size, int):
         size = size, size
     if kind == FOLDER:
@@ -215,7 +131,7 @@ def prepare(
         arrays = load(final.name, root)
         if kind == FOLDER:
             _check_request(arrays, images, size)
-        return _row(arrays, "already prepared", arrays.content_hash)
+        return row_of(arrays, "already prepared", arrays.content_hash)
     if kind != FOLDER and kind not in SOURCES and not (kind in LOCAL and source):
         raise UserError(how_to_get(kind, final))
 
@@ -242,39 +158,7 @@ def prepare(
             f"source has changed; set sha256 in conf/dataset/{kind}.yaml to null to accept it."
         )
     _write(arrays, final, made)
-    return _row(arrays, "prepared", arrays.content_hash, *told)
-
-
-def known_hash(name: str) -> str | None:
-    """The content hash in ``conf/dataset/NAME.yaml``, if there is one."""
-    path = conf_dir() / "dataset" / f"{name}.yaml"
-    return OmegaConf.select(OmegaConf.load(path), "sha256") if path.is_file() else None
-
-
-def _row(arrays: Arrays, status: str, sha256: str | None, *told: str) -> Row:
-    n_train, n_test, *n_val = (len(arrays.split(split)[1]) for split in arrays.splits)
-    return Row(
-        arrays.name,
-        status,
-        arrays.folder,
-        _shape(arrays),
-        len(arrays.classes),
-        n_train,
-        n_val[0] if n_val else 0,
-        n_test,
-        sha256,
-        told=told,
-        task=arrays.task,
-        licence=ABOUT[arrays.name].licence if arrays.name in ABOUT else "",
-    )
-
-
-def _shape(arrays: Arrays) -> tuple[int, ...]:
-    """Of an image, or of a clip."""
-    height, width, channels = arrays.train_images.shape[1:]
-    if arrays.task != "video":
-        return height, width, channels
-    return arrays.frames, height, width, channels // arrays.frames
+    return row_of(arrays, "prepared", arrays.content_hash, *told)
 
 
 def _write(arrays: Arrays, final: Path, made: Mapping[str, Any]) -> None:

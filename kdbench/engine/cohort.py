@@ -59,6 +59,7 @@ class Member:
             waiting left out, over all sittings.
         reason: why it diverged.
         error: what made it fail.
+        loss: of the last epoch, its terms as they are weighted.
         judged: how many epochs it had trained when it was last evaluated in this sitting.
     """
 
@@ -74,6 +75,7 @@ class Member:
     seconds: float = 0.0
     reason: str | None = None
     error: Exception | None = None
+    loss: float | None = None
     judged: int = 0
     _optimizers: list[dict[str, Any]] | None = None
 
@@ -156,7 +158,7 @@ class Cohort(pl.LightningModule):
         teachers: those that the members' methods were bound to.
         channels_last: hand images over in that memory format.
         checkpoint_seconds: how much work a kill may cost, at most one epoch more.
-        on_epoch: told how many members have finished an epoch.
+        on_epoch: told which members have finished how many more epochs.
     """
 
     def __init__(
@@ -166,7 +168,7 @@ class Cohort(pl.LightningModule):
         *,
         channels_last: bool,
         checkpoint_seconds: float,
-        on_epoch: Callable[[int], None],
+        on_epoch: Callable[[Sequence[Member], int], None],
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -265,6 +267,7 @@ class Cohort(pl.LightningModule):
         for member in self.members[:]:
             means = member.method.term_means()
             member.record(means, self.epoch)
+            member.loss = sum(member.method._weight[name.removeprefix("loss/")] * mean for name, mean in means.items())
             try:
                 member.method.finish_epoch(means)
             except Diverged as error:
@@ -275,7 +278,7 @@ class Cohort(pl.LightningModule):
         for member in self.members:
             if member.log:
                 member.log.write(min(self.epoch, self.epochs - 1))  # the last one may still be evaluated
-        self.on_epoch(len(self.members))
+        self.on_epoch(self.members, 1)
 
     def save(self) -> None:
         """A checkpoint of every member. All are written before any takes effect: they stay at one epoch."""
@@ -304,7 +307,7 @@ class Cohort(pl.LightningModule):
         self.epoch = self.epochs
         for member in self.members:
             member.method.epoch = self.epochs
-        self.on_epoch(len(self.members) * self.epochs)
+        self.on_epoch(self.members, self.epochs)
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
 

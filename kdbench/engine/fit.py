@@ -61,7 +61,7 @@ def fit(
     trainer: Mapping[str, Any],
     teachers: Sequence[FrozenTeacher] = (),
     checkpoint_seconds: float = 30.0,
-    on_epoch: Callable[[int], None] = lambda finished: None,
+    on_epoch: Callable[[Sequence[Member], int], None] = lambda members, epochs: None,
     **more: Any,
 ) -> list[Fitted | Exception]:
     """Train bound members of one protocol in lockstep, from the epoch where all of them stand to the protocol's last.

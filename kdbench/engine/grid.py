@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
 
 from kdbench.engine.cell import Cell
 from kdbench.engine.cohort import Spoiled
 from kdbench.engine.locks import BusyError
+from kdbench.engine.progress import sayer, watched
 from kdbench.engine.run import Bench
 from kdbench.errors import DoesNotFit, UserError, out_of_memory
 from kdbench.files import write_atomic
@@ -113,11 +110,11 @@ def run_grid(
     plan = cohorts(todo, bench)
     bench.check(plan)
 
-    with watched(bench, console, sum(cell.protocol.epochs for cell in todo)) as progress:
+    with watched(bench, console, todo) as watch:
         queue = [(cohort, False) for cohort in plan]
         while queue:
             cohort, wait = queue.pop(0)
-            ends = progress.tasks[0].completed + sum(cell.protocol.epochs for cell in cohort)
+            ends = watch.completed + sum(cell.protocol.epochs for cell in cohort)
             done = bench.run(cohort, force=bool(force), wait=wait)
             again = [cell for cell in cohort if cell.id not in done]
             if again:  # one of them spoilt the step of the others
@@ -131,7 +128,7 @@ def run_grid(
                     account(cell, result, outcome, bench)
                     if isinstance(result, Record) and str(cell) in outcome.ran:
                         bench.say(tell(result))
-            progress.update(progress.tasks[0].id, completed=max(ends, progress.tasks[0].completed))
+            watch.reach(ends)
     return outcome
 
 
@@ -183,39 +180,6 @@ def account(cell: Cell, result: Record | Exception, outcome: Outcome, bench: Ben
         outcome.skipped.append(str(cell))
     else:
         outcome.ran.append(str(cell))
-
-
-def sayer(console: Console) -> Callable[[str], None]:
-    """Prints sentences as they are, each whole."""
-    return lambda sentence: console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def watched(bench: Bench, console: Console, epochs: int) -> Iterator[Progress]:
-    """One progress bar over `epochs` for all that the bench trains meanwhile; in a file or pipe, a line each."""
-    columns = (
-        TextColumn("{task.description}", table_column=Column(overflow="ellipsis", no_wrap=True)),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=epochs)
-
-        say = sayer(console)
-
-        def on_start(title: str, more: int) -> None:
-            progress.update(bar, description=escape(title))
-            if more:  # a teacher, not in the plan until now
-                progress.update(bar, total=(progress.tasks[0].total or 0) + more)
-            if not console.is_terminal:
-                say(f"training {title}")
-
-        bench.on_start, bench.say = on_start, say
-        bench.on_epoch = lambda finished: progress.advance(bar, finished)
-        yield progress
 
 
 def write_log(bench: Bench, cell: Cell, error: Exception) -> Path | None:

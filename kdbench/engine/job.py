@@ -76,6 +76,7 @@ class Job(Settings):
 
     `debug` is ``fast`` for a trial of everything in a few batches, of which nothing is kept. `force` trains finished
     cells again, ``replace`` also where git tracks their records. `keep` is ``student`` for the weights of each cell.
+    `verbose` is about what is printed.
     """
 
     method: Annotated[dict[str, Any], Field(min_length=1)]
@@ -93,6 +94,7 @@ class Job(Settings):
     force: StrictBool | Literal["replace"] = False
     keep: Literal["student"] | None = None
     debug: Literal["fast"] | None = None
+    verbose: StrictBool = False
     checkpoint_seconds: Annotated[float, Field(ge=0, strict=True)] = 30.0
 
     @field_validator("seed", mode="before")

@@ -23,7 +23,7 @@ from kdbench.data.datasets import Dataset
 from kdbench.data.module import ArrayData, eval_batch
 from kdbench.data.sources import source_of
 from kdbench.engine.binding import Lecturer, bind, kept_state, untrained
-from kdbench.engine.cell import Cell, cell_of, title_of
+from kdbench.engine.cell import Cell, cell_of
 from kdbench.engine.checkpoint import Unusable
 from kdbench.engine.cohort import Member, Spoiled
 from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled, profiled
@@ -69,8 +69,8 @@ class Bench:
     cache: Path = field(default_factory=cache_dir)
     images: int | None = None  # of each split, for trials
     keep_students: bool = False
-    on_epoch: Callable[[int], None] = lambda finished: None
-    on_start: Callable[[str, int], None] = lambda title, epochs: None
+    on_epoch: Callable[[Sequence[Member], int], None] = lambda members, epochs: None
+    on_start: Callable[[Sequence[Cell], int, bool], None] = lambda cells, behind, planned: None
     say: Callable[[str], None] = lambda sentence: None
 
     def __post_init__(self) -> None:
@@ -406,9 +406,8 @@ class Bench:
         groups: dict[int, list[tuple[Cell, Member]]] = defaultdict(list)
         for cell, member in members:
             groups[member.method.epoch].append((cell, member))
-        for _, together in sorted(groups.items()):
-            epochs = 0 if planned else sum(cell.protocol.epochs for cell, _ in together)
-            self.on_start(title_of([cell for cell, _ in together]), epochs)
+        for behind, together in sorted(groups.items()):
+            self.on_start([cell for cell, _ in together], behind, planned)
             try:
                 frozen = list(dict.fromkeys(taught.frozen for cell, _ in together for _, taught in _of(pool, cell)))
                 results = self._fit([m for _, m in together], dataset, cells[0].seed, frozen, route)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from rich.console import Group
@@ -19,10 +20,14 @@ _SHOWN = ("n", "reached", "balanced", "scratch", "kd", "gap", "diverged")
 _SHORT = {"gap": "gap %", "diverged": "div."}
 
 
-def render_terminal(tables: Sequence[Table]) -> Group:
+def render_terminal(tables: Sequence[Table], folder: Path | None = None) -> Group:
     """The tables for `rich.print`, without costs and further measures.
 
     One seed shows in the column n alone, bold is significant. Names are shown as they are, never read as markup.
+
+    Args:
+        folder: where the full tables lie; then of the facts below a table only the teacher is told, and the file that
+            has all of them.
     """
     parts: list[RichTable | Text] = []
     for table in tables:
@@ -51,7 +56,8 @@ def render_terminal(tables: Sequence[Table]) -> Group:
         parts += [
             Text(""),
             *([_text(best)] if best else []),
-            *(_text(line, "dim") for line in table.header),
+            *(_text(line, "dim") for line in (table.header[:1] if folder else table.header)),
+            *([_text(f"Full table: {folder / table.name}.md", "dim")] if folder else []),
             Text(""),
         ]
     return Group(*parts)

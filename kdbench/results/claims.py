@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kdbench import models, shipped
+from kdbench import shipped
 from kdbench.errors import UserError
 from kdbench.measures import TOP1
 from kdbench.protocol import Protocol
@@ -86,6 +86,8 @@ class Claim(BaseModel):
     @field_validator("teacher", "student")
     @classmethod
     def _network(cls, value: str) -> str:
+        from kdbench import models  # PyTorch, which whoever reads no claims need not wait for
+
         known = models.known(value) or value.startswith(_FRAMEWORKS) or _FOREIGN.fullmatch(value)
         if value and not known and value not in ROLES:
             raise ValueError(

@@ -10,17 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import safetensors.torch
-import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from safetensors import SafetensorError
-from torch import Tensor
 
-from kdbench import models
-from kdbench.data.batch import DataSpec
-from kdbench.data.datasets import Dataset
 from kdbench.errors import UserError
 from kdbench.files import check_room, write_atomic, writing_to
 from kdbench.measures import TOP1
@@ -28,7 +21,13 @@ from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, cache_dir
 from kdbench.results.record import Measured, Name, Sha256, cell_id, check_range, digest
 from kdbench.source import network_hash
 from kdbench.sparse import Sparse
-from kdbench.tasks import task_for
+
+if TYPE_CHECKING:  # what a list of cards does not need, and takes seconds to import
+    import torch
+    from torch import Tensor
+
+    from kdbench.data.batch import DataSpec
+    from kdbench.data.datasets import Dataset
 
 KEPT_BYTES = 10_000_000
 """Weights smaller than this are kept beside the records that they stand behind."""
@@ -160,6 +159,9 @@ class Teacher:
         Raises:
             UserError: its file is not there, does not match its hash, or does not hold this architecture.
         """
+        import safetensors.torch
+        from safetensors import SafetensorError
+
         net = create(self.card.name, data.spec)
         try:
             net.load_state_dict(safetensors.torch.load(self._bytes()))
@@ -186,11 +188,16 @@ class Teacher:
 
 def create(name: str, spec: DataSpec) -> torch.nn.Module:
     """A fresh network for some data, out of the zoo of their task, see `kdbench.models.create`."""
+    from kdbench import models
+    from kdbench.tasks import task_for
+
     return models.create(name, spec.shape, spec.num_classes, task_for(spec).zoo)
 
 
 def serialized(state: Mapping[str, Tensor]) -> bytes:
     """Weights as a safetensors file, of which each tensor has its own part."""
+    import safetensors.torch
+
     return safetensors.torch.save({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
 
 
