@@ -17,7 +17,10 @@ from kdbench.cli import main
 from kdbench.results.record import Record
 from kdbench.results.store import Store
 
-ROOT = Path(kdbench.__file__).parent.parent
+ROOT = Path(__file__).parent.parent
+"""Of the sources: a checkout, or an unpacked sdist."""
+PACKAGES = Path(kdbench.__file__).parent.parent
+"""Where kdbench is imported from: the same, or where a wheel was installed."""
 SMALL = ("protocol.epochs=2", "dataset.per_class=20")
 """resnet20 -> resnet8x0.25 on 200 digits of 8x8 pixels: about half a second a cell."""
 
@@ -27,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    return f"kdbench: {PACKAGES}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Kdbench:
 
     def spawn(self, *args: str, **env: str) -> subprocess.Popen[str]:
         """The same in a new process (one thread), for tests that kill it or look at what it imports."""
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
         full = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **env}
         command = [sys.executable, "-m", "kdbench.cli", *args]
         pipe = subprocess.PIPE

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, SMALL, Kdbench, Result
+from conftest import PACKAGES, SMALL, Kdbench, Result
 from hydra import compose, initialize_config_dir
 
 from kdbench.engine.cell import cells_of
@@ -462,7 +462,7 @@ def test_only_what_is_chosen_is_imported(kd: Kdbench) -> None:
         "code = main(sys.argv[1:]); print('imported', sorted({'wandb', 'timm', 'tensorboard'} & set(sys.modules))); "
         "sys.exit(code)"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(PACKAGES), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, "run", *SMALL, "method=scratch", "logger=csv"]
     done = subprocess.run(command, cwd=kd.root, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr

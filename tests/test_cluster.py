@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SMALL, Kdbench
+from conftest import PACKAGES, SMALL, Kdbench
 from test_grid import numbers, other, wait_for
 from test_sweeps import summary
 
@@ -139,7 +139,7 @@ def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     address, folder = f"127.0.0.1:{free_port()}", tmp_path_factory.mktemp("ray")
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={address[10:]}"]
     options = ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(PACKAGES), "OMP_NUM_THREADS": "1"}
     with (folder / "log").open("w") as log:
         head = subprocess.Popen([*ray, *options], cwd=folder, env=env, stdout=log, stderr=log)
         try:

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from conftest import PACKAGES
 
 TRIALS = """
 import json, os, re, shutil, signal, sys
@@ -127,7 +126,7 @@ def test_a_kill_before_any_change_of_a_file(tmp_path: Path, extra: tuple[str, ..
     step = int(os.environ.get("KDBENCH_TEST_STEP", "3"))
     command = ["run", "method=[scratch,kd]", "protocol.epochs=3", "teacher.epochs=1", "dataset.per_class=20"]
     command += ["checkpoint_seconds=0", *extra]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(PACKAGES), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", TRIALS, str(tmp_path), str(step), *command], env=env, capture_output=True, text=True
     )

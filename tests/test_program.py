@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, SMALL, Kdbench
+from conftest import PACKAGES, SMALL, Kdbench
 from test_cli import OWN_METHOD, OWN_YAML, one_sentence
 
 import kdbench.taxonomy
@@ -272,7 +272,7 @@ def test_real_output_that_cannot_be_written(kd: Kdbench, to: str, code: int) -> 
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     line = f"{shlex.quote(sys.executable)} -m kdbench.cli {to}; echo ${{PIPESTATUS[0]}} >&2"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": str(PACKAGES)}
     done = subprocess.run(["bash", "-c", line], env=env, cwd=kd.root, capture_output=True, text=True, check=False)
     *told, status = done.stderr.splitlines()
     assert int(status) == code
@@ -355,7 +355,7 @@ def test_a_cell_without_memory_is_told(kd: Kdbench) -> None:
 @pytest.mark.parametrize("gigabytes", [1, 2])
 def test_a_limit_on_memory_is_told(kd: Kdbench, gigabytes: int) -> None:
     line = f"ulimit -v {gigabytes << 20}; exec {shlex.quote(sys.executable)} -m kdbench.cli run method=scratch"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(PACKAGES), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(["bash", "-c", line], env=env, cwd=kd.root, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("kdbench: ")

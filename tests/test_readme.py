@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Kdbench
+from conftest import PACKAGES, ROOT, Kdbench
 
 from kdbench.cli import program
 from kdbench.paths import conf_dir
@@ -130,7 +130,11 @@ def test_a_method_of_ones_own_as_pasted(kd: Kdbench, monkeypatch: pytest.MonkeyP
 def test_scripts_run_as_pasted(kd: Kdbench, block: Block) -> None:
     write_files(kd.root)
     done = subprocess.run(
-        [sys.executable, "-c", block.text], cwd=kd.root, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=False
+        [sys.executable, "-c", block.text],
+        cwd=kd.root,
+        env={"PYTHONPATH": str(PACKAGES)},
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
 

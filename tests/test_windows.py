@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT, SMALL, Kdbench
+from conftest import PACKAGES, SMALL, Kdbench
 
 WITHOUT = """
 import sys
@@ -59,7 +59,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_a_grid_runs_without_what_windows_lacks(kd: Kdbench) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}  # and without git
+    env = {**os.environ, "PYTHONPATH": str(PACKAGES), "OMP_NUM_THREADS": "1", "PATH": ""}  # and without git
     args = ["run", *SMALL, "method=[scratch,kd]", "engine.view_cache=true"]
     command = [sys.executable, "-c", WITHOUT, *args]
     done = subprocess.run(command, cwd=kd.root, env=env, capture_output=True, text=True, timeout=600, check=False)
