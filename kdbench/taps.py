@@ -2,14 +2,14 @@
 
 Every network of kdbench, whatever its source, offers the same names:
 
-=====================  ====================================================================
-``stem``               output of the first convolution block, (B, C, H, W)
-``stage1``..``stageN``  output of each resolution stage *after* its last ReLU, (B, C, H, W)
-``pre1``..``preN``      the same activations *before* that ReLU, where the network has one
-``embed``              pooled features, the input of the classifier, (B, D)
-``logits``             class scores before the softmax, (B, K); of a dense network a map, (B, K, H, W)
-``decoded``            what the head of a dense network reads, in the place of ``embed``, (B, D, H', W')
-=====================  ====================================================================
+=======================  ====================================================================
+``stem``                 output of the first convolution block, (B, C, H, W)
+``stage1``..``stageN``   output of each resolution stage *after* its last ReLU, (B, C, H, W)
+``pre1``..``preN``       the same activations *before* that ReLU, where the network has one
+``embed``                pooled features, the input of the classifier, (B, D)
+``logits``               class scores before the softmax, (B, K); of a dense network a map, (B, K, H, W)
+``decoded``              what the head of a dense network reads, in the place of ``embed``, (B, D, H', W')
+=======================  ====================================================================
 
 Methods declare the taps they read as patterns: a name, ``stage*`` / ``pre*`` (all of them) or ``stage-1`` /
 ``pre-1`` (the deepest; ``-2`` the one before it).

@@ -84,9 +84,9 @@ def prediction_interval(values: Sequence[float], level: float = 0.95) -> tuple[f
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Difference | None:
     """a - b over the seeds (keys) that both have; None where they share none.
 
-    With d_i = a_i - b_i: the interval is `mean_interval` of d, and p = 2 · P(T > |m| / (s / √n)) for T of the t
-    distribution with n - 1 degrees of freedom. With one common seed both are None, and p is None where the d_i do not
-    spread at all, as s estimates nothing then.
+    With d_i = a_i - b_i: the interval is `mean_interval` of d, and ``p = 2 · P(T > |m| / (s / √n))`` for T of the
+    t distribution with n - 1 degrees of freedom. With one common seed both are None, and p is None where the d_i do
+    not spread at all, as s estimates nothing then.
     """
     common = sorted(a.keys() & b.keys())
     if not common:
@@ -161,12 +161,13 @@ def sign_flip(pairs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     """Exact two-sided p-value of a difference over examples, for several seeds at once.
 
     `pairs` holds the correctness, booleans (n,), of the two networks of each seed, on the same n examples. With
-    D_i = Σ_seeds (a_i - b_i), that is seeds times the mean difference on example i, the statistic is |Σ_i D_i|. If
+    D_i = Σ_seeds (a_i - b_i), that is seeds times the mean difference on example i, the statistic is ``|Σ_i D_i|``. If
     neither method is better, the two are exchangeable on each example, for all seeds together: every D_i is as likely
-    with the other sign. p = P(|Σ ±D_i| >= |Σ D_i|) under independent fair signs. For one seed this is `mcnemar`.
+    with the other sign. ``p = P(|Σ ±D_i| >= |Σ D_i|)`` under independent fair signs. For one seed this is `mcnemar`.
 
-    The distribution is that of a sum of c_k steps of ±k, c_k = number of examples with |D_i| = k; its probabilities
-    are the inverse Fourier transform of Π_k cos(kθ)^c_k, exact to about 1e-14 (so smaller p-values are noise).
+    The distribution is that of a sum of c_k steps of ±k, c_k = number of examples with ``|D_i| = k``; its
+    probabilities are the inverse Fourier transform of Π_k cos(kθ)^c_k, exact to about 1e-14 (so smaller p-values are
+    noise).
 
     Raises:
         ValueError: there is no pair, or the pairs are not of the same examples.
@@ -207,7 +208,7 @@ def sign_flip_scores(pairs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
 
     Only examples that both networks of each seed have a score for count, and those with D_i = 0 change no sum. Under
     independent fair signs Σ ±D_i has mean 0 and variance Σ D_i², so from `MANY` such examples on
-    p = erfc(|Σ D_i| / √(2 Σ D_i²)), the two-sided tail of the normal distribution. With fewer p is the share of all
+    ``p = erfc(|Σ D_i| / √(2 Σ D_i²))``, the two-sided tail of the normal distribution. With fewer p is the share of all
     signs, or of 2¹⁴ drawn ones, the same in every call, of at least that sum.
 
     Raises:
