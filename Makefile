@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint install
+.PHONY: quickstart test lint docs notebook install
 
 quickstart: $(BIN)/kdbench
 	$(BIN)/kdbench run experiment=quickstart
@@ -14,6 +14,14 @@ lint: $(BIN)/pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(BIN)/pytest
+	$(BIN)/python docs/build.py
+
+# After new records: the committed notebook shows what it says of them.
+notebook: $(BIN)/pytest
+	$(BIN)/jupyter nbconvert --log-level WARN --execute --to notebook --inplace \
+		--ExecutePreprocessor.record_timing=False notebooks/results.ipynb
 
 install: $(BIN)/kdbench
 

@@ -1,21 +1,34 @@
-"""README and CONTRIBUTING: what they show can be pasted."""
+"""README, CONTRIBUTING and the guides: what they show can be pasted, and what they link to exists.
+
+What a page shows is tried in the page's order, in one folder, which holds a few committed records as its store: files
+are written, scripts and quick commands run. Commands that train at length, download or need a cluster are composed.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
-import subprocess
+import shutil
 import sys
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
-from conftest import PACKAGES, ROOT, Kdbench
+from conftest import ROOT, SMALL, Kdbench
+from markdown_it import MarkdownIt
 
 from kdbench.cli import program
 from kdbench.paths import conf_dir
 
-PAGES = ("README.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/guides/{path.name}" for path in ROOT.glob("docs/guides/*.md")))
+COMPOSED = (["run"], ["tune"], ["teacher", "train"], ["teacher", "import"], ["teacher", "cache"])
+"""Commands whose settings Hydra composes."""
+FLAGS = ("-m", "--cfg", "job", "--help", "--all")
+LONG = (*COMPOSED, ["bench"], ["data", "prepare"])
+OWN = ("--config-dir", "dataset=folder", "folder")
+"""Where one of these is among its words, a command is about what the page itself shows: it is run, in small."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +47,38 @@ class Block:
         named = re.findall(rf"`([\w./-]+\.{ending})`", self.above)
         return named[-1] if named else None
 
-    @property
+    @cached_property
     def commands(self) -> list[list[str]]:
+        if self.language != "console":
+            return []
         lines = re.sub(r"\\\n\s*", "", self.text).splitlines()
         assert all(line.startswith("$ ") for line in lines), self.text
         return [shlex.split(line[2:], comments=True) for line in lines]
 
+    def write(self, folder: Path) -> Path:
+        assert self.file
+        path = folder / self.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.text)
+        return path
+
 
 def blocks(page: str) -> list[Block]:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    found = re.finditer(r"(?:^|\n\n)([^`\n][^\n]*(?:\n[^\n]+)*)?\n*```(\w*)\n(.*?)\n```", text, re.S)
-    made = [Block(page, each[2], each[3], each[1] or "") for each in found]
-    assert len(made) == text.count("\n```") / 2
+    made, above = [], ""
+    for token in MarkdownIt("commonmark").parse((ROOT / page).read_text(encoding="utf-8")):
+        if token.type == "inline":
+            above = token.content
+        elif token.type == "fence":
+            made.append(Block(page, token.info, token.content, above))
     return made
 
 
-COMPOSED = (["run"], ["tune"], ["teacher", "train"], ["teacher", "import"], ["teacher", "cache"])
-"""Commands whose settings Hydra composes."""
+def begins(command: list[str], names: tuple[list[str], ...]) -> list[str] | None:
+    return next((name for name in names if command[1 : 1 + len(name)] == name), None)
+
+
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-COMMANDS = [command for block in BLOCKS if block.language == "console" for command in block.commands]
+COMMANDS = list({shlex.join(command): command for block in BLOCKS for command in block.commands}.values())
 INLINE = [
     shlex.split(re.sub(r"\[(-[^\]]*)\]", r"\1", command))
     for page in PAGES
@@ -81,16 +107,16 @@ def test_targets_and_extras_exist(command: list[str]) -> None:
 def test_commands_are_understood(kd: Kdbench, command: list[str]) -> None:
     if command[0] != "kdbench" or command == ["kdbench", "run"]:
         return
-    args = command[1:]
-    name = next((name for name in COMPOSED if args[: len(name)] == name), None)
+    name = begins(command, COMPOSED)
     if not name:
-        program.parser().parse_args(args)
+        with suppress(SystemExit) if "--help" in command else nullcontext():
+            program.parser().parse_args(command[1:])
         return
     write_files(kd.root)
-    settings = [arg for arg in args[len(name) :] if arg not in ("-m", "--cfg", "job", "--help", "--all")]
+    settings = [arg for arg in command[1 + len(name) :] if arg not in FLAGS]
     # those of plugins, which need not be installed here, are tried for real in test_cluster.py
     settings = [arg for arg in settings if not re.match(r"\+?hydra[./](launcher|sweeper)", arg)]
-    if "-m" in args:  # one of its jobs
+    if "-m" in command:  # one of its jobs
         settings = [re.sub(r"^(\S+?=)([^\[,]*),.*", r"\1\2", arg) for arg in settings]
     result = kd(*name, *settings, "--cfg", "job")
     assert result.code == 0, result
@@ -99,14 +125,7 @@ def test_commands_are_understood(kd: Kdbench, command: list[str]) -> None:
 
 def write_files(folder: Path) -> list[Path]:
     """The blocks that the pages give a name, as files."""
-    written = []
-    for block in BLOCKS:
-        if block.file:
-            path = folder / block.file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.text + "\n")
-            written.append(path)
-    return written
+    return [block.write(folder) for block in BLOCKS if block.file]
 
 
 def test_a_method_of_ones_own_as_pasted(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +134,8 @@ def test_a_method_of_ones_own_as_pasted(kd: Kdbench, monkeypatch: pytest.MonkeyP
         "mine.py",
         "myconf/method/mine.yaml",
     }
-    (command,) = [command for command in COMMANDS if "--config-dir" in command]
+    shown = [command for block in blocks("README.md") for command in block.commands]
+    (command,) = [command for command in shown if "--config-dir" in command]
     small = ["protocol.epochs=1", "dataset.per_class=20"]
     result = kd(*command[1:], *small)
     sys.modules.pop("mine", None)
@@ -126,17 +146,36 @@ def test_a_method_of_ones_own_as_pasted(kd: Kdbench, monkeypatch: pytest.MonkeyP
     }
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python" and not block.file])
-def test_scripts_run_as_pasted(kd: Kdbench, block: Block) -> None:
-    write_files(kd.root)
-    done = subprocess.run(
-        [sys.executable, "-c", block.text],
-        cwd=kd.root,
-        env={"PYTHONPATH": str(PACKAGES)},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_guides_work_from_top_to_bottom(kd: Kdbench, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDBENCH_DATA", str(kd.root / "data"))
+    records = kd.results / "records"
+    records.mkdir(parents=True)
+    for path in (ROOT / "results" / "records").glob("*-cifar100-lite-s[012]-*"):
+        if path.name.startswith(("scratch", "kd", "fitnet")):
+            shutil.copy(path, records)
+    for block in blocks(page):
+        if block.file:
+            block.write(kd.root)
+        elif block.language == "python":
+            exec(compile(block.text, page, "exec"), {})
+        for command in block.commands:
+            own = any(word in OWN for word in command)
+            if command[0] == "kdbench" and (own or not begins(command, LONG)):
+                small = [*SMALL, "seed=[0,1]"] if begins(command, COMPOSED) else []
+                result = kd(*command[1:], *small)
+                assert result.code == 0, (command, result)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), path
+        if anchor:
+            heads = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.M)
+            assert anchor in [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads]
 
 
 def test_the_sample_shows_the_quickstart() -> None:
