@@ -46,6 +46,7 @@ def assemble(source: Path) -> None:
     for path in [ROOT / "results" / "leaderboard.html", *shown, *(ROOT / "methods").rglob("*.py")]:
         _write(source / path.relative_to(ROOT), path.read_bytes())
     notebook, figures = MarkdownExporter().from_filename(str(ROOT / "notebooks" / "results.ipynb"))
+    notebook = notebook.replace('border="1" class="dataframe"', 'class="docutils"')  # the theme's tables
     _write(source / "notebooks" / "results.md", notebook.encode())
     for name, data in figures["outputs"].items():
         _write(source / "notebooks" / name, data)

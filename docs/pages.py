@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import html
 import inspect
 import os
 from collections.abc import Iterator, Sequence
@@ -85,7 +86,7 @@ class Pages:
             keep_trailing_newline=True,
             autoescape=False,  # it is Markdown
         )
-        self.templates.filters |= {"md": escape, "prose": prose}
+        self.templates.filters |= {"md": escape, "prose": prose, "formula": formula}
         self.templates.globals.update(docs_of=docs_of, best_of=self.best)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -158,6 +159,12 @@ def prose(text: str) -> str:
     """A sentence of a docstring as Markdown."""
     marks = {"text": "{}", "code": "`{}`", "sub": "<sub>{}</sub>"}
     return "".join(marks[kind].format(piece if kind == "code" else escape(piece)) for kind, piece in spans(text))
+
+
+def formula(line: str) -> str:
+    """A line of an equation as HTML."""
+    marks = {"text": "{}", "code": "<code>{}</code>", "sub": "<sub>{}</sub>"}
+    return "".join(marks[kind].format(html.escape(piece)) for kind, piece in spans(line))
 
 
 def settings(text: str) -> list[Setting]:
