@@ -239,7 +239,7 @@ class Bench:
         start: tuple[Mapping[str, Tensor], Origin] | None = None,
     ) -> Teacher:
         state, origin = start or (None, None)
-        cell, done = cell_of(recipe, state), dict[str, rec.Record | Exception]()
+        cell, done = cell_of(recipe, start=state), dict[str, rec.Record | Exception]()
         self.teachers.check_room(self._untrained(cell))
         kept: list[Teacher] = []
 
