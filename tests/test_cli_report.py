@@ -28,7 +28,7 @@ def test_report_then_check(store: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert kdbench("report", "--results", store) == 0
     written = [Path(line) for line in capsys.readouterr().out.split()]
     assert store / "tables" / "README.md" in written
-    assert {path.suffix for path in written} == {".md", ".csv", ".tex", ".html"}
+    assert {path.suffix for path in written} == {".md", ".csv", ".tex", ".bib", ".html"}
     before = {path: path.read_bytes() for path in written}
     assert kdbench("report", "--results", store, "--check") == 0
     assert kdbench("report", "--results", store) == 0
