@@ -27,7 +27,7 @@ from kdbench.cli import main
 from kdbench.engine import run
 from kdbench.engine.making import metrics_of
 from kdbench.measures import TOP1, Measure
-from kdbench.report import build_tables, compare, render_terminal
+from kdbench.report import build_tables, compare, render, render_terminal
 from kdbench.report.leaderboard import render as page
 from kdbench.report.model import Table
 from kdbench.report.trust import from_scratch, weakness
@@ -487,12 +487,12 @@ def test_measures_are_never_mixed_in_a_table() -> None:
     tables = build_tables([*top1, *robust, lost])
     assert {(table.measure.name, len(table.records)) for table in tables} == {("top1", 2), ("robust", 3)}
     assert len({table.name for table in tables}) == len({table.cohort for table in tables}) == 2
-    texts = rendered([*top1, *robust, lost])
+    texts = render([*top1, *robust, lost])
     index = texts["tables/README.md"]
     assert "| Table | Measure | Rows | Teacher | By chapter |" in index
     assert "| robust % |" in index
     assert not [name for name in texts if "across" in name]
-    assert "| Table | Rows | Teacher | By chapter |" in rendered(top1)["tables/README.md"]
+    assert "| Table | Rows | Teacher | By chapter |" in render(top1)["tables/README.md"]
 
 
 def test_names_of_measures_are_inert() -> None:

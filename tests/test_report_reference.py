@@ -112,7 +112,8 @@ def test_the_reference_is_marked_in_every_format(known: list[Entry]) -> None:
     (line,) = [line for line in texts[f"{NAME}.md"].splitlines() if line.startswith("| kd (temperature=4) |")]
     assert line.split(" | ")[4] == "reference"
     assert texts[f"{NAME}.md"].count("| reference |") == 2  # scratch and KD
-    (line,) = [line for line in texts[f"{NAME}.tex"].splitlines() if line.startswith("KD (temperature=4)~")]
+    lines = texts[f"{NAME}.tex"].splitlines()
+    (line,) = [line for line in lines if line.startswith(r"KD (temperature=\allowbreak 4)~")]
     assert r" & \multicolumn{2}{c}{reference} & " in line
     rows = {(r["method"], r["setting"]): r for r in csv.DictReader(io.StringIO(texts[f"{NAME}.csv"]))}
     assert rows["kd", "temperature=4"]["reference"] == "kd"
