@@ -126,7 +126,7 @@ def _matrix(tables: Sequence[Table], everything: str) -> Grid:
             for row in group
         ]
         blocks.append(Block(heading, lines))
-    what = f"{measure.quantity} after the last epoch, mean ± standard deviation over seeds"
+    what = f"{measure.quantity[:1].upper()}{measure.quantity[1:]} after the last epoch, mean ± standard deviation over seeds"
     kd = " or ".join(sorted({table.versus["kd"].removeprefix("Δ ") for table in tables if table.control("kd")}))
     bold = f"Bold: better than {kd} on that pair, p < {ALPHA:g} (paired t-test, Holm within the pair)." if kd else ""
     return Grid(
@@ -134,7 +134,7 @@ def _matrix(tables: Sequence[Table], everything: str) -> Grid:
         columns=[method_column(), *(_pair_column(table, tables) for table in tables)],
         blocks=blocks,
         notes=[f"{what}.", *([bold] if bold else [])],
-        caption=f"{everything}. {what[:1].upper()}{what[1:]}. {bold}".rstrip(),
+        caption=f"{everything}. {what}. {bold}".rstrip(),
         key="pairs",
     )
 

@@ -24,7 +24,9 @@ def markdown(sheet: Sheet) -> str:
 
 def escape(text: str) -> str:
     """`text` as Markdown shows it literally, in one line and in one cell of a table."""
-    text = re.sub(r"([\\`*>\[\]|~&$]|<(?=[A-Za-z/!?]))", r"\\\1", one_line(text))
+    text = re.sub(r"([\\`*>|~&$]|<(?=[A-Za-z/!?]))", r"\\\1", one_line(text))
+    if text.startswith("[") or re.search(r"\][(\[:]|\[\^", text):  # else no link, footnote or task begins here
+        text = re.sub(r"([\[\]])", r"\\\1", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 
 

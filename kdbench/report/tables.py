@@ -120,13 +120,13 @@ def render(
     shown, look = [suffix for suffix in formats if suffix in SHEETS], look or Look()
     texts = {f"{FOLDER}/{sheet.path}.{suffix}": look.show(sheet, suffix) for sheet in sheets for suffix in shown}
     others = {}
+    if "html" in formats:
+        texts[LEADERBOARD] = leaderboard.render(tables, methods)
+        others[f"../{LEADERBOARD}"] = "Leaderboard, to search, sort and plot"
     if "tex" in formats:
         works = cited(row.paper for table in tables for row in table.rows)
         texts[f"{FOLDER}/{bibliography.FILE}"] = f"{LATEX_MARKER}\n\n{works}"
         others[bibliography.FILE] = "The works that the tables in LaTeX cite"
-    if "html" in formats:
-        texts[LEADERBOARD] = leaderboard.render(tables, methods)
-        others[f"../{LEADERBOARD}"] = "Leaderboard, to search, sort and plot"
     claims = list(claims)
     for name, text in render_claims(records, claims).items() if claims else ():
         suffix = name.rpartition(".")[2]
