@@ -245,8 +245,18 @@ def test_hostile_names_compile_and_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", ["10pt,twocolumn", "10pt,a4paper", "11pt,twocolumn"])
-@pytest.mark.parametrize("look", [Look(), Look(width="text"), Look(COLUMNS), Look(("score", "dscratch", "dkd", "gap"))])
+@pytest.mark.parametrize(
+    ("look", "options"),
+    [
+        (Look(), "10pt,twocolumn"),
+        (Look(), "10pt,a4paper"),
+        (Look(), "11pt,twocolumn"),
+        (Look(("score", "dscratch", "dkd", "gap")), "10pt,twocolumn"),
+        (Look(("score", "dscratch", "dkd", "gap")), "10pt,a4paper"),
+        (Look(width="text"), "10pt,twocolumn"),
+        (Look(COLUMNS), "10pt,twocolumn"),
+    ],
+)
 def test_the_committed_tables_fit(tmp_path: Path, look: Look, options: str) -> None:
     body, files = inputs(render(load_records(RESULTS), ["tex"], methods=known(), look=look))
     assert typeset(tmp_path, body, files, options).overfull == []

@@ -126,7 +126,8 @@ def _matrix(tables: Sequence[Table], everything: str) -> Grid:
             for row in group
         ]
         blocks.append(Block(heading, lines))
-    what = f"{measure.quantity[:1].upper()}{measure.quantity[1:]} after the last epoch, mean ± standard deviation over seeds"
+    quantity = f"{measure.quantity[:1].upper()}{measure.quantity[1:]}"
+    what = f"{quantity} after the last epoch, mean ± standard deviation over seeds"
     kd = " or ".join(sorted({table.versus["kd"].removeprefix("Δ ") for table in tables if table.control("kd")}))
     bold = f"Bold: better than {kd} on that pair, p < {ALPHA:g} (paired t-test, Holm within the pair)." if kd else ""
     return Grid(

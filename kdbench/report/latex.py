@@ -33,6 +33,8 @@ PACKAGES = r"\usepackage{array,booktabs,siunitx,tabularx}"
 
 _POINTS = {"column": 229.0, "text": 469.0}
 """Widths in an article of 10 pt on letter paper, which are the least that are common."""
+_LOOSE = {"column": 218.0, "text": 328.0}
+"""Below, names need not be broken: also of the page of an article in one column, which is narrower."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ _RAGGED = r">{\raggedright\arraybackslash\hspace{0pt}}"
 def _measured(grid: Grid, room: Width, size: _Size, label: str) -> list[str]:
     """A table of numbers; where it may be wider than its room, names are broken over lines."""
     natural = _widest(grid, size) + _numbers(grid, size)
-    loose = natural <= 0.95 * _POINTS[room]
+    loose = natural <= _LOOSE[room]
     name = "l" if loose else f"{_RAGGED}X"
     columns = list(zip(*(row for block in grid.blocks for row in block.rows), strict=True))
     formats = [None, *map(_format, columns[1:])]
