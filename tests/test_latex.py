@@ -223,6 +223,7 @@ def test_the_surveys_columns_are_a_table_of_their_own() -> None:
     text = rendered(sample(), ["tex"], methods=known())[f"{NAME}/04-one-teacher.tex"]
     measured, described = (part for part in text.split(r"\toprule")[-2:])
     assert "S[table-format" in text.split(r"\toprule")[-3] + measured
+    assert "\\caption{Knowledge from the intermediate layers: CIFAR-100, ResNet-56 to ResNet-20, 240 epochs" in text
     assert "Distance" in described
     assert "L2 of normalised maps" in described
     assert "70.71" not in described

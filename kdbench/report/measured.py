@@ -118,7 +118,8 @@ def measured_grid(
     columns = [
         replace(column, note=paused(rows)) if column.key == "minutes" else column for column in measured_columns(table)
     ]
-    return Grid(heading, [method_column(), *columns], blocks, notes, caption(table, rows), key)
+    said = ": ".join(filter(None, [heading, caption(table, rows)]))
+    return Grid(heading, [method_column(), *columns], blocks, notes, said, key)
 
 
 def blocks_of(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
