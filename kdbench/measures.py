@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,12 +29,17 @@ class Measure:
     @property
     def label(self) -> str:
         """The name as people write it."""
-        return "top-1" if self.name == "top1" else self.name
+        return re.sub(r"^top(?=\d+$)", "top-", self.name)
 
     @property
     def quantity(self) -> str:
         """Name and unit, with an arrow where lower is better: ``top-1 %``, ``RMSE m ↓``."""
-        return " ".join(filter(None, [self.label, self.unit, "" if self.higher else "↓"]))
+        return f"{self.label} {self.suffix}".rstrip()
+
+    @property
+    def suffix(self) -> str:
+        """What stands behind the name in `quantity`."""
+        return " ".join(filter(None, [self.unit, "" if self.higher else "↓"]))
 
     @property
     def direction(self) -> str:
@@ -58,6 +64,28 @@ class Measure:
 
 TOP1 = Measure("top1")
 """The measure of classification, and of every record that names none."""
+
+
+FURTHER = {
+    measure.name: measure
+    for measure in (
+        TOP1,
+        Measure("top5"),
+        Measure("nll", higher=False, unit="nats"),
+        Measure("ece", higher=False),
+        Measure("ci95", higher=False),
+        Measure("forgetting", higher=False),
+        Measure("pixel_accuracy"),
+        Measure("RMSE", higher=False, unit="m"),
+        Measure("delta1"),
+    )
+}
+"""What the meters of `kdbench.tasks` measure beside what is ranked; records hold the names alone."""
+
+
+def further(name: str) -> Measure:
+    """A further measure by name; of one that is not known here nothing is said but that."""
+    return FURTHER.get(name, Measure(name, unit=""))
 
 
 def decimals(values: Iterable[float]) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from kdbench.measures import Measure
+from kdbench.registry import Entry, methods
+from kdbench.report import render
 from kdbench.results.record import Record, cell_id, pack_correct, pack_scores
 
 N_TEST = 10_000
@@ -17,8 +21,8 @@ N_TEST = 10_000
 
 
 HEADS = (
-    "n", "top-1 last", "Δ scratch", "Δ KD", "gap recovered %", "train min", "student fwd/img", "teacher fwd/img",
-    "extra params", "diverged",
+    "n", "top-1 last", "Δ scratch", "Δ KD", "gap recovered %", "student fwd/img", "teacher fwd/img", "extra params",
+    "diverged",
 )  # fmt: skip
 """Of a table of top-1 with classes of one size, behind the method."""
 
@@ -112,6 +116,20 @@ def make_measured(
         parts |= {"metrics": None, "scores": None}
     _update(parts, overrides)
     return make_record(method, seed, **parts)
+
+
+@cache
+def known() -> list[Entry]:
+    """The methods that ship, read once."""
+    return methods()
+
+
+def rendered(*args: Any, **kwargs: Any) -> dict[str, str]:
+    """As `kdbench.report.render`, by names without the keys that tell tables apart, where readable ones suffice."""
+    texts = render(*args, **kwargs)
+    names = {re.sub(r"-[0-9a-f]{8}(?=[./])", "", name): text for name, text in texts.items()}
+    assert len(names) == len(texts)
+    return names
 
 
 def _update(parts: dict[str, Any], overrides: dict[str, Any]) -> None:

@@ -529,7 +529,8 @@ def test_what_is_rendered_depends_on_the_content_alone(committed: list[Claim]) -
 def test_an_empty_store_leaves_all_untested(committed: list[Claim]) -> None:
     texts = render_claims([], committed)
     n = len(committed)
-    assert f"{n} claims, {n} of them untested; 0 records join the others." in texts["claims.md"]
+    assert f"No record joins one of the {n} claims yet." in texts["claims.md"]
+    assert texts["claims.md"].count("<summary>Coverage</summary>") == 1  # rows of zeros, folded
     assert len(texts["claims.csv"].splitlines()) == 1
     assert claims_tables(compare_claims(committed, [])) == []
 

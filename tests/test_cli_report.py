@@ -28,7 +28,7 @@ def test_report_then_check(store: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert kdbench("report", "--results", store) == 0
     written = [Path(line) for line in capsys.readouterr().out.split()]
     assert store / "tables" / "README.md" in written
-    assert {path.suffix for path in written} == {".md", ".csv", ".tex", ".html"}
+    assert {path.suffix for path in written} == {".md", ".csv", ".tex", ".bib", ".html"}
     before = {path: path.read_bytes() for path in written}
     assert kdbench("report", "--results", store, "--check") == 0
     assert kdbench("report", "--results", store) == 0
@@ -63,6 +63,10 @@ def test_new_record_makes_the_report_stale(store: Path) -> None:
         (["--out", "part", "--filter", "colour=red"], "There is no filter 'colour'"),
         (["--format", "docx"], "There is no format 'docx'"),
         (["--filter", "protocol=crd240"], "another folder (--out)"),
+        (["--columns", "n,score"], "another folder (--out)"),
+        (["--width", "text"], "another folder (--out)"),
+        (["--out", "part", "--columns", "n,accuracy"], "there is no column 'accuracy': use method, n, score"),
+        (["--out", "part", "--columns", ""], "there is no column ''"),
     ],
 )
 def test_one_sentence_for_what_cannot_be_reported(
@@ -80,6 +84,18 @@ def test_part_of_a_store_elsewhere_in_one_format(store: Path, tmp_path: Path) ->
     out = tmp_path / "part"
     assert kdbench("report", "--results", store, "--filter", "dataset=cifar100", "--format", "csv", "--out", out) == 0
     assert {path.suffix for path in out.rglob("*") if path.is_file()} == {".csv"}
+
+
+def test_tables_for_a_paper(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "paper"
+    args = ("--format", "tex", "--columns", "method,score,dkd", "--width", "text", "--out", out)
+    assert kdbench("report", "--results", store, *args) == 0
+    (table,) = (out / "tables").glob("*.tex")
+    text = table.read_text(encoding="utf-8")
+    assert r"\begin{table*}" in text
+    assert text.count(r"\multicolumn{2}{c}{") == 3  # two heads, and the reference
+    assert "{hinton2015distilling,\n" in (out / "tables" / "kdbench.bib").read_text(encoding="utf-8")
+    assert kdbench("report", "--results", store, *args, "--check") == 0
 
 
 def test_compare_in_words_and_numbers(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Kdbench
-from factories import make_record
+from factories import make_record, rendered
 from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score
 
 from kdbench.data.datasets import DatasetConfig
 from kdbench.errors import UserError
-from kdbench.report import build_tables, render, render_terminal
+from kdbench.report import build_tables, render_terminal
 from kdbench.results.labels import FOLDER, class_sizes, keep_labels, load_labels
 from kdbench.results.record import Record, pack_correct, unpack_correct
 from kdbench.results.store import Store
@@ -45,7 +45,7 @@ def keep(root: Path, labels: np.ndarray[Any, Any], n: int, **config: Any) -> Pat
 def shown(root: Path, records: list[Record]) -> tuple[str, dict[str, str], str]:
     """Markdown, the only row of the CSV, and the terminal."""
     labels = load_labels(root)
-    texts = render(records, ["md", "csv"], labels=labels)
+    texts = rendered(records, ["md", "csv"], labels=labels)
     name = "tables/cifar100-resnet56-resnet20-crd240"
     (row,) = csv.DictReader(io.StringIO(texts[f"{name}.csv"]))
     console = Console(file=io.StringIO(), width=120)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Kdbench
-from factories import make_measured, make_record
+from factories import make_measured, make_record, rendered
 from pydantic import ValidationError
 from rich.console import Console
 from scipy.stats import ttest_rel
@@ -250,7 +250,7 @@ def test_errors_by_hand() -> None:
 
 
 def test_errors_are_shown_with_four_digits_and_their_direction() -> None:
-    texts = render(errors(), ["md", "csv", "tex"])
+    texts = rendered(errors(), ["md", "csv", "tex"])
     text = texts[f"{NAME}.md"]
     at, kd = rows(text)["at"], rows(text)["kd"]
     assert at["AbsRel last ↓"].startswith("0.1503 ± ")
@@ -262,7 +262,8 @@ def test_errors_are_shown_with_four_digits_and_their_direction() -> None:
     assert "Best beside the controls: at, 0.1503; better than KD (Δ -0.0200 ± " in text
     assert "selection: last epoch, AbsRel, lower is better;" in text
     assert "%" not in at["AbsRel last ↓"] + text.split("Selection:")[1].splitlines()[0]
-    assert "AbsRel last $\\downarrow$" in texts[f"{NAME}.tex"]
+    assert r"\shortstack{AbsRel \\ $\downarrow$}" in texts[f"{NAME}.tex"]
+    assert "AbsRel (lower is better) after the last epoch" in texts[f"{NAME}.tex"]
     (row,) = [row for row in csv.DictReader(io.StringIO(texts[f"{NAME}.csv"])) if row["method"] == "at"]
     assert "top1" not in row
     assert (row["measure"], row["higher_is_better"], row["unit"]) == ("AbsRel", "False", "")
@@ -280,7 +281,7 @@ def test_a_method_with_larger_errors_is_worse() -> None:
         info = FEATURES if name == "at" else {"leaf": "controls"} if name == "scratch" else {}
         records += [make_measured(name, seed, v, ABSREL, info=info, teacher=TEACHER) for seed, v in enumerate(values)]
     (table,) = build_tables(records)
-    text = render(records, ["md"])[f"{NAME}.md"]
+    text = rendered(records, ["md"])[f"{NAME}.md"]
     assert "worse than KD (Δ +0.0200 ± " in text
     assert rows(text)["at"]["Δ KD"].startswith("**+0.0200")
     assert table.weak is None
@@ -288,7 +289,7 @@ def test_a_method_with_larger_errors_is_worse() -> None:
 
 def test_the_best_of_several_has_the_lowest_error() -> None:
     records = errors() + [make_measured("sp", s, 0.3, ABSREL, info=FEATURES, teacher=TEACHER) for s in range(3)]
-    assert "Best beside the controls: at, 0.1503" in render(records, ["md"])[f"{NAME}.md"]
+    assert "Best beside the controls: at, 0.1503" in rendered(records, ["md"])[f"{NAME}.md"]
 
 
 def test_a_teacher_is_weak_where_its_error_is_not_below_the_students() -> None:
@@ -304,7 +305,7 @@ def test_a_teacher_is_weak_where_its_error_is_not_below_the_students() -> None:
 
 def test_errors_across_pairs() -> None:
     small = {"cell": {"student": "resnet8", "pair": "resnet56-resnet8"}, "config": {"pair": {"student": "resnet8"}}}
-    texts = render([*errors(), *errors(**small)], ["md", "csv"])
+    texts = rendered([*errors(), *errors(**small)], ["md", "csv"])
     text = texts["tables/across-pairs/cifar100-crd240.md"]
     found = {
         row["method"]: row for row in csv.DictReader(io.StringIO(texts["tables/across-pairs/cifar100-crd240.csv"]))
@@ -383,7 +384,7 @@ def returns() -> list[Record]:
 
 
 def test_episodes_are_no_images_and_actions_no_classes() -> None:
-    texts = render(returns(), ["md", "csv", "tex"])
+    texts = rendered(returns(), ["md", "csv", "tex"])
     text = texts[f"{NAME}.md"]
     assert "4000 training, 0 validation samples and 20 test episodes" in text
     assert "- Teacher: resnet56, 500.00 (sha256" in text
@@ -441,7 +442,7 @@ def test_the_control_of_a_table_is_the_one_made_for_its_task() -> None:
     icarl = next(row for row in table.rows if row.method == "icarl")
     assert icarl.delta_scratch is not None
     assert icarl.delta_scratch.mean == pytest.approx(1.1)
-    text = render(sequences(), ["md"], methods=[FINETUNE, REPLAY])[
+    text = rendered(sequences(), ["md"], methods=[FINETUNE, REPLAY])[
         "tables/cifar100_ClassIncremental-resnet20-crd240.md"
     ]
     found = rows(text)
@@ -454,15 +455,15 @@ def test_the_control_of_a_table_is_the_one_made_for_its_task() -> None:
 
 
 def test_further_measures_stand_behind_the_differences() -> None:
-    texts = render(sequences(), ["md", "csv"])
+    texts = rendered(sequences(), ["md", "csv"])
     name = "tables/cifar100_ClassIncremental-resnet20-crd240"
     icarl = rows(texts[f"{name}.md"])["icarl"]
     heads = list(icarl)
-    assert heads[heads.index("Δ KD") + 1 :][:4] == ["forgetting", "nll", "top1", "gap recovered %"]
+    assert heads[heads.index("Δ KD") + 1 :][:4] == ["forgetting % ↓", "nll nats ↓", "top-1 %", "gap recovered %"]
     assert heads[:3] == ["Method", "n", "average % last"]
     # 1, 0, -1 about the mean: s = 1, and half the width is 4.3027 / √3
-    assert icarl["forgetting"] == "31.00 ± 2.48"
-    assert icarl["nll"] == "1.2346 ± 0.0000"
+    assert icarl["forgetting % ↓"] == "31.00 ± 2.48"
+    assert icarl["nll nats ↓"] == "1.2346 ± 0.0000"
     (row,) = [row for row in csv.DictReader(io.StringIO(texts[f"{name}.csv"])) if row["method"] == "icarl"]
     assert float(row["other_forgetting"]) == 31
     assert float(row["other_forgetting_low"]) == pytest.approx(31 - 4.30265 / math.sqrt(3), abs=1e-4)
@@ -472,8 +473,8 @@ def test_further_measures_stand_behind_the_differences() -> None:
 def test_a_row_without_a_further_measure_shows_none() -> None:
     records = [*sequences(), *(r.model_copy() for r in incremental("lwf", (45.0,)))]
     bare = records[-1].model_copy(update={"metrics": records[-1].metrics.model_copy(update={"others": {}})})
-    text = render([*records[:-1], bare], ["md"])["tables/cifar100_ClassIncremental-resnet20-crd240.md"]
-    assert rows(text)["lwf"]["forgetting"] == "-"
+    text = rendered([*records[:-1], bare], ["md"])["tables/cifar100_ClassIncremental-resnet20-crd240.md"]
+    assert rows(text)["lwf"]["forgetting % ↓"] == "-"
 
 
 # ---- stores of several measures -------------------------------------------------------------------------------------
@@ -496,7 +497,7 @@ def test_measures_are_never_mixed_in_a_table() -> None:
 
 def test_names_of_measures_are_inert() -> None:
     evil = Measure("=cmd|' </script>`x", unit="|*")
-    texts = render([make_measured("kd", seed, 2.0 + seed, evil) for seed in range(2)])
+    texts = rendered([make_measured("kd", seed, 2.0 + seed, evil) for seed in range(2)])
     assert ",'=cmd|' </script>`x," in texts[f"{NAME}.csv"].splitlines()[0]
     assert "\\`x \\|\\*" in texts[f"{NAME}.md"]
     assert texts["leaderboard.html"].count("</script>") == 3

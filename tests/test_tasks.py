@@ -22,6 +22,7 @@ from kdbench.data.batch import Batch, DataSpec
 from kdbench.data.views import crop, normalise
 from kdbench.draws import random_bits
 from kdbench.errors import UserError
+from kdbench.measures import FURTHER
 from kdbench.tasks import (
     PGD,
     TASKS,
@@ -103,6 +104,7 @@ def test_meters_measure_the_same_whatever_the_size_of_batches(name: str) -> None
     meter = task.meter(data)
     meter.seen = 4
     found = evaluate(meter, x, y, net, 40)
+    assert found.keys() - {task.primary.name} <= FURTHER.keys()  # tables know their units and directions
     scores = meter.examples()
     assert task.primary.name in found
     assert scores.dtype in (torch.bool, torch.float32)

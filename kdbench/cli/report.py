@@ -20,6 +20,14 @@ def add_to(commands: Any) -> None:
     report.add_argument("--filter", default="", metavar="KEY=VALUE,...", help="as in dataset=cifar100,protocol=lite")
     report.add_argument("--format", default=None, metavar="FORMAT,...", help="of md, csv, tex, html (default: all)")
     report.add_argument(
+        "--columns",
+        metavar="NAME,...",
+        help="of tables in md and tex, as in method,score,dscratch,dkd,gap (default: what there is room for)",
+    )
+    report.add_argument(
+        "--width", choices=("column", "text"), default="column", help="of tables in tex (default: column)"
+    )
+    report.add_argument(
         "--reference",
         action="append",
         default=[],
@@ -60,17 +68,18 @@ def add_to(commands: Any) -> None:
 
 def make_report(options: argparse.Namespace) -> int:
     from kdbench.registry import methods
-    from kdbench.report import FORMATS, check, generate, report
+    from kdbench.report import FORMATS, Look, check, generate, report
 
+    look = Look(options.columns.split(",") if options.columns is not None else None, options.width)
     filters = dict(item.partition("=")[::2] for item in options.filter.split(",") if item)
     formats = options.format.split(",") if options.format else FORMATS
     folder, known = options.out or options.results, methods(options.config_dir)
     if options.check:
-        stale = check(folder, generate(options.results, filters, formats, known, options.reference))
+        stale = check(folder, generate(options.results, filters, formats, known, options.reference, look))
         for line in stale:
             say(line)
         return fail(f"{len(stale)} file(s) do not follow from the store: run kdbench report.") if stale else 0
-    written = report(options.results, folder, filters, formats, known, options.reference)
+    written = report(options.results, folder, filters, formats, known, options.reference, look)
     for path in written:
         say(str(path))
     if options.wandb:

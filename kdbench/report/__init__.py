@@ -3,12 +3,13 @@
 from kdbench.report.filters import FILTERS, select
 from kdbench.report.model import build_tables, load_records
 from kdbench.report.pairwise import compare
-from kdbench.report.tables import FORMATS, check, generate, render, report, write
+from kdbench.report.tables import FORMATS, Look, check, generate, render, report, write
 from kdbench.report.terminal import render_terminal
 
 __all__ = [
     "FILTERS",
     "FORMATS",
+    "Look",
     "build_tables",
     "check",
     "compare",

@@ -1,4 +1,4 @@
-"""Sheets across pairs: how methods do over all pairs of one data set and protocol."""
+"""Sheets across pairs of one data set and protocol: every method on every pair, and how methods do over all of them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,40 @@ from dataclasses import replace
 from typing import Any
 
 from kdbench.measures import TOP1, Measure
-from kdbench.report.model import Row, Table, safe_name
-from kdbench.report.sheet import Block, Cell, Grid, Sheet
+from kdbench.report.measured import blocks_of, method_cell, subject
+from kdbench.report.model import KEY_DIGITS, Row, Table, file_name
+from kdbench.report.settings import CONTROLS, ROLES
+from kdbench.report.sheet import (
+    Block,
+    Cell,
+    Column,
+    Grid,
+    Sheet,
+    count,
+    method_column,
+    plain,
+)
+from kdbench.report.words import network_name
 from kdbench.results.record import digest
-from kdbench.results.stats import REPLICATES, Interval, average_ranks, gap_recovered, improvement_probability, iqm
+from kdbench.results.stats import (
+    ALPHA,
+    REPLICATES,
+    Interval,
+    average_ranks,
+    gap_recovered,
+    improvement_probability,
+    iqm,
+)
+from kdbench.taxonomy import load_taxonomy
 from kdbench.text import fixed
-
-
-def columns(kd: str) -> tuple[str, ...]:
-    """`kd`: the name of the control that stands for plain distillation."""
-    return ("Method", "pairs", "runs", "gap recovered % (IQM)", f"P(better than {kd})", "average rank")
 
 
 def _notes(kd: str, measure: Measure) -> list[str]:
     return [
         *([f"Ranked by {measure.label}: {measure.direction}."] if measure != TOP1 else []),
         "Gap recovered = (run - mean from scratch) / (teacher - mean from scratch). IQM: the mean of the middle half "
-        "of all runs of all pairs. Pairs whose teacher is not better than the student have no gap.",
+        "of all runs of all pairs. A pair whose teacher is no better than the student, or within its interval, "
+        "has no gap.",
         f"P(better than {kd}): the chance that a run beats a run of {kd} on a pair drawn at random; ties count half.",
         "Average rank: of the mean over seeds, among the methods of this table; 1 is the best.",
     ]
@@ -35,59 +52,176 @@ def across_pairs(tables: Sequence[Table]) -> list[Sheet]:
     cohorts: dict[str, list[Table]] = defaultdict(list)
     for table in tables:
         cohorts[table.cohort].append(table)
-    sheets = [(key, _sheet(group)) for key, group in cohorts.items() if len(group) > 1]
-    names = [sheet.path for _, sheet in sheets]
-    unique = [
-        replace(sheet, path=f"{sheet.path}-{key[:8]}") if names.count(sheet.path) > 1 else sheet
-        for key, sheet in sheets
-    ]
-    return sorted(unique, key=lambda sheet: sheet.path)
+    sheets = [_sheet(key, group) for key, group in cohorts.items() if len(group) > 1]
+    return sorted(sheets, key=lambda sheet: sheet.path)
 
 
-def _sheet(tables: Sequence[Table]) -> Sheet:
+def _sheet(cohort: str, tables: Sequence[Table]) -> Sheet:
     first = tables[0]
+    shown = {row.method: row for table in reversed(tables) for row in _shown_rows(table).values()}
     methods = _complete(tables)
-    partial = sorted({row.method for table in tables for row in table.rows if row.scores} - methods.keys())
     measure, heads = first.measure, {table.versus["kd"].removeprefix("Δ ") for table in tables}
     kd = " or ".join(sorted(heads))
     ranks = average_ranks({name: [_mean(row) for row in rows] for name, rows in methods.items()}, higher=measure.higher)
     controls = [[table.control(name) for table in tables] for name in ("scratch", "kd")]
     values = [_values(name, rows, tables, *controls, rank=ranks[name]) for name, rows in methods.items()]
     values.sort(key=lambda value: (value["average_rank"], value["method"]))
-    pairs = ", ".join(table.name for table in tables)
     notes = _notes(kd, measure)
-    if partial:
+    if partial := sorted(shown.keys() - methods.keys()):
         notes.append(f"Without a finished run on some pair, and so not compared here: {', '.join(partial)}.")
     trust = "; ".join(
         [
-            f"{len(tables)} pairs: {pairs}",
+            f"{len(tables)} pairs: {', '.join(table.name for table in tables)}",
             f"protocol {first.protocol} ({digest(first.records[0].config['protocol'])[:12]})",
             "selection: last epoch",
             "of each control the reference, of each method the shipped default, else the setting of most seeds",
+            "± standard deviation over seeds",
             f"95 % percentile intervals of {REPLICATES} bootstrap resamples of the runs within each pair",
             f"{len(frozenset().union(*(table.cells for table in tables)))} records",
         ]
     )
+    rows = list(shown.values())
+    blocks = [Block("", [[_method(shown[value["method"]], rows), *_cells(value)] for value in values])]
+    everything = subject(first, f"{len(tables)} pairs")
+    summary = Grid("Over all pairs", _columns(kd), blocks, notes, f"{everything}. {_SUMMARY}", "summary")
+    nothing = dict.fromkeys(key for value in values for key in value if key != "method")
+    complete = {value["method"]: value for value in values}
     return Sheet(
-        path=f"across-pairs/{safe_name(first.dataset, first.protocol)}",
-        title=f"Across pairs: {first.dataset}, {first.protocol}",
+        path=f"across-pairs/{file_name(first.dataset, first.records[0].cell.protocol, key=cohort[:KEY_DIGITS])}",
+        title=f"Across pairs: {first.data}, {first.protocol}",
         facts=[],
-        grids=[Grid("", columns(kd), 1, [Block("", [_cells(value) for value in values])], notes)],
+        grids=[_matrix(tables, everything), *([summary] if values else [])],
         trust=trust,
-        values=[{**value, "trust": trust} for value in values],
+        values=[
+            {
+                **complete.get(name, {"method": name, **nothing}),
+                **_pair_values(name, tables),
+                "trust": trust,
+            }
+            for name in [*complete, *partial]
+        ],
     )
+
+
+# ---- methods x pairs ------------------------------------------------------------------------------------------------
+
+
+def _matrix(tables: Sequence[Table], everything: str) -> Grid:
+    """Every method on every pair, teachers first, as papers show them."""
+    measure, digits = tables[0].measure, max(table.digits for table in tables)
+    found = [_shown_rows(table) for table in tables]
+    rows: dict[str, Row] = {}
+    for each in found:
+        rows |= {name: row for name, row in each.items() if name not in rows}
+    ordered = sorted(rows.values(), key=lambda row: (ROLES.index(row.role), _place(row), row.method))
+    blocks = []
+    if any(table.teacher is not None for table in tables):
+        blocks.append(Block("", [[Cell("Teacher"), *(plain(table.teacher, digits) for table in tables)]]))
+    for heading, group in blocks_of(ordered):
+        lines = [
+            [
+                _method(row, ordered),
+                *(_reached(each.get(row.method), table, digits) for each, table in zip(found, tables, strict=True)),
+            ]
+            for row in group
+        ]
+        blocks.append(Block(heading, lines))
+    quantity = f"{measure.quantity[:1].upper()}{measure.quantity[1:]}"
+    what = f"{quantity} after the last epoch, mean ± standard deviation over seeds"
+    kd = " or ".join(sorted({table.versus["kd"].removeprefix("Δ ") for table in tables if table.control("kd")}))
+    bold = f"Bold: better than {kd} on that pair, p < {ALPHA:g} (paired t-test, Holm within the pair)." if kd else ""
+    return Grid(
+        heading="",
+        columns=[method_column(), *(_pair_column(table, tables) for table in tables)],
+        blocks=blocks,
+        notes=[f"{what}.", *([bold] if bold else [])],
+        caption=f"{everything}. {what}. {bold}".rstrip(),
+        key="pairs",
+    )
+
+
+def _method(row: Row, rows: Sequence[Row]) -> Cell:
+    return method_cell(replace(row, setting=""), rows)
+
+
+def _pair_column(table: Table, tables: Sequence[Table]) -> Column:
+    teacher = next((record.teacher for record in table.records if record.teacher), None)
+    student = table.records[0].cell.student
+    if teacher is None:
+        return Column(f"pair {table.name}", student, (network_name(student),))
+    # several teachers of one architecture
+    twins = sum(other.pair == table.pair for other in tables) > 1
+    of = f" {teacher.sha256[:6]}" if twins else ""
+    lines = (f"{network_name(teacher.name)}{of}", network_name(student))
+    return Column(f"pair {table.name}", f"{teacher.name}{of} → {student}", lines)
+
+
+def _place(row: Row) -> tuple[int, str]:
+    return (CONTROLS.index(row.control), "") if row.control else load_taxonomy().order(row.leaf)
+
+
+def _reached(row: Row | None, table: Table, digits: int) -> Cell:
+    if row is None or row.reached is None:
+        return Cell("-")
+    delta = row.delta_kd
+    middle, spread = fixed(row.reached.mean, digits), "" if row.std is None else fixed(row.std, digits)
+    return Cell(
+        f"{middle} ± {spread}" if spread else f"{middle} (one seed)",
+        bold=delta is not None and delta.significant and delta.better,
+        number=(middle, spread, ""),
+    )
+
+
+def _pair_values(name: str, tables: Sequence[Table]) -> dict[str, Any]:
+    """A method's mean, standard deviation and number of runs on each pair, for CSV."""
+    values: dict[str, Any] = {}
+    for table in tables:
+        row = _shown_rows(table).get(name)
+        values |= {
+            table.name: row.reached.mean if row and row.reached else None,
+            f"{table.name}_std": row.std if row else None,
+            f"{table.name}_n": len(row.scores) if row else 0,
+        }
+    return values
+
+
+def _shown_rows(table: Table) -> dict[str, Row]:
+    """One finished row of each method: of a control the reference, else the default, else that of most seeds.
+
+    Never the best accuracy: otherwise a method that is tuned more would look better.
+    """
+    best: dict[str, Row] = {}
+    for row in table.rows:
+        if row.scores and (row.method not in best or _rank(row) > _rank(best[row.method])):
+            best[row.method] = row
+    return best
+
+
+# ---- over all pairs -------------------------------------------------------------------------------------------------
+
+_SUMMARY = (
+    "IQM of the gap recovered and chance to beat plain distillation, with 95 % bootstrap intervals, and rank among the "
+    "methods that ran on every pair."
+)
+
+
+def _columns(kd: str) -> list[Column]:
+    """`kd`: the name of the control that stands for plain distillation."""
+    return [
+        method_column(),
+        Column("pairs", "pairs"),
+        Column("runs", "runs"),
+        Column("iqm", "gap recovered % (IQM)", ("gap (%)", "IQM")),
+        Column("better", f"P(better than {kd})", ("P(better", f"than {kd})")),
+        Column("rank", "average rank", ("average", "rank")),
+    ]
 
 
 def _complete(tables: Sequence[Table]) -> dict[str, list[Row]]:
     """The rows, one of each table, of the methods that have a finished run in every table."""
     rows: dict[str, list[Row]] = defaultdict(list)
     for table in tables:
-        best: dict[str, Row] = {}
-        for row in table.rows:
-            # never the best accuracy: otherwise a method that is tuned more would look better
-            if row.scores and (row.method not in best or _rank(row) > _rank(best[row.method])):
-                best[row.method] = row
-        for name, row in best.items():
+        for name, row in _shown_rows(table).items():
             rows[name].append(row)
     return {name: found for name, found in sorted(rows.items()) if len(found) == len(tables)}
 
@@ -127,9 +261,13 @@ def _values(
 
 
 def _cells(values: dict[str, Any]) -> list[Cell]:
-    texts = [values["method"], str(values["pairs"]), str(values["runs"])]
-    texts += [_shown(values, "gap_iqm", 100, 1), _shown(values, "p_better_than_kd", 1, 2)]
-    return [*map(Cell, texts), Cell(fixed(values["average_rank"], 2))]
+    return [
+        count(values["pairs"]),
+        count(values["runs"]),
+        Cell(_shown(values, "gap_iqm", 100, 1)),
+        Cell(_shown(values, "p_better_than_kd", 1, 2)),
+        plain(values["average_rank"]),
+    ]
 
 
 def _shown(values: dict[str, Any], name: str, scale: int, digits: int) -> str:

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
+from kdbench.report.measured import blocks_of, measured_grid, method_cell, row_values, subject, verdict
 from kdbench.report.model import Row, Table
-from kdbench.report.sheet import (
-    Block,
-    Cell,
-    Grid,
-    Sheet,
-    measured,
-    measured_cells,
-    paused,
-    row_cells,
-    row_values,
-    verdict,
-)
+from kdbench.report.sheet import Block, Cell, Column, Grid, Sheet, method_column
 from kdbench.taxonomy import Chapter, Leaf, SurveyTable, load_taxonomy
 
 
 def overview(table: Table) -> Sheet:
     """All rows, without the survey's columns."""
-    blocks = [Block(name, [row_cells(table, row) for row in rows]) for name, rows in blocks_of(table.rows)]
-    notes = [verdict(table, table.rows), paused(table.rows)]
     return Sheet(
         path=table.name,
         title=table.title,
         facts=table.header,
-        grids=[Grid("", ("Method", *measured(table).values()), 1, blocks, [note for note in notes if note])],
+        grids=[measured_grid(table, table.rows, notes=[note for note in [verdict(table, table.rows)] if note])],
         trust=table.trust,
         values=[{**row_values(table, row), "trust": table.trust} for row in table.rows],
     )
@@ -55,11 +42,6 @@ def chapter_sheets(table: Table) -> list[Sheet]:
     return sheets
 
 
-def blocks_of(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Neighbouring rows of one block, under its name."""
-    return [(block, list(group)) for block, group in groupby(rows, key=lambda row: row.block)]
-
-
 def _chapter(table: Table, chapter: Chapter, name: str) -> Sheet:
     columns = [key for part in chapter.tables for key in part.columns]
     values: list[dict[str, Any]] = []
@@ -73,7 +55,7 @@ def _chapter(table: Table, chapter: Chapter, name: str) -> Sheet:
         path=f"{table.name}/{name}",
         title=f"{number}{chapter.title}: {table.title}",
         facts=[],
-        grids=[_grid(table, part) for part in chapter.tables],
+        grids=[grid for part in chapter.tables for grid in _grids(table, part)],
         trust=table.trust,
         values=values,
     )
@@ -87,27 +69,35 @@ def _rows(table: Table, part: SurveyTable) -> list[Row]:
     return [row for row in table.rows if row.control or row.leaf in ids]
 
 
-def _grid(table: Table, part: SurveyTable) -> Grid:
+def _grids(table: Table, part: SurveyTable) -> list[Grid]:
+    """What is measured, and a table of its own for what the methods say for the survey's columns."""
     rows = _rows(table, part)
+    grids = [measured_grid(table, rows, part.title, _notes(table, part, rows), part.id)]
     ids = {leaf.id for leaf in part.leaves}
+    own = [row for row in rows if row.leaf in ids]  # the columns are not about controls of other leaves
+    if own and part.columns:
+        grids.append(_described(table, part, own))
+    return grids
 
+
+def _described(table: Table, part: SurveyTable, rows: Sequence[Row]) -> Grid:
     def cells(row: Row) -> list[Cell]:
-        # a control stands in tables of other leaves too, whose columns are not about it
-        survey = (row.survey or {}) if row.leaf in ids else {}
-        declared = [Cell(survey.get(key, "-")) for key in part.columns]
-        return [Cell(row.label), *declared, *measured_cells(table, row).values()]
+        said = row.survey or {}
+        return [method_cell(row, table.rows), *(Cell(said.get(key, "-")) for key in part.columns)]
 
+    foreign = sorted({f"{row.label} ({row.cls})" for row in rows if row.survey is None})
     return Grid(
-        heading=part.title,
-        columns=("Method", *part.columns.values(), *measured(table).values()),
-        text_columns=1 + len(part.columns),
+        heading=f"{part.title}: what the methods are",
+        columns=[method_column(), *(Column(f"survey {key}", head, words=True) for key, head in part.columns.items())],
         blocks=[Block(name, [cells(row) for row in group]) for name, group in blocks_of(rows)],
-        notes=_notes(table, part, rows),
+        notes=[f"Without entries for the survey's columns: {', '.join(foreign)}."] if foreign else [],
+        caption=f"{part.title}: the methods of {subject(table)}.",
+        key=f"{part.id}-methods",
     )
 
 
 def _notes(table: Table, part: SurveyTable, rows: Sequence[Row]) -> list[str]:
-    notes = [verdict(table, rows), paused(rows)]
+    notes = [verdict(table, rows)]
     leaves = {row.leaf for row in rows}
     for leaf in part.leaves:
         if leaf.open and leaf.id not in leaves:
@@ -116,7 +106,4 @@ def _notes(table: Table, part: SurveyTable, rows: Sequence[Row]) -> list[str]:
             notes.append(f"{leaf.heading}: no records here.")
         elif all(row.control for row in rows if row.leaf == leaf.id):
             notes.append(f"{leaf.heading}: among the controls alone.")
-    foreign = sorted({f"{row.label} ({row.cls})" for row in rows if row.survey is None})
-    if foreign:
-        notes.append(f"Without entries for the survey's columns: {', '.join(foreign)}.")
     return [note for note in notes if note]

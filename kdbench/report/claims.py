@@ -150,10 +150,16 @@ def _markdown(comparisons: Sequence[Comparison]) -> str:
     claims, *_, untested = coverage.rows[-1][1:]
     records = len({cell for comparison in comparisons for cell in comparison.cells})
     lines = [MARKER, "# Paper vs ours", "", TRUST, ""]
-    lines += [f"{claims} claims, {untested} of them untested; {records} records join the others.", ""]
+    if records:
+        lines += [f"{claims} claims, {untested} of them untested; {records} records join the others.", ""]
+    else:
+        lines += [f"No record joins one of the {claims} claims yet.", ""]
     for table in [*tables, coverage]:
-        lines += [f"## {escape(table.title)}", "", line(table.header), "|" + "---|" * len(table.header)]
-        lines += [*(line(map(escape, row)) for row in table.rows), ""]
+        rows = [line(table.header), "|" + "---|" * len(table.header), *(line(map(escape, row)) for row in table.rows)]
+        if records:
+            lines += [f"## {escape(table.title)}", "", *rows, ""]
+        else:  # rows of zeros, for who looks for them
+            lines += ["<details>", f"<summary>{escape(table.title)}</summary>", "", *rows, "", "</details>", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

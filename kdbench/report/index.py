@@ -29,7 +29,7 @@ def index(
         teacher = table.header[0].removeprefix("Teacher: ")
         parts = "; ".join(_links(sheet.path.rpartition("/")[2], sheet.path, formats) for sheet in chapters[table.name])
         measure = [escape(table.measure.quantity)] * several
-        link = _links(table.name, table.name, formats)
+        link = _links(table.title, table.name, formats)
         lines.append(line([link, *measure, str(len(table.rows)), escape(teacher), parts]))
     across = [sheet for folder in chapters for sheet in chapters[folder] if folder == "across-pairs"]
     if across:

@@ -19,9 +19,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from kdbench.report.measured import measured, measured_cells
 from kdbench.report.model import Row, Table
 from kdbench.report.settings import Comparison, Known, Setting, settings_of
-from kdbench.report.sheet import measured_cells, number, p_value
+from kdbench.report.sheet import number, p_value
 from kdbench.results.record import Cost, Record, canonical_json, digest
 from kdbench.results.stats import ALPHA
 from kdbench.shipped import is_third_party
@@ -169,7 +170,7 @@ def _table(table: Table) -> dict[str, Any]:
         "unit": measure.unit,
         "higher": measure.higher,
         "examples": measure.examples,
-        "others": list(table.others),
+        "others": [measured(table)[f"other {name}"] for name in table.others],
         "versus": [table.versus["scratch"], table.versus["kd"]],
         "pair": table.pair,
         "student": table.records[0].cell.student,
@@ -229,15 +230,15 @@ def _row(
 
 
 _KEYS = {
-    "reached": "reached",
+    "score": "reached",
     "balanced": "bal",
-    "scratch": "ds",
-    "kd": "dk",
+    "dscratch": "ds",
+    "dkd": "dk",
     "gap": "gap",
     "minutes": "minutes",
-    "student": "sf",
-    "teacher": "tf",
-    "extra": "extra",
+    "student_forwards": "sf",
+    "teacher_forwards": "tf",
+    "extra_params": "extra",
 }
 """Columns of every format -> the page's names of them."""
 

@@ -16,15 +16,17 @@ def markdown(sheet: Sheet) -> str:
     lines = [MARKER, f"# {escape(sheet.title)}", "", *(f"- {escape(fact)}" for fact in sheet.facts)]
     for grid in sheet.grids:
         lines += [f"\n## {escape(grid.heading)}"] if grid.heading else []
-        lines += ["", *_table(grid), "", *(f"- {escape(note)}" for note in grid.notes)]
-        lines += [f"- Trust: {escape(sheet.trust)}."] if grid.blocks else []
+        lines += ["", *_table(grid), "", *(f"- {escape(note)}" for note in grid.remarks)]
+        lines += [f"- Trust: {escape(sheet.trust)}."] if grid.numeric else []
     text = "\n".join(lines) + "\n"
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def escape(text: str) -> str:
     """`text` as Markdown shows it literally, in one line and in one cell of a table."""
-    text = re.sub(r"([\\`*<>\[\]|~&$])", r"\\\1", one_line(text))
+    text = re.sub(r"([\\`*>|~&$]|<(?=[A-Za-z/!?]))", r"\\\1", one_line(text))
+    if text.startswith("[") or re.search(r"\][(\[:]|\[\^", text):  # else no link, footnote or task begins here
+        text = re.sub(r"([\[\]])", r"\\\1", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 
 
@@ -36,8 +38,8 @@ def line(cells: Iterable[str]) -> str:
 def _table(grid: Grid) -> list[str]:
     if not grid.blocks:
         return []
-    numbers = len(grid.columns) - grid.text_columns
-    lines = [line(map(escape, grid.columns)), "|" + "---|" * grid.text_columns + "---:|" * numbers]
+    rule = "".join("---|" if column.words else "---:|" for column in grid.columns)
+    lines = [line(escape(column.head) for column in grid.columns), f"|{rule}"]
     for block in grid.blocks:
         if block.heading:
             lines.append(line([f"**{escape(block.heading)}**"] + [""] * (len(grid.columns) - 1)))

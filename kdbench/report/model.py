@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from kdbench.errors import UserError
-from kdbench.measures import TOP1, Measure, decimals
+from kdbench.measures import TOP1, Measure, further
 from kdbench.report.settings import (
     Comparison,
     Known,
@@ -26,12 +26,16 @@ from kdbench.report.settings import (
     row_label,
     settings_of,
 )
-from kdbench.report.trust import header, ignorance, scenario, trust_line, versus, weakness_in
+from kdbench.report.trust import header, ignorance, nearness, scenario, trust_line, versus, weakness_in
+from kdbench.report.words import cut, protocol_names
 from kdbench.results.labels import ClassSizes, Labels, class_sizes
 from kdbench.results.record import MethodInfo, Record, digest, unpack_correct
 from kdbench.results.stats import Estimate, gap_recovered, holm, mean_interval
 from kdbench.results.store import Store
 from kdbench.taxonomy import load_taxonomy
+
+KEY_DIGITS = 8
+"""Of the hash of what makes records comparable, by which a file's name ends."""
 
 PAUSED = 2.0
 """Training times of seeds that differ by more than this factor hold pauses of the machine, and are not shown."""
@@ -56,6 +60,7 @@ class Row:
     """One setting of one method over its seeds; None where there is none, `gap` a fraction.
 
     Attributes:
+        title, paper: how the method is called where people write about it, and the key of its work in a bibliography.
         reference: whether the other rows are compared with this one, as far as it is a control.
         default: whether it has the settings that ship with its method.
         setting: the config values that tell this row from others of the same method; empty where it has the name alone.
@@ -63,6 +68,7 @@ class Row:
         scores: what is measured after the last epoch by seed, of the finished cells; only these enter the statistics
             and costs.
         reached: their mean.
+        std: their standard deviation s, s² = Σ(x - m)² / (n - 1); None of one seed.
         others: means of further measures by name, over the seeds that have them.
         recall: None where the labels of the test set are not in the store.
         survey: what the method says for the survey's columns; None where neither it nor its record is known to.
@@ -77,6 +83,8 @@ class Row:
     reference: bool
     default: bool
     method: str
+    title: str
+    paper: str | None
     setting: str
     cls: str
     survey: Mapping[str, str] | None
@@ -84,6 +92,7 @@ class Row:
     scores: Mapping[int, float]
     diverged: int
     reached: Estimate | None
+    std: float | None
     others: Mapping[str, Estimate]
     recall: Recall | None
     delta_scratch: Comparison | None
@@ -109,14 +118,18 @@ class Table:
 
     Attributes:
         cells: ids of the records it stands on.
+        name: of its files: readable, and by its last part the same for ever, whatever other tables come.
         header: the facts, one a line; trust: the same in one line.
         cohort: the same for tables that differ in the pair alone.
+        data: the data set and which part of it was trained on.
+        protocol: its name, and where its values are not those that ship under it.
         measure: what all records measure.
         digits: its decimals.
         others: further measures of any row by name, with their decimals.
         versus: the heads of the differences, by control.
         teacher: what the teacher reaches, None where there is none.
-        goal: the same, if it knows all classes of the student: the end of the gap to recover.
+        goal: the same as the end of the gap to recover; None where the teacher does not know all classes of the
+            student, or the gap is inside the interval of the student from scratch.
         weak: why it has nothing to teach, as a clause, or None.
         unequal: whether the classes of the test set differ in size, see `kdbench.results.labels.UNEQUAL`.
     """
@@ -129,6 +142,7 @@ class Table:
     rows: list[Row]
     cohort: str
     dataset: str
+    data: str
     pair: str
     protocol: str
     measure: Measure
@@ -180,6 +194,7 @@ def build_tables(
     """
     records, known = list(records), list(known)
     _check_named(records, named)
+    protocols = protocol_names(records)
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda r: r.cell.id):
         cell = record.cell
@@ -190,25 +205,18 @@ def build_tables(
         cohort = digest(same)
         groups[cohort, cell.student].append(record)
     tables: list[Table] = []
-    keys: list[str] = []
     for (cohort, student), group in groups.items():
         teachers = sorted({record.teacher.sha256 for record in group if record.teacher})
         for sha in teachers or [""]:
             shared = [record for record in group if record.teacher is None or record.teacher.sha256 == sha]
-            tables.append(_table(shared, cohort, known, labels or {}, named))
-            keys.append(digest([cohort, student, sha]))
-    # Names are for people; where tables would share one (also on a disk that ignores case), the key tells them apart.
-    taken = [table.name.lower() for table in tables]
-    unique = [
-        replace(table, name=f"{table.name}-{key[:8]}") if taken.count(table.name.lower()) > 1 else table
-        for table, key in zip(tables, keys, strict=True)
-    ]
-    return sorted(unique, key=lambda table: table.name)
+            key = digest([cohort, student, sha])[:KEY_DIGITS]
+            tables.append(_table(shared, cohort, key, protocols[shared[0].cell.id], known, labels or {}, named))
+    return sorted(tables, key=lambda table: table.name)
 
 
-def safe_name(*parts: str) -> str:
-    """Names joined to one that every file system takes."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip(".")[:150]
+def file_name(*parts: str, key: str) -> str:
+    """Names, for people, and the key that tells them apart, joined to one that every file system takes."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', '-'.join(parts)).lstrip('.')[:150]}-{key}"
 
 
 def _check_named(records: Sequence[Record], named: Sequence[str]) -> None:
@@ -237,6 +245,8 @@ def _block(info: MethodInfo) -> str:
 def _table(
     records: list[Record],
     cohort: str,
+    key: str,
+    protocol: str,
     known: Sequence[Known],
     labels: Mapping[str, Labels],
     named: Sequence[str],
@@ -245,7 +255,7 @@ def _table(
     settings = settings_of(records)
     scratch, kd = (reference(settings, control, known, named) for control in ("scratch", "kd"))
     accuracy = _mean([record.teacher.accuracy for record in records if record.teacher])
-    goal = None if ignorance(records) else accuracy
+    goal = None if ignorance(records) or nearness(records, accuracy, scratch) else accuracy
     measure = records[0].measure
     sizes = class_sizes(labels, records[0]) if measure == TOP1 else None
     rows = _corrected([_row(setting, scratch, kd, goal, sizes, known) for setting in settings])
@@ -253,15 +263,17 @@ def _table(
     digits = measure.digits(shown if accuracy is None else [*shown, accuracy])
     posed = scenario(records[0])
     dataset = f"{cell.dataset} {posed[0]}" if posed else cell.dataset
+    data = f"{dataset} ({part})" if (part := cut(records[0])) else dataset
     return Table(
         cells=frozenset(record.cell.id for record in records),
-        name=safe_name(dataset, cell.pair, cell.protocol),
-        title=f"{dataset}, {cell.pair}, {cell.protocol}",
-        header=header(records, accuracy, scratch, kd, sizes, digits=digits),
+        name=file_name(dataset, cell.pair, cell.protocol, key=key),
+        title=f"{data}, {cell.pair}, {protocol}",
+        header=header(records, accuracy, scratch, kd, sizes, protocol=protocol, digits=digits),
         trust=trust_line(
             records,
             accuracy,
             scratch,
+            protocol=protocol,
             seeds=max(len(row.scores) for row in rows),
             deltas=[[row.delta_scratch for row in rows], [row.delta_kd for row in rows]],
             digits=digits,
@@ -269,11 +281,15 @@ def _table(
         rows=rows,
         cohort=cohort,
         dataset=dataset,
+        data=data,
         pair=cell.pair,
-        protocol=cell.protocol,
+        protocol=protocol,
         measure=measure,
         digits=digits,
-        others={name: decimals(_of(rows, name)) for name in sorted({name for row in rows for name in row.others})},
+        others={
+            name: further(name).digits(_of(rows, name))
+            for name in sorted({name for row in rows for name in row.others})
+        },
         versus={"scratch": versus("scratch", scratch), "kd": versus("kd", kd)},
         teacher=accuracy,
         goal=goal,
@@ -300,6 +316,7 @@ def _row(
         return compare_settings(setting, control.setting)
 
     gap = None
+    entry = next((entry for entry in known if entry.path == info.cls), None)
     if scores and scratch and scratch.setting is not setting and goal is not None:
         higher = setting.records[0].measure.higher
         gap = gap_recovered(_mean_of(scores), _mean_of(scratch.setting.scores), goal, higher=higher)
@@ -311,13 +328,17 @@ def _row(
         reference=any(control is not None and control.setting is setting for control in (scratch, kd)),
         default=bool(is_default(setting, known)),
         method=setting.method,
+        title=entry.title if entry else setting.method,
+        paper=info.paper,
         setting=setting.setting,
         cls=info.cls,
-        survey=_survey(info, known),
+        # a class that is known speaks for itself, so that what is mended there is mended in every table
+        survey=entry.survey if entry else info.survey,
         cells=tuple(record.cell.id for record in sorted(setting.records, key=lambda record: record.cell.seed)),
         scores=scores,
         diverged=len(setting.records) - len(setting.finished),
         reached=mean_interval(list(scores.values())) if scores else None,
+        std=statistics.stdev(scores.values()) if len(scores) > 1 else None,
         others=_others(setting),
         recall=_recall(setting, sizes),
         delta_scratch=delta(scratch),
@@ -328,11 +349,6 @@ def _row(
         teacher_forwards=_mean([cost.teacher_forwards / cost.images_seen for cost in seen]),
         extra_params=max((cost.extra_params for cost in costs), default=None),
     )
-
-
-def _survey(info: MethodInfo, known: Sequence[Known]) -> Mapping[str, str] | None:
-    """A class that is known speaks for itself, so that what is mended there is mended in every table."""
-    return next((entry.survey for entry in known if entry.path == info.cls), info.survey)
 
 
 def _others(setting: Setting) -> dict[str, Estimate]:

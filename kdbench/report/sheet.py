@@ -3,25 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from kdbench.measures import TOP1
-from kdbench.report.model import PAUSED, Row, Table
 from kdbench.report.settings import Comparison
 from kdbench.results.stats import Estimate
 from kdbench.text import fixed
 
-REFERENCE = "reference"
-"""Stands for the difference of a control to itself."""
+
+@dataclass(frozen=True)
+class Work:
+    """Where a method comes from: the name that people know it by, and the key of its paper in a bibliography."""
+
+    title: str
+    paper: str | None
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Plain text, escaped by each format on its own; `bold` marks a significant difference."""
+    """Plain text, escaped by each format on its own.
+
+    Attributes:
+        bold: a significant difference.
+        number: of a text that is one number, its value, what stands behind ±, and what is added in words.
+        work: of a method's name.
+    """
 
     text: str
     bold: bool = False
+    number: tuple[str, str, str] | None = None
+    work: Work | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of words or of numbers.
+
+    Attributes:
+        key: what `chosen` knows it by.
+        lines: its head where there is little room, one string a line.
+        note: what a reader of it must know; legend: the same for a caption, as a clause.
+    """
+
+    key: str
+    head: str
+    lines: tuple[str, ...] = ()
+    words: bool = False
+    note: str = ""
+    legend: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,16 +63,27 @@ class Block:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: the first `text_columns` hold words, the others numbers; `notes` stand below it.
+    """A table; `notes` stand below it, `caption` says in a sentence what it shows.
 
-    Without blocks only its heading and notes are shown.
+    Without blocks only its heading and notes are shown. `key` tells it from the others of its sheet.
     """
 
     heading: str
-    columns: Sequence[str]
-    text_columns: int
+    columns: Sequence[Column]
     blocks: Sequence[Block]
     notes: Sequence[str]
+    caption: str = ""
+    key: str = ""
+
+    @property
+    def remarks(self) -> list[str]:
+        """All notes, those of the columns that are shown included."""
+        return [*self.notes, *(column.note for column in self.columns if column.note)]
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it has numbers, which a reader must be able to trust."""
+        return bool(self.blocks) and not all(column.words for column in self.columns)
 
 
 @dataclass(frozen=True)
@@ -65,146 +105,78 @@ class Sheet:
     values: Sequence[Mapping[str, Any]]
 
 
-def measured(table: Table) -> dict[str, str]:
-    """What `measured_cells` give: key -> the head of its column."""
-    measure = table.measure
-    head = measure.label if measure == TOP1 else measure.quantity.removesuffix(" ↓")
-    each = "img" if measure.examples == "images" else "sample"
-    return {
-        "n": "n",
-        "reached": f"{head} last" if measure.higher else f"{head} last ↓",
-        # beside top-1, where the classes of the test set differ in size
-        **({"balanced": "balanced"} if table.unequal else {}),
-        "scratch": table.versus["scratch"],
-        "kd": table.versus["kd"],
-        **{f"other {name}": name for name in table.others},
-        "gap": "gap recovered %",
-        "minutes": "train min",
-        "student": f"student fwd/{each}",
-        "teacher": f"teacher fwd/{each}",
-        "extra": "extra params",
-        "diverged": "diverged",
-    }
+COLUMNS = (
+    "method",
+    "n",
+    "score",
+    "balanced",
+    "dscratch",
+    "dkd",
+    "others",
+    "gap",
+    "student_forwards",
+    "teacher_forwards",
+    "extra_params",
+    "minutes",
+    "diverged",
+)
+"""What the columns of measured rows are chosen by; `others` stands for all further measures."""
+
+ALL = tuple(column for column in COLUMNS if column != "minutes")
+"""The columns where there is room. Minutes tell of the machine as much as of the method, so they are asked for."""
+
+OTHER = "other "
+"""What the key of a further measure's column begins with."""
 
 
-def measured_cells(table: Table, row: Row) -> dict[str, Cell]:
-    """A row as `measured` shows it; rounded, "-" for what there is not."""
-
-    def against(control: str, delta: Comparison | None) -> Cell:
-        if row.reference and row.control == control:
-            return Cell(REFERENCE)
-        return difference(delta, len(row.seeds), table.digits)
-
-    cells = {
-        "n": Cell(str(len(row.seeds))),
-        "reached": Cell(estimate(row.reached, table.digits)),
-        "balanced": Cell(estimate(row.recall.mean if row.recall else None)),
-        "scratch": against("scratch", row.delta_scratch),
-        "kd": against("kd", row.delta_kd),
-        **{f"other {name}": Cell(estimate(row.others.get(name), digits)) for name, digits in table.others.items()},
-        "gap": Cell(number(row.gap, 1, scale=100)),
-        "minutes": Cell(number(row.train_minutes)),
-        "student": Cell(number(row.student_forwards)),
-        "teacher": Cell(number(row.teacher_forwards)),
-        "extra": Cell("-" if row.extra_params is None else f"{row.extra_params:,}"),
-        "diverged": Cell(str(row.diverged)),
-    }
-    return {key: cells[key] for key in measured(table)}
+def method_column() -> Column:
+    return Column("method", "Method", words=True)
 
 
-def row_cells(table: Table, row: Row) -> list[Cell]:
-    """The method, and what is measured."""
-    return [Cell(row.label), *measured_cells(table, row).values()]
+def chosen(sheet: Sheet, names: Sequence[str]) -> Sheet:
+    """The sheet with some of `COLUMNS`, in the order of `names`, the method first; columns of other kinds stay."""
+    return replace(sheet, grids=[_narrowed(grid, names) for grid in sheet.grids])
 
 
-def row_values(table: Table, row: Row) -> dict[str, Any]:
-    """A row for CSV, unrounded; None where there is no value."""
-    measure = table.measure
-    values: dict[str, Any] = {
-        "block": row.block,
-        "role": row.role,
-        "reference": row.control if row.reference else None,
-        "leaf": row.leaf,
-        "method": row.method,
-        "setting": row.setting,
-        "n": len(row.seeds),
-        "seeds": " ".join(map(str, row.seeds)),
-        "diverged": row.diverged,
-        "cells": " ".join(row.cells),
-    }
-    if measure != TOP1:
-        values |= {"measure": measure.name, "higher_is_better": measure.higher, "unit": measure.unit}
-    values |= _interval(measure.name, row.reached)
-    values |= _interval("macro_recall", row.recall.mean if row.recall else None)
-    values |= {
-        "lowest_class_recall": row.recall.low if row.recall else None,
-        "highest_class_recall": row.recall.high if row.recall else None,
-    }
-    for name, delta in (("delta_scratch", row.delta_scratch), ("delta_kd", row.delta_kd)):
-        examples = delta.p_examples if delta else None
-        values |= _interval(name, delta)
-        values |= {
-            f"{name}_n": delta.n if delta else 0,
-            f"{name}_p": delta and delta.p,
-            f"{name}_p_holm": delta and delta.holm,
-            f"{name}_p_examples": None if examples is None else round(examples, 6),  # the rest is the transform's noise
-        }
-    for name in table.others:
-        values |= _interval(f"other_{name}", row.others.get(name))
-    return values | {
-        "gap_recovered": row.gap,
-        "train_minutes": row.train_minutes,
-        "student_forwards_per_image": row.student_forwards,
-        "teacher_forwards_per_image": row.teacher_forwards,
-        "extra_params": row.extra_params,
-    }
+def _narrowed(grid: Grid, names: Sequence[str]) -> Grid:
+    def place(column: Column) -> int | None:
+        key = "others" if column.key.startswith(OTHER) else column.key
+        if key == "method" or key not in COLUMNS:
+            return -1
+        return names.index(key) if key in names else None
+
+    places = [(found, index) for index, column in enumerate(grid.columns) if (found := place(column)) is not None]
+    order = [index for _, index in sorted(places)]
+    return replace(
+        grid,
+        columns=[grid.columns[index] for index in order],
+        blocks=[replace(block, rows=[[row[index] for index in order] for row in block.rows]) for block in grid.blocks],
+    )
 
 
-def verdict(table: Table, rows: Sequence[Row]) -> str:
-    """The best of those `rows` that are no controls, and whether it can be told from KD; empty where there is none."""
-    measure, digits, kd = table.measure, table.digits, table.control("kd")
-    ranked = [(measure.merit(row.reached.mean), row) for row in rows if row.reached and not row.control]
-    if not ranked:
-        return ""
-    _, best = max(ranked, key=lambda pair: pair[0])
-    assert best.reached is not None
-    start = f"Best beside the controls: {best.label}, {measure.text(best.reached.mean, digits)}"
-    name = table.versus["kd"].removeprefix("Δ ")
-    if kd is None:
-        return f"{start}; there is no KD run to compare it with."
-    delta = best.delta_kd
-    if delta is None:
-        return f"{start}; it shares no seed with {kd.label}, so it cannot be compared with {name}."
-    if delta.half is None:
-        size = fixed(delta.mean, digits, signed=True)
-        return f"{start}; on one seed not distinguishable from {name} (Δ {size}, no interval and no test)."
-    tested = f"{p_value(delta.holm)} after Holm" if delta.holm is not None else p_value(None)
-    size = f"Δ {estimate(delta, digits, signed=True)}, {tested}, n = {delta.n}"
-    if not delta.significant:
-        return f"{start}; not distinguishable from {name} ({size})."
-    return f"{start}; {'better' if delta.better else 'worse'} than {name} ({size})."
-
-
-def paused(rows: Sequence[Row]) -> str:
-    """Whose minutes are not shown, and why; empty where there is nothing to say."""
-    found = [row.label for row in rows if row.scores and row.train_minutes is None]
-    if not found:
-        return ""
-    return f"No minutes where seeds differ by more than {PAUSED:g}x, which is the machine's doing: {', '.join(found)}."
-
-
-def estimate(value: Estimate | None, digits: int = 2, *, signed: bool = False) -> str:
-    """Mean ± half the width of the interval."""
+def mean(value: Estimate | None, digits: int = 2, *, signed: bool = False, bold: bool = False, note: str = "") -> Cell:
+    """Mean ± half the width of the interval; `note` stands behind."""
     if value is None:
-        return "-"
-    spread = "(one seed)" if value.half is None else f"± {fixed(value.half, digits)}"
-    return f"{fixed(value.mean, digits, signed=signed)} {spread}"
+        return Cell("-")
+    middle, half = fixed(value.mean, digits, signed=signed), "" if value.half is None else fixed(value.half, digits)
+    text = f"{middle} ± {half}" if half else f"{middle} (one seed)"
+    return Cell(f"{text} {note}".rstrip(), bold, (middle, half, note))
 
 
 def difference(value: Comparison | None, n: int, digits: int = 2) -> Cell:
     """A difference; where fewer than the row's `n` seeds could be paired, it says how many."""
-    partial = f" (n={value.n})" if value and 1 < value.n < n else ""
-    return Cell(estimate(value, digits, signed=True) + partial, bold=value is not None and value.significant)
+    partial = f"(n={value.n})" if value and 1 < value.n < n else ""
+    return mean(value, digits, signed=True, bold=value is not None and value.significant, note=partial)
+
+
+def count(value: int) -> Cell:
+    return Cell(f"{value:,}", number=(f"{value:,}", "", ""))
+
+
+def plain(value: float | None, digits: int = 2, *, scale: int = 1) -> Cell:
+    """A number without an interval."""
+    text = number(value, digits, scale=scale)
+    return Cell(text, number=None if value is None else (text, "", ""))
 
 
 def number(value: float | None, digits: int = 2, *, scale: int = 1) -> str:
@@ -216,9 +188,3 @@ def p_value(p: float | None) -> str:
     if p is None:
         return "no p-value as the differences do not spread"
     return "p < 0.001" if p < 0.001 else f"p = {fixed(p, 3)}"
-
-
-def _interval(name: str, value: Estimate | None) -> dict[str, float | None]:
-    if value is None:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}

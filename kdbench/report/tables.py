@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.errors import UserError
 from kdbench.files import remove_leftovers, write_atomic, writing_to
-from kdbench.report import leaderboard
+from kdbench.report import bibliography, leaderboard
 from kdbench.report.across import across_pairs
 from kdbench.report.benchmarks import benchmarks
+from kdbench.report.bibliography import cited
 from kdbench.report.chapters import chapter_sheets, overview
 from kdbench.report.claims import render_claims
 from kdbench.report.csv import CSV_MARKER, comma_separated
 from kdbench.report.filters import select
 from kdbench.report.index import index
-from kdbench.report.latex import LATEX_MARKER, latex
+from kdbench.report.latex import LATEX_MARKER, Width, latex
 from kdbench.report.leaderboard import HTML_MARKER
 from kdbench.report.markdown import MARKER, markdown
 from kdbench.report.model import build_tables, load_records
 from kdbench.report.settings import Known
-from kdbench.report.sheet import Sheet
+from kdbench.report.sheet import ALL, COLUMNS, Sheet, chosen
 from kdbench.report.terminal import render_terminal
 from kdbench.results import figures
 from kdbench.results.claims import Claim, load_claims
@@ -30,10 +32,43 @@ from kdbench.results.record import Record
 FOLDER = "tables"
 LEADERBOARD = "leaderboard.html"
 BENCHMARKS = "benchmarks.md"
-_SHEETS: dict[str, Callable[[Sheet], str]] = {"md": markdown, "csv": comma_separated, "tex": latex}
-FORMATS = (*_SHEETS, "html")
-_MARKERS = {".md": MARKER, ".csv": f"{CSV_MARKER},", ".tex": LATEX_MARKER, ".html": HTML_MARKER}
+SHEETS = ("md", "csv", "tex")
+FORMATS = (*SHEETS, "html")
+_MARKERS = {
+    ".md": MARKER,
+    ".csv": f"{CSV_MARKER},",
+    ".tex": LATEX_MARKER,
+    ".bib": LATEX_MARKER,
+    ".html": HTML_MARKER,
+}
 """How the files begin that `write` may replace and remove."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How tables are shown.
+
+    Attributes:
+        columns: of measured rows, of `kdbench.report.sheet.COLUMNS`, in Markdown and LaTeX; None: all that there is
+            room for. CSV holds everything.
+        width: of a table in LaTeX.
+    """
+
+    columns: Sequence[str] | None = None
+    width: Width = "column"
+
+    def __post_init__(self) -> None:
+        unknown = [column for column in self.columns or () if column not in COLUMNS]
+        if unknown:
+            raise UserError(f"there is no column '{unknown[0]}': use {', '.join(COLUMNS)}.")
+        if self.columns is not None and not set(self.columns) - {"method"}:
+            raise UserError(f"no column is asked for beside the method: use {', '.join(COLUMNS[1:])}.")
+
+    def show(self, sheet: Sheet, suffix: str) -> str:
+        """A sheet's text in one of `SHEETS`."""
+        if suffix == "tex":
+            return latex(sheet, self.width, self.columns)
+        return comma_separated(sheet) if suffix == "csv" else markdown(chosen(sheet, self.columns or ALL))
 
 
 def generate(
@@ -42,6 +77,7 @@ def generate(
     formats: Sequence[str] = FORMATS,
     methods: Iterable[Known] = (),
     named: Sequence[str] = (),
+    look: Look | None = None,
 ) -> dict[str, str]:
     """The text of every table of a store, by path (with forward slashes) relative to the output folder.
 
@@ -53,7 +89,7 @@ def generate(
         UserError: the store is empty or bad, a filter matches nothing, or a format is unknown.
     """
     records = select(load_records(store_root), filters or {})
-    texts = render(records, formats, load_claims(store_root), methods, load_labels(store_root), named)
+    texts = render(records, formats, load_claims(store_root), methods, load_labels(store_root), named, look)
     measured = figures.load(Path(store_root) / figures.FILE)
     if measured and "md" in formats and not filters:
         texts[BENCHMARKS] = benchmarks(measured)
@@ -67,6 +103,7 @@ def render(
     methods: Iterable[Known] = (),
     labels: Mapping[str, Labels] | None = None,
     named: Sequence[str] = (),
+    look: Look | None = None,
 ) -> dict[str, str]:
     """As `generate`, from records; their order plays no part. `labels` are those of test sets, by key.
 
@@ -80,18 +117,22 @@ def render(
     tables = build_tables(records, methods, labels, named)
     sheets = [sheet for table in tables for sheet in (overview(table), *chapter_sheets(table))]
     sheets += across_pairs(tables)
-    shown = [suffix for suffix in formats if suffix in _SHEETS]
-    texts = {f"{FOLDER}/{sheet.path}.{suffix}": _SHEETS[suffix](sheet) for sheet in sheets for suffix in shown}
+    shown, look = [suffix for suffix in formats if suffix in SHEETS], look or Look()
+    texts = {f"{FOLDER}/{sheet.path}.{suffix}": look.show(sheet, suffix) for sheet in sheets for suffix in shown}
     others = {}
+    if "html" in formats:
+        texts[LEADERBOARD] = leaderboard.render(tables, methods)
+        others[f"../{LEADERBOARD}"] = "Leaderboard, to search, sort and plot"
+    if "tex" in formats:
+        works = cited(row.paper for table in tables for row in table.rows)
+        texts[f"{FOLDER}/{bibliography.FILE}"] = f"{LATEX_MARKER}\n\n{works}"
+        others[bibliography.FILE] = "The works that the tables in LaTeX cite"
     claims = list(claims)
     for name, text in render_claims(records, claims).items() if claims else ():
         suffix = name.rpartition(".")[2]
         if suffix in formats:
             texts[f"{FOLDER}/{name}"] = text
             others[name] = f"Published numbers beside ours ({suffix})"
-    if "html" in formats:
-        texts[LEADERBOARD] = leaderboard.render(tables, methods)
-        others[f"../{LEADERBOARD}"] = "Leaderboard, to search, sort and plot"
     if "md" in formats:
         texts[f"{FOLDER}/README.md"] = index(tables, sheets, shown, others)
     return dict(sorted(texts.items()))
@@ -104,15 +145,23 @@ def report(
     formats: Sequence[str] = FORMATS,
     methods: Iterable[Known] = (),
     named: Sequence[str] = (),
+    look: Look | None = None,
 ) -> list[Path]:
     """`generate` and `write`; returns the paths, sorted.
 
     Raises:
-        UserError: see there; also where a part of the store would replace the tables of the whole.
+        UserError: see there; also where tables of a part of the store, or of other columns, would replace the store's.
     """
-    if filters and Path(out).resolve() == Path(store_root).resolve():
-        raise UserError("Tables of a part of the store would replace those of the whole: name another folder (--out).")
-    return write(out, generate(store_root, filters, formats, methods, named))
+    if Path(out).resolve() == Path(store_root).resolve():
+        if filters:
+            raise UserError(
+                "Tables of a part of the store would replace those of the whole: name another folder (--out)."
+            )
+        if look not in (None, Look()):
+            raise UserError(
+                "tables of other columns, or another width, would replace the store's own: name another folder (--out)."
+            )
+    return write(out, generate(store_root, filters, formats, methods, named, look))
 
 
 def write(out: str | Path, texts: Mapping[str, str]) -> list[Path]:
@@ -189,6 +238,7 @@ __all__ = [
     "CSV_MARKER",
     "FORMATS",
     "MARKER",
+    "Look",
     "build_tables",
     "check",
     "generate",

@@ -10,12 +10,11 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from kdbench.report.chapters import blocks_of
+from kdbench.report.measured import blocks_of, measured, measured_cells, verdict
 from kdbench.report.model import Row, Table
-from kdbench.report.sheet import measured, measured_cells, verdict
 from kdbench.text import one_line
 
-_SHOWN = ("n", "reached", "balanced", "scratch", "kd", "gap", "diverged")
+_SHOWN = ("n", "score", "balanced", "dscratch", "dkd", "gap", "diverged")
 """The columns, beside the method, that fit into 80 characters."""
 _SHORT = {"gap": "gap %", "diverged": "div."}
 

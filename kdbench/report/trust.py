@@ -21,9 +21,10 @@ def header(
     kd: Reference | None,
     sizes: ClassSizes | None,
     *,
+    protocol: str,
     digits: int = 2,
 ) -> list[str]:
-    """The facts, one a line; `digits` are the decimals of what is measured."""
+    """The facts, one a line; `protocol` is its name as a title has it, `digits` the decimals of what is measured."""
     first, measure = records[0], records[0].measure
     environments = [record.environment for record in records]
     diverged = sum(record.status == "diverged" for record in records)
@@ -40,15 +41,16 @@ def header(
         for name, reference in ((versus("scratch", scratch), scratch), (versus("kd", kd), kd))
         if reference
     ]
-    protocol = first.config["protocol"]
-    settings = flatten(protocol) if isinstance(protocol, dict) else {}
+    config, name = first.config["protocol"], first.cell.protocol
+    settings = flatten(config) if isinstance(config, dict) else {}
     listed = ", ".join(f"{key}={shown(value)}" for key, value in sorted(settings.items()))
     return [
         f"Teacher: {_teacher(records, teacher, digits)}{_weak(records, teacher, scratch)}.",
         *_further(records, digits),
         student_line,
         f"Data: {first.cell.dataset} {_data(first, sizes)}.",
-        f"Protocol: {first.cell.protocol}{f' ({listed})' if listed else ''}.",
+        f"Protocol: {protocol}{f' ({listed})' if listed else ''}."
+        + (" With values of your own, protocol.name=NAME gives it a name of its own." if protocol != name else ""),
         f"Selection: the last epoch, {_measured(measure)}; the best test epoch is never ranked.",
         f"Seeds: {_seeds(records)}. ± is a 95 % t-interval over seeds, for Δ over the differences between "
         f"runs of the same seed.{f' {_sentence(references)}' if references else ''}",
@@ -178,6 +180,19 @@ def ignorance(records: Sequence[Record]) -> str | None:
     return None if common == total else f"knows {common} of the {total} classes, so no gap is shown"
 
 
+def nearness(records: Sequence[Record], teacher: float | None, scratch: Reference | None) -> str | None:
+    """Whether what is between the student from scratch and its teacher may be chance, as a clause, or None.
+
+    A share of such a gap is a number without a meaning, and often of hundreds of percent.
+    """
+    if teacher is None or scratch is None or ignorance(records) or weakness_in(records, teacher, scratch):
+        return None
+    start = mean_interval(list(scratch.setting.scores.values()))
+    if start.half is None or abs(teacher - start.mean) > start.half:
+        return None
+    return "within the interval of the student from scratch, so no gap is shown"
+
+
 def _classes(value: Any) -> set[Any] | None:
     """The classes that a data set's setting chooses, by number or name; None for all."""
     if isinstance(value, int):
@@ -201,14 +216,16 @@ def trust_line(
     records: Sequence[Record],
     teacher: float | None,
     scratch: Reference | None,
+    *,
+    protocol: str,
     seeds: int,
     deltas: Sequence[Sequence[Comparison | None]],
-    *,
     digits: int = 2,
 ) -> str:
     """Protocol, selection, seeds, interval and test, teacher, device, versions and number of records, in one line.
 
     Args:
+        protocol: as a title has it.
         seeds: the most that any row has.
         deltas: the comparisons with each control; those with one are a family of Holm's correction.
         digits: of what is measured.
@@ -224,7 +241,7 @@ def trust_line(
         spread = "one seed: no interval and no test"
     return "; ".join(
         [
-            f"protocol {first.cell.protocol} ({digest(first.config['protocol'])[:12]})",
+            f"protocol {protocol} ({digest(first.config['protocol'])[:12]})",
             "selection: last epoch" + ("" if measure == TOP1 else f", {_measured(measure)}"),
             f"seeds {_seeds(records)}",
             spread,
@@ -258,7 +275,7 @@ def _why(reference: Reference) -> str:
 
 
 def _weak(records: Sequence[Record], teacher: float | None, scratch: Reference | None) -> str:
-    clause = ignorance(records) or weakness_in(records, teacher, scratch)
+    clause = ignorance(records) or weakness_in(records, teacher, scratch) or nearness(records, teacher, scratch)
     return f", {clause}" if clause else ""
 
 

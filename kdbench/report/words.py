@@ -1,0 +1,99 @@
+"""Names as a paper writes them, and what sets the data and the protocol of a table apart from those that ship."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kdbench import shipped
+from kdbench.report.settings import shown
+from kdbench.results.record import Record, flatten
+
+DATA = {
+    "CartPole-v1": "CartPole",
+    "bccd": "BCCD",
+    "camvid": "CamVid",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "cifar10_15k": "CIFAR-10 (15k)",
+    "digits": "Digits",
+    "digits_m": "Digits-M",
+    "facades": "Facades",
+    "fashion_mnist": "Fashion-MNIST",
+    "mnist": "MNIST",
+    "mnist_m": "MNIST-M",
+    "omniglot": "Omniglot",
+    "rgbd_room": "RGB-D room",
+    "shapes_boxes": "Shapes (boxes)",
+    "shapes_depth": "Shapes (depth)",
+    "shapes_masks": "Shapes (masks)",
+    "stl10": "STL-10",
+    "svhn": "SVHN",
+    "tiny_imagenet": "Tiny ImageNet",
+    "usps": "USPS",
+}
+"""The data sets that ship, as people write them."""
+
+_NETWORKS = (
+    (r"^(torchvision|timm)/", ""),
+    (r"^fpn-", "FPN-"),
+    (r"resnet(?=\d)", "ResNet-"),
+    (r"^wrn-", "WRN-"),
+    (r"^vgg(?=\d)", "VGG-"),
+    (r"^mobilenetv2-", "MobileNetV2×"),
+    (r"^mobilenet", "MobileNet"),
+    (r"^shufflenet", "ShuffleNet"),
+    (r"(?<=Net)v(?=\d)", "V"),
+    (r"^lenet(?=\d)", "LeNet-"),
+    (r"^conv(?=\d)", "Conv-"),
+    (r"^mlp-", "MLP-"),
+    (r"(?<=\d)x(?=\d)", "×"),
+)
+
+
+def data_name(name: str) -> str:
+    return DATA.get(name, name)
+
+
+def network_name(name: str) -> str:
+    """``resnet8x4`` is ResNet-8×4, ``mobilenetv2-0.5`` MobileNetV2×0.5; what is not known stays as it is."""
+    for pattern, text in _NETWORKS:
+        name = re.sub(pattern, text, name)
+    return name
+
+
+def cut(record: Record) -> str:
+    """Which part of a data set was trained on, as in ``20 classes, 200 images each``; empty where all of it was."""
+    config = record.config.get("dataset")
+    dataset: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
+    classes, per_class = dataset.get("classes") is not None, dataset.get("per_class")
+    parts = [f"{record.dataset.num_classes} classes"] if classes else []
+    if per_class is not None:
+        parts.append(f"{shown(per_class)} images {'each' if classes else 'a class'}")
+    return ", ".join(parts)
+
+
+def protocol_names(records: Iterable[Record]) -> dict[str, str]:
+    """The protocol of each record, by the cell's id, and where its values are not those that ship under its name.
+
+    Of names that do not ship what differs between records of one name is told.
+    """
+    flats = {record.cell.id: (record.cell.protocol, _flat(record)) for record in records}
+    names: dict[str, str] = {}
+    for cell, (name, values) in flats.items():
+        base = {key: shown(value) for key, value in flatten(shipped.composed("protocol", name)).items()}
+        if base:
+            # keys that came after the record have the values that it was made with
+            told = [key for key, value in values.items() if base.get(key) != value]
+        else:
+            same = [other for protocol, other in flats.values() if protocol == name]
+            told = [key for key, value in values.items() if any(other.get(key) != value for other in same)]
+        names[cell] = ", ".join([name, *(f"{key}={values[key]}" for key in sorted(told))])
+    return names
+
+
+def _flat(record: Record) -> dict[str, str]:
+    protocol = record.config["protocol"]
+    flat = flatten(protocol) if isinstance(protocol, Mapping) else {}
+    return {key: shown(value) for key, value in flat.items() if key != "name"}
