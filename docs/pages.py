@@ -22,9 +22,10 @@ from kdbench.docs import docs_of, spans
 from kdbench.registry import Entry, methods
 from kdbench.report import build_tables, load_records
 from kdbench.report.markdown import escape
+from kdbench.report.measured import measured, measured_cells
 from kdbench.report.model import Row, Table
 from kdbench.report.settings import Role, role_of
-from kdbench.report.sheet import Cell, measured, measured_cells
+from kdbench.report.sheet import Cell
 from kdbench.results.labels import load_labels
 from kdbench.results.record import MethodInfo
 from kdbench.taxonomy import Leaf, load_taxonomy
