@@ -10,12 +10,14 @@ from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from kdbench.method import Method
 from kdbench.networks import is_own, read, sized
 from kdbench.results.record import digest
 from kdbench.targets import imported
+
+if TYPE_CHECKING:
+    from kdbench.method import Method
 
 
 def source_hash(cls: type[Method]) -> str | None:
@@ -28,10 +30,10 @@ def source_hash(cls: type[Method]) -> str | None:
     Returns:
         None where there is no source, as for a class typed into a shell.
     """
-    return _hash(
-        cast(Any, cls),
-        tuple(base.__module__ for base in cls.__mro__ if issubclass(base, Method) and base is not Method),
-    )
+    from kdbench.method import Method  # late: it brings torch, and lists of teachers have hashes of networks alone
+
+    made = (base.__module__ for base in cls.__mro__ if issubclass(base, Method) and base is not Method)
+    return _hash(cast(Any, cls), tuple(made))
 
 
 def network_hash(name: str) -> str | None:
