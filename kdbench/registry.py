@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from kdbench import shipped
 from kdbench.construct import BENCH_KEYS, method_class, method_identity
+from kdbench.docs import Docs, docs_of
 from kdbench.errors import UserError
 from kdbench.method import Method
 from kdbench.paths import conf_dir
@@ -44,6 +45,10 @@ class Entry:
         """The settings that its YAML gives on a pair, flattened, as a record's config holds them."""
         config = _resolved(self.file, shipped.pair(teacher, student))
         return flatten({"name": self.name, **method_identity(self.cls, config)})
+
+    @property
+    def docs(self) -> Docs:
+        return docs_of(self.cls)
 
     @property
     def leaf(self) -> str:

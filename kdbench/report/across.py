@@ -78,16 +78,24 @@ def _sheet(tables: Sequence[Table]) -> Sheet:
     )
 
 
+def standing(table: Table) -> dict[str, Row]:
+    """Of each method with a finished run the row that stands for it beside other tables.
+
+    That is the reference of a control, else the shipped default, else the setting of most seeds; never the best
+    accuracy: otherwise a method that is tuned more would look better.
+    """
+    best: dict[str, Row] = {}
+    for row in table.rows:
+        if row.scores and (row.method not in best or _rank(row) > _rank(best[row.method])):
+            best[row.method] = row
+    return best
+
+
 def _complete(tables: Sequence[Table]) -> dict[str, list[Row]]:
     """The rows, one of each table, of the methods that have a finished run in every table."""
     rows: dict[str, list[Row]] = defaultdict(list)
     for table in tables:
-        best: dict[str, Row] = {}
-        for row in table.rows:
-            # never the best accuracy: otherwise a method that is tuned more would look better
-            if row.scores and (row.method not in best or _rank(row) > _rank(best[row.method])):
-                best[row.method] = row
-        for name, row in best.items():
+        for name, row in standing(table).items():
             rows[name].append(row)
     return {name: found for name, found in sorted(rows.items()) if len(found) == len(tables)}
 

@@ -17,13 +17,13 @@ from kdbench.report.filters import select
 from kdbench.report.index import index
 from kdbench.report.latex import LATEX_MARKER, latex
 from kdbench.report.leaderboard import HTML_MARKER
+from kdbench.report.leaderboard.payload import Described
 from kdbench.report.markdown import MARKER, markdown
 from kdbench.report.model import build_tables, load_records
-from kdbench.report.settings import Known
 from kdbench.report.sheet import Sheet
 from kdbench.report.terminal import render_terminal
 from kdbench.results import figures
-from kdbench.results.claims import Claim, load_claims
+from kdbench.results.claims import Claim, compare_claims, load_claims
 from kdbench.results.labels import Labels, load_labels
 from kdbench.results.record import Record
 
@@ -40,7 +40,7 @@ def generate(
     store_root: str | Path,
     filters: Mapping[str, str] | None = None,
     formats: Sequence[str] = FORMATS,
-    methods: Iterable[Known] = (),
+    methods: Iterable[Described] = (),
     named: Sequence[str] = (),
 ) -> dict[str, str]:
     """The text of every table of a store, by path (with forward slashes) relative to the output folder.
@@ -64,7 +64,7 @@ def render(
     records: Iterable[Record],
     formats: Sequence[str] = FORMATS,
     claims: Iterable[Claim] = (),
-    methods: Iterable[Known] = (),
+    methods: Iterable[Described] = (),
     labels: Mapping[str, Labels] | None = None,
     named: Sequence[str] = (),
 ) -> dict[str, str]:
@@ -90,7 +90,7 @@ def render(
             texts[f"{FOLDER}/{name}"] = text
             others[name] = f"Published numbers beside ours ({suffix})"
     if "html" in formats:
-        texts[LEADERBOARD] = leaderboard.render(tables, methods)
+        texts[LEADERBOARD] = leaderboard.render(tables, methods, compare_claims(claims, records))
         others[f"../{LEADERBOARD}"] = "Leaderboard, to search, sort and plot"
     if "md" in formats:
         texts[f"{FOLDER}/README.md"] = index(tables, sheets, shown, others)
@@ -102,7 +102,7 @@ def report(
     out: str | Path,
     filters: Mapping[str, str] | None = None,
     formats: Sequence[str] = FORMATS,
-    methods: Iterable[Known] = (),
+    methods: Iterable[Described] = (),
     named: Sequence[str] = (),
 ) -> list[Path]:
     """`generate` and `write`; returns the paths, sorted.
