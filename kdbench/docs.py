@@ -92,7 +92,8 @@ def _work(module: str) -> Work | None:
 def _equations(lines: list[str]) -> list[str]:
     """The lines of an equation, as they are set; what else a paragraph of prose says ends with its first sentence."""
     if not _EQUATION.match(lines[0]):
-        return [match for line in lines if (match := re.sub(r"^\d\. ", "", line)) != line and _EQUATION.match(match)]
+        steps = [re.sub(r"^\d\. ", "", line) for line in lines if re.match(r"\d\. ", line)]
+        return [step.removesuffix(".") for step in steps if _EQUATION.match(step)]
     found = []
     for line in lines:
         sentence = re.match(r"(.*?)(; see `|\.$|\. (?=[A-Z`])|: (?=[a-z]|one ))", line)

@@ -11,7 +11,7 @@ from kdbench.report.settings import Setting, settings_of
 from kdbench.report.sheet import estimate, p_value
 from kdbench.results.stats import Difference, paired_difference
 
-ROWS = 100
+ROWS = 60
 """Rows of a table that are set against one another, the controls and the best; `kdbench compare` takes any two."""
 
 

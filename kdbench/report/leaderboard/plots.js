@@ -17,7 +17,7 @@ function Figure({ build, label, description, onpick }) {
     if (onpick) svg.addEventListener("click", () => svg.value && onpick(svg.value));
     place.current.replaceChildren(svg);
   });
-  return html`<div class="figure" ref=${place} /><${Sr}>${label}. ${description}<//>`;
+  return html`<div class="figure" ref=${place} /><${Sr}>${label}: ${description}.<//>`;
 }
 const plot = (label, options) => Plot.plot({ className: "plot", ariaLabel: label, ...options });
 
@@ -128,7 +128,7 @@ function Plots({ shown }) {
   const recovered = inside.filter((row) => row.gap !== null).sort((a, b) => b.gap - a.gap || a.index - b.index);
   const heading = constant ? `${what}: ${COSTS[key]} ${neat(usable[0].shown[key])} for all of these` : `${what} against ${COSTS[key]}`;
   const description = constant ? best.slice(0, 20).map((row) => `${where(row)} ${united(valueOf(row), measured)}`).join("; ")
-    : `Pareto front, from cheap to dear: ${[...front].slice(0, 20).map((row) => `${where(row)} ${united(valueOf(row), measured)} at ${neat(row.shown[key])}`).join("; ")}.`;
+    : `Pareto front, from cheap to dear: ${[...front].slice(0, 20).map((row) => `${where(row)} ${united(valueOf(row), measured)} at ${neat(row.shown[key])}`).join("; ")}`;
   const note = key !== "minutes" ? `Counted, so the same on every device.${constant ? "" : " Rings and dashes: Pareto front."}`
     : devices.size > 1 ? `Measured on ${devices.size} kinds of device: minutes are not comparable between them.`
       : "Wall time without set-up and evaluation, median over seeds: a measure of the method only where the machine did nothing else. Rows whose seeds differ by more than 2x have none.";

@@ -155,7 +155,7 @@ function writeAddress(step) {
 function change(part) {
   const step = part.view !== undefined && part.view !== state.view;
   Object.assign(state, part);
-  if (part.chapter !== undefined) state.leaf = "";
+  if (part.chapter !== undefined && part.leaf === undefined) state.leaf = "";
   limit = BATCH;
   paint();
   writeAddress(step);
