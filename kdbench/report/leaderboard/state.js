@@ -40,7 +40,8 @@ const { tables, chapters, configs, environments, docs, surveys, across, claims }
 const runs = payload.records;
 function unpack(columns) {
   const keys = Object.keys(columns);
-  return columns[keys[0]].map((_, index) => Object.fromEntries([["index", index], ...keys.map((key) => [key, columns[key][index]])]));
+  const row = (_, index) => Object.fromEntries([["index", index], ...keys.map((key) => [key, columns[key][index]])]);
+  return columns[keys[0]].map(row);
 }
 const rows = unpack(payload.rows);
 const texts = unpack(payload.shown);
@@ -54,14 +55,17 @@ const curvesOf = later("payload-curves"), facingOf = later("payload-facing");
 const leaves = chapters.flatMap((chapter) => chapter.leaves.map((leaf) => ({ ...leaf, chapter: chapter.title })));
 const leafById = new Map(leaves.map((leaf) => [leaf.id, leaf]));
 const united = (value, table) => (table.unit ? `${value} ${table.unit}` : value);
-const head = (table) => [table.measure === "top-1" ? "Top-1" : table.measure, table.unit, table.higher ? "" : "(lower is better)"].filter(Boolean).join(" ");
+const head = (table) => [
+  table.measure === "top-1" ? "Top-1" : table.measure, table.unit, table.higher ? "" : "(lower is better)",
+].filter(Boolean).join(" ");
 const merit = (row, key) => (row[key] === null || tables[row.table].higher ? row[key] : -row[key]); // higher is better
 const SAMPLE = tables.every((table) => table.examples === "images") ? "image" : "sample";
 tables.forEach((table, index) => {
   table.index = index;
   table.title = [table.dataset, table.pair, table.protocol].join(", ");
   table.rows = rows.filter((row) => row.table === index);
-  const ends = table.rows.filter((row) => row.reached !== null).flatMap((row) => [row.reached - (row.half || 0), row.reached + (row.half || 0)]);
+  const ends = table.rows.filter((row) => row.reached !== null)
+    .flatMap((row) => [row.reached - (row.half || 0), row.reached + (row.half || 0)]);
   table.range = d3.extent(table.teacher ? [...ends, table.teacher[2]] : ends);
   for (const row of table.rows) {
     Object.assign(row, {
@@ -80,14 +84,17 @@ tables.forEach((table, index) => {
 });
 // what a search looks through
 const textOf = (row) => (row.text ??= [
-  row.label, row.leaf, leafById.get(row.leaf)?.title, row.role, row.paper, row.docs.work?.title, row.work, row.cls, row.id,
-  row.dataset, row.pair, row.protocol, row.teacher, row.measure, ...Object.values(surveys[row.survey]), ...row.records.map((run) => runs.cell[run]),
+  row.label, row.leaf, leafById.get(row.leaf)?.title, row.role, row.paper, row.docs.work?.title, row.work, row.cls,
+    row.id,
+  row.dataset, row.pair, row.protocol, row.teacher, row.measure, ...Object.values(surveys[row.survey]),
+    ...row.records.map((run) => runs.cell[run]),
 ].join("\n").toLowerCase());
 
 // ---- columns and orders ----
 const COLUMNS = payload.columns.map((column) => ({ ...column, text: column.in.includes("text") }));
 const BY_MERIT = new Set(["reached", "ds", "dk"]);
-const RISING = new Set(["rank", "macs", "params", "extra", "minutes", "images", "sf", "tf", ...COLUMNS.filter((column) => column.text).map((column) => column.key)]);
+const RISING = new Set(["rank", "macs", "params", "extra", "minutes", "images", "sf", "tf",
+  ...COLUMNS.filter((column) => column.text).map((column) => column.key)]);
 // of numbers; where lower is better the best come first as they rise
 const directions = (key) => (BY_MERIT.has(key) ? new Set(tables.map((table) => table.higher)) : new Set([true]));
 const sortValue = (row, key) => (key === "method" ? row.label : BY_MERIT.has(key) ? merit(row, key) : row[key] ?? null);
@@ -103,39 +110,49 @@ function ordered(some) {
   });
 }
 // in one list, or table by table
-const grouped = (some) => (state.mix ? [[null, ordered(some)]] : d3.groups(ordered(some), (row) => row.table).sort(([a], [b]) => a - b));
+const grouped = (some) => (state.mix ? [[null, ordered(some)]]
+  : d3.groups(ordered(some), (row) => row.table).sort(([a], [b]) => a - b));
 
 // ---- state, kept in the address ----
-const VIEWS = { results: "Results", plots: "Plots", pairs: "Pairs", compare: "Compare", published: "Published", taxonomy: "Taxonomy" };
+const VIEWS = { results: "Results", plots: "Plots", pairs: "Pairs", compare: "Compare", published: "Published",
+  taxonomy: "Taxonomy" };
 const COSTS = {
-  fwd: `student and teacher forwards per ${SAMPLE}`, images: `training ${SAMPLE}s`, sf: `student forwards per ${SAMPLE}`,
-  tf: `teacher forwards per ${SAMPLE}`, macs: `MACs of the deployed student for one ${SAMPLE}`, minutes: "training minutes",
+  fwd: `student and teacher forwards per ${SAMPLE}`, images: `training ${SAMPLE}s`,
+    sf: `student forwards per ${SAMPLE}`,
+  tf: `teacher forwards per ${SAMPLE}`, macs: `MACs of the deployed student for one ${SAMPLE}`,
+    minutes: "training minutes",
 };
-const DEFAULTS = { view: "results", q: "", chapter: "", leaf: "", data: "", pair: "", protocol: "", seeds: 0, sort: "-reached", columns: "results", mix: false, scope: "", cost: "fwd", a: "", b: "", cell: "reached" };
+const DEFAULTS = { view: "results", q: "", chapter: "", leaf: "", data: "", pair: "", protocol: "", seeds: 0,
+  sort: "-reached", columns: "results", mix: false, scope: "", cost: "fwd", a: "", b: "", cell: "reached" };
 const FILTERS = ["q", "chapter", "leaf", "data", "pair", "protocol", "seeds"];
 const BATCH = 40;
 const counted = (key) => d3.rollup(rows, (some) => some.length, (row) => row[key]);
-const COUNTS = { chapter: counted("chapter"), leaf: counted("leaf"), data: counted("dataset"), pair: counted("pair"), protocol: counted("protocol") };
+const COUNTS = { chapter: counted("chapter"), leaf: counted("leaf"), data: counted("dataset"), pair: counted("pair"),
+  protocol: counted("protocol") };
 const SCOPES = new Map([
   ...d3.groups(tables, (table) => table.cohort).filter(([, group]) => group.length > 1)
-    .map(([cohort, group]) => [cohort, { title: `${group[0].dataset}, ${group[0].protocol}: all pairs`, tables: group }]),
+    .map(([cohort, group]) => [cohort,
+      { title: `${group[0].dataset}, ${group[0].protocol}: all pairs`, tables: group }]),
   ...tables.map((table) => [`table${table.index}`, { title: table.title, tables: [table] }]),
 ]);
 const ALLOWED = {
-  view: new Set(Object.keys(VIEWS)), columns: new Set(["results", "survey"]), cost: new Set(Object.keys(COSTS)), scope: SCOPES, a: rowById, b: rowById,
-  cell: new Set(["reached", "ds", "dk", "gap"]), sort: new Set(COLUMNS.flatMap(({ key }) => [key, `-${key}`])), ...COUNTS,
+  view: new Set(Object.keys(VIEWS)), columns: new Set(["results", "survey"]), cost: new Set(Object.keys(COSTS)),
+    scope: SCOPES, a: rowById, b: rowById,
+  cell: new Set(["reached", "ds", "dk", "gap"]), sort: new Set(COLUMNS.flatMap(({ key }) => [key, `-${key}`])),
+    ...COUNTS,
 };
 let state = { ...DEFAULTS };
 let open = new Set();
 let limit = BATCH; // lines drawn
 
+const seedCount = (text) => Math.min(Math.max(Math.floor(Number(text)) || 0, 0), 999);
 function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   state = { ...DEFAULTS };
   for (const key of Object.keys(DEFAULTS)) {
     const text = given.get(key);
     if (text === null || (ALLOWED[key] && !ALLOWED[key].has(text))) continue;
-    if (key === "seeds") state.seeds = Math.min(Math.max(Math.floor(Number(text)) || 0, 0), 999);
+    if (key === "seeds") state.seeds = seedCount(text);
     else state[key] = key === "mix" ? text === "1" : text;
   }
   open = new Set((given.get("open") ?? "").split(",").filter((id) => rowById.has(id)));
@@ -143,7 +160,8 @@ function readAddress() {
 // A change of the view is a step that the browser's Back undoes; any other changes the step in course.
 function writeAddress(step) {
   const given = new URLSearchParams();
-  for (const [key, value] of Object.entries(state)) if (value !== DEFAULTS[key]) given.set(key, value === true ? "1" : value);
+  for (const [key, value] of Object.entries(state)) if (value !== DEFAULTS[key]) given.set(key, value === true ? "1"
+    : value);
   if (open.size) given.set("open", [...open].join(","));
   const text = given.toString();
   try {
@@ -174,5 +192,6 @@ function choose() {
     words.every((word) => textOf(row).includes(word));
   const matching = new Set(rows.filter(fits));
   const there = new Set([...matching].map((row) => row.table));
-  return { matching, shown: rows.filter((row) => matching.has(row) || (row.role === "control" && there.has(row.table))) };
+  return { matching, shown: rows.filter((row) => matching.has(row)
+    || (row.role === "control" && there.has(row.table))) };
 }
