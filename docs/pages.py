@@ -66,11 +66,11 @@ class Standing:
 
     @property
     def versus(self) -> str:
-        return self.heads["kd"]
+        return self.heads["dkd"]
 
     @property
     def delta(self) -> str:
-        return self.cells["kd"].text
+        return self.cells["dkd"].text
 
 
 class Pages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 Span = tuple[str, str]
@@ -58,6 +59,17 @@ def read_docs(module: str, cls: str) -> Docs:
     return Docs(_work(module), idea, tuple(equations))
 
 
+def named(docs: Docs, functions: Mapping[str, str]) -> dict[str, str]:
+    """Those of `functions`, docstrings by name, that idea and equations name: what the first paragraph of each says."""
+    names = re.findall(r"`(?:[\w.]+\.)?(\w+)`", "\n".join([*docs.equations, docs.idea]))
+    return {name: first_paragraph(functions[name]) for name in dict.fromkeys(names) if functions.get(name)}
+
+
+def first_paragraph(text: str) -> str:
+    """The first paragraph of a docstring in one line."""
+    return " ".join(text.strip().partition("\n\n")[0].split())
+
+
 def spans(line: str) -> list[Span]:
     """A line of a docstring in pieces: names in backticks, of which the last part is shown, and subscripts."""
     found: list[Span] = []
@@ -92,7 +104,8 @@ def _work(module: str) -> Work | None:
 def _equations(lines: list[str]) -> list[str]:
     """The lines of an equation, as they are set; what else a paragraph of prose says ends with its first sentence."""
     if not _EQUATION.match(lines[0]):
-        return [match for line in lines if (match := re.sub(r"^\d\. ", "", line)) != line and _EQUATION.match(match)]
+        steps = [re.sub(r"^\d\. ", "", line) for line in lines if re.match(r"\d\. ", line)]
+        return [step.removesuffix(".") for step in steps if _EQUATION.match(step)]
     found = []
     for line in lines:
         sentence = re.match(r"(.*?)(; see `|\.$|\. (?=[A-Z`])|: (?=[a-z]|one ))", line)

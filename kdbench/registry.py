@@ -13,6 +13,7 @@ import yaml
 
 from kdbench import shipped
 from kdbench.declared import BENCH_KEYS, Declared, declared, identity_of
+from kdbench.docs import Docs, read_docs
 from kdbench.errors import UserError
 from kdbench.files import load_yaml
 from kdbench.paths import conf_dir
@@ -101,6 +102,10 @@ class Entry:
 
         config = _resolved(self.file, shipped.pair(teacher, student))
         return flatten({"name": self.name, **identity_of(self._says("added"), config)})
+
+    @cached_property
+    def docs(self) -> Docs:
+        return read_docs(self.about, self.doc)
 
     @property
     def leaf(self) -> str:

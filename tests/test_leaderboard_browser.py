@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,9 +14,11 @@ from typing import Any
 import pytest
 from factories import make_measured, make_record
 
+from kdbench import registry
 from kdbench.measures import Measure
 from kdbench.report.leaderboard import render
 from kdbench.report.model import build_tables
+from kdbench.results.claims import Claim, compare_claims
 from kdbench.results.record import Record, cell_id
 from kdbench.taxonomy import load_taxonomy
 
@@ -122,11 +127,16 @@ def written(folder: Path, records: list[Record]) -> Path:
 
 
 def methods(page: Any) -> list[str]:
-    return page.locator(".row .fold b").all_inner_texts()
+    """Of the rows that match: without teachers, and controls that stay beside what is asked for."""
+    return page.locator(".row:not(.teacher, .dim) .fold b").all_inner_texts()
+
+
+def kept(page: Any) -> list[str]:
+    return page.locator(".row.dim .fold b").all_inner_texts()
 
 
 def values(page: Any, column: str) -> list[str]:
-    return page.locator(f".row td.{column}").all_inner_texts()
+    return page.locator(f".row:not(.teacher) td.{column}").all_inner_texts()
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -138,9 +148,13 @@ def test_rows_stand_with_those_they_compare_with(visit: Open, small: Path) -> No
     assert methods(page)[:6] == ["dkd", "mine", "kd", "at", "scratch", "lost"]
     kd = page.locator(".row", has=page.get_by_text("kd", exact=True)).first
     assert kd.locator(".reached .value").inner_text() == "71.00"
-    assert "one seed" in page.locator(".row").nth(1).locator(".reached").inner_text()
-    assert page.locator(".row").nth(5).locator(".reached").inner_text().strip() == "–"
-    assert page.locator(".row").nth(5).locator(".diverged").inner_text() == "1"
+    assert "one seed" in page.locator(".row").nth(2).locator(".reached").inner_text()
+    assert page.locator(".row").nth(6).locator(".reached").inner_text().strip() == "–"
+    assert page.locator(".row").nth(6).locator(".diverged").inner_text() == "1"
+    assert values(page, "rank")[:6] == ["1", "2", "3", "4", "5", "–"]
+    teacher = page.locator(".row").first
+    assert "resnet56" in teacher.locator("th").inner_text()
+    assert teacher.locator(".reached .value").inner_text() == "72.34"
     assert page.locator("tr.foot").first.inner_text().startswith("protocol crd240")
 
 
@@ -161,15 +175,14 @@ def test_the_lowest_error_is_the_best(visit: Open, tmp_path: Path) -> None:
     assert page.locator("th.reached").inner_text().startswith("AbsRel (lower is better)")
     assert page.locator("th.reached").get_attribute("aria-sort") == "ascending"
     assert page.locator("th.other").inner_text() == "RMSE"
-    assert page.locator(".row td.reached .value").first.inner_text() == "0.1512"
-    assert page.locator(".row").first.locator(".dk b").get_attribute("class") == "sure up"
+    assert page.locator(".row td.reached .value").all_inner_texts()[:2] == ["0.1000", "0.1512"]  # the teacher's first
+    assert page.locator(".row").nth(1).locator(".dk b").get_attribute("class") == "sure up"
     page.click("th.reached button")
     assert methods(page) == ["sp", "kd", "at"]
     page.click("#tab-plots")
-    plot = page.locator("#plot-cost .plot")
-    assert "AbsRel against training cost" in page.locator("#plot-cost h2").inner_text()
-    front = plot.locator("desc").first.text_content()
-    assert front == "Pareto front, from cheap to dear: kd 0.1710 at 2.00; at 0.1512 at 3.00."
+    assert page.locator("#plot-cost h2").inner_text() == "AbsRel against student and teacher forwards per image"
+    front = page.locator("#plot-cost > .sr").text_content()
+    assert front.endswith(": Pareto front, from cheap to dear: kd 0.1710 at 2.00; at 0.1512 at 3.00.")
 
 
 def test_tables_of_several_measures_say_which(visit: Open, tmp_path: Path) -> None:
@@ -180,13 +193,13 @@ def test_tables_of_several_measures_say_which(visit: Open, tmp_path: Path) -> No
     assert [text.count("AbsRel m (lower is better)") for text in heads] == [0, 0, 1]
     assert page.locator("th.reached").inner_text().startswith("Measured")
     assert page.locator("th.reached").get_attribute("aria-sort") == "other"
-    page.check("#flat")
+    page.check("#mix")
     assert set(values(page, "measure")) == {"Top-1 %", "AbsRel m (lower is better)"}
 
 
 def test_bold_only_where_the_test_says_so(visit: Open, small: Path) -> None:
     page = visit(small)
-    data = dict(zip(methods(page)[:6], page.locator(".row").all()[:6], strict=True))
+    data = dict(zip(methods(page)[:6], page.locator(".row:not(.teacher)").all()[:6], strict=True))
     assert data["kd"].locator(".ds b").count() == 1  # p = 0.018 after Holm
     assert data["at"].locator(".ds b").count() == 0
     assert "not distinguishable" in data["at"].locator(".ds").get_attribute("title")
@@ -194,7 +207,7 @@ def test_bold_only_where_the_test_says_so(visit: Open, small: Path) -> None:
 
 
 def test_every_column_sorts_both_ways_and_gaps_come_last(visit: Open, small: Path) -> None:
-    page = visit(small, "#flat=1")
+    page = visit(small, "#mix=1")
     for index in range(page.locator("thead button").count()):
         button = page.locator("thead button").nth(index)
         for _ in range(2):
@@ -206,7 +219,7 @@ def test_every_column_sorts_both_ways_and_gaps_come_last(visit: Open, small: Pat
                     key === 'method' ? 'th b' : 'td.' + key).innerText.replace('−', '-').split('±')[0].trim())""",
                 key,
             )
-            if key in ("reached", "ds", "dk", "gap", "n", "minutes"):
+            if key in ("rank", "reached", "ds", "dk", "gap", "n", "minutes"):
                 there = [float(text.split()[0]) for text in shown if text not in ("–", "reference")]
                 assert set(shown[len(there) :]) <= {"–", "reference"}, key
                 assert there == sorted(there, reverse=order == "descending"), (key, order)
@@ -215,19 +228,24 @@ def test_every_column_sorts_both_ways_and_gaps_come_last(visit: Open, small: Pat
         assert page.locator("th[aria-sort=ascending], th[aria-sort=descending]").count() == 1
 
 
-def test_filters_choose_rows_and_reset_brings_them_back(visit: Open, small: Path) -> None:
+def test_filters_choose_rows_and_controls_stay(visit: Open, small: Path) -> None:
     page = visit(small)
     page.fill("#q", "DKD resnet8")
     assert methods(page) == ["dkd"]
-    assert page.locator("#status").inner_text() == "1 of 12 rows in 1 table"
+    assert kept(page) == ["kd", "scratch"]
+    assert page.locator("#status").inner_text() == "1 of 12 rows in 1 table, beside 2 rows of controls"
+    assert "kept though the filters do not name it" in page.locator(".row.dim .sr").first.text_content()
     page.click("#reset")
     assert len(methods(page)) == 12
+    assert kept(page) == []
     page.select_option("#pair", "resnet56-resnet8")
     assert len(methods(page)) == 6
     page.select_option("#chapter", label="4 Distillation from one teacher (6)")
     assert methods(page) == ["dkd", "kd", "at"]
+    assert kept(page) == ["scratch"]
     page.select_option("#leaf", "intermediate/features")
     assert methods(page) == ["at"]
+    assert values(page, "rank") == ["3", "4", "5"]  # those of the whole table
     page.click("#reset")
     page.fill("#seeds", "2")
     assert "mine" not in methods(page)
@@ -235,13 +253,26 @@ def test_filters_choose_rows_and_reset_brings_them_back(visit: Open, small: Path
     assert "Nothing matches" in page.locator("#table").inner_text()
 
 
+def test_survey_columns_are_those_of_the_rows(visit: Open, tmp_path: Path) -> None:
+    records = [*store()[:6]]
+    for seed in range(2):
+        survey = {"knowledge": "spatial attention", "distance": "L2 of normalised maps"}
+        info = {"leaf": "intermediate/features", "survey": survey, "paper": "zagoruyko2017paying"}
+        records.append(make_record("at", seed, 70.0 + seed, info=info))
+    page = visit(written(tmp_path, records), "#columns=survey&q=at")
+    heads = page.locator("thead th").all_text_contents()
+    assert [head.strip() for head in heads] == ["#", "Method", "Top-1 %↓", "Δ KD", "Paper", "Knowledge", "Distance"]
+    at = page.locator(".row", has=page.get_by_text("at", exact=True))
+    assert at.locator("td").all_inner_texts()[3:] == ["zagoruyko2017paying", *survey.values()]
+
+
 def test_address_holds_the_view(visit: Open, small: Path) -> None:
     page = visit(small)
     page.fill("#q", "kd")
     page.select_option("#pair", "resnet56-resnet8")
-    page.check("#flat")
+    page.check("#mix")
     page.click("[data-key=minutes]")
-    page.locator(".fold").first.click()
+    page.locator(".row:not(.dim) .fold").first.click()
     address = "#" + page.url.split("#")[1]
     other = visit(small, address)
     assert methods(other) == methods(page) == ["kd", "dkd"]
@@ -252,16 +283,32 @@ def test_address_holds_the_view(visit: Open, small: Path) -> None:
     other.wait_for_selector("#panel-taxonomy .leaf")
 
 
+def test_back_undoes_a_change_of_the_view_and_nothing_else(visit: Open, small: Path) -> None:
+    page = visit(small)
+    page.fill("#q", "dkd")
+    page.click("#tab-plots")
+    page.click("#tab-taxonomy")
+    page.wait_for_selector("#panel-taxonomy .leaf")
+    page.go_back()
+    page.wait_for_selector("#panel-plots")
+    page.go_back()
+    page.wait_for_selector("#panel-results")
+    assert page.input_value("#q") == "dkd"
+    page.go_forward()
+    page.wait_for_selector("#panel-plots")
+
+
 def test_nonsense_in_the_address_is_passed_over(visit: Open, small: Path) -> None:
     page = visit(
-        small, "#data=nowhere&seeds=x&sort=-nothing&view=__proto__&cost=toString&open=1,2&chapter=%3Cb%3E&pair=%"
+        small,
+        "#data=nowhere&seeds=x&sort=-nothing&view=__proto__&cost=toString&open=1,2&chapter=%3Cb%3E&a=x&scope=y&pair=%",
     )
     assert len(methods(page)) == 12
 
 
 def test_row_opens_to_its_runs_by_keyboard(visit: Open, small: Path) -> None:
     page = visit(small)
-    button = page.locator(".fold").first
+    button = page.locator("button.fold").first
     button.focus()
     page.keyboard.press("Enter")
     assert button.get_attribute("aria-expanded") == "true"
@@ -270,10 +317,16 @@ def test_row_opens_to_its_runs_by_keyboard(visit: Open, small: Path) -> None:
     assert "Oracle % (unranked)" in sheet.inner_text()
     record = next(record for record in store() if record.cell.method == "dkd")
     assert record.cell.id in sheet.inner_text()
-    assert sheet.locator("svg.curve").count() == 3  # ce, kd and the accuracy
-    for curve in sheet.locator("svg.curve").all():
-        assert curve.locator(".line").count() == 3  # one for each seed
-        assert curve.locator("title").count() == curve.locator("desc").count() == 1
+    assert sheet.locator("svg.plot").count() == 3  # ce, kd and the accuracy
+    for curve in sheet.locator("svg.plot").all():
+        assert curve.locator(".line path").count() == 3  # one for each seed
+        assert curve.get_attribute("role") == "img"
+    told = sheet.locator("figure .sr").first.text_content()
+    assert told == (
+        "test_top1 over 2 measurements: seed 0 from 50 to 71.4; seed 1 from 50 to 71.7; seed 2 from 50 to 71.8."
+    )
+    assert f"kdbench show {record.cell.id}" in sheet.inner_text()
+    assert f"kdbench reproduce {record.cell.id}" in sheet.inner_text()
     assert "protocol.batch_size" in sheet.inner_text()
     assert "a" * 12 in sheet.inner_text()
     page.keyboard.press("Enter")
@@ -283,35 +336,165 @@ def test_row_opens_to_its_runs_by_keyboard(visit: Open, small: Path) -> None:
 
 def test_diverged_run_tells_why(visit: Open, small: Path) -> None:
     page = visit(small, "#q=lost")
-    page.locator(".fold").first.click()
+    page.locator(".row:not(.dim) button.fold").first.click()
     assert "Seed 0 diverged: the loss term 'kd' was not finite" in page.locator(".detail").inner_text()
 
 
 # ---- plots and taxonomy ---------------------------------------------------------------------------------------------
 
 
-def test_plots_show_one_data_set_and_protocol_with_its_front(visit: Open, small: Path) -> None:
+def test_curves_tell_what_is_near_the_pointer(visit: Open, small: Path) -> None:
+    page = visit(small)
+    page.locator("button.fold").first.click()
+    plot = page.locator(".detail svg.plot").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 11, box["y"] + 5)
+    page.wait_for_selector(".detail [aria-label=tip] text")
+    tip = plot.locator("[aria-label=tip]").text_content()
+    assert tip.replace("\u200b", "") in ("seed 1measurement 2: 71.7", "seed 2measurement 2: 71.8")
+
+
+def test_plots_show_comparable_rows_with_their_front(visit: Open, small: Path) -> None:
     page = visit(small, "#view=plots")
-    for figure in ("#plot-macs", "#plot-cost", "#plot-gap"):
-        plot = page.locator(f"{figure} svg.plot")
-        assert plot.get_attribute("role") == "img"
-        assert plot.locator("> title").count() == plot.locator("> desc").count() == 1
+    for figure in ("#plot-cost", "#plot-gap"):
+        assert page.locator(f"{figure} svg.plot").get_attribute("role") == "img"
+    assert "teacher resnet56 72.34 %" in page.locator("#plot-cost svg").text_content()
+    assert page.locator("#scope option").count() == 3  # two pairs, and both together
+    page.select_option("#scope", label="cifar100, crd240: all pairs (12 rows)")
+    page.select_option("#cost", "macs")
     # cheap: the best of resnet8 (dkd, 63.63); dear: the best of resnet20 (dkd, 71.63)
-    assert page.locator("#plot-macs .ring").count() == 2
-    page.locator("#plot-macs summary").click()
-    page.wait_for_selector("#plot-macs tbody tr")
-    table = [row.split("\t") for row in page.locator("#plot-macs tbody tr").all_inner_texts()]
+    assert page.locator("#plot-cost .ring circle").count() == 2
+    page.locator("#plot-cost summary").click()
+    page.wait_for_selector("#plot-cost tbody tr")
+    table = [row.split("\t") for row in page.locator("#plot-cost tbody tr").all_inner_texts()]
     assert len(table) == 10
     front = [(row[0], row[1], row[2]) for row in table if row[5] == "yes"]
     assert front == [("dkd", "resnet56-resnet20", "71.63"), ("dkd", "resnet56-resnet8", "63.63")]
-    gaps = page.locator("#plot-gap desc").first.text_content()
+    gaps = page.locator("#plot-gap > .sr").text_content()
     assert "dkd, resnet56-resnet20 77.5 %" in gaps  # (71.6333 - 69.2) / (72.34 - 69.2)
-    assert page.locator("#plot-gap .gapline").count() == 6  # three methods of three seeds, in two tables
-    page.select_option("#cost", "tf")
-    assert "teacher forwards per image" in page.locator("#plot-cost svg").inner_html()
-    page.locator("#plot-macs tbody button").first.click()
+    page.locator("#plot-cost tbody button").first.click()
     assert page.locator("#tab-results").get_attribute("aria-selected") == "true"
     assert page.locator(".detail").count() == 1
+
+
+def test_a_cost_that_all_share_is_no_axis(visit: Open, small: Path) -> None:
+    page = visit(small, "#view=plots&cost=macs&q=resnet56-resnet8")
+    assert page.locator("#plot-cost h2").inner_text().startswith("Accuracy: MACs")
+    assert "12.0 M for all of these" in page.locator("#plot-cost h2").inner_text()
+    labels = page.locator("#plot-cost [aria-label='y-axis tick label'] text").all_text_contents()
+    assert labels == ["dkd", "mine", "kd", "at", "scratch"]
+    assert page.locator("#plot-cost .ring").count() == 0
+
+
+def test_methods_by_pairs(visit: Open, small: Path) -> None:
+    page = visit(small, "#view=pairs")
+    table = page.locator("section.matrix table").first
+    assert [text.split("\n")[0] for text in table.locator("thead th").all_inner_texts()] == [
+        "Method",
+        "resnet56-resnet20",
+        "resnet56-resnet8",
+    ]
+    dkd = table.locator("tr", has=page.get_by_text("dkd", exact=True)).locator("td").all_inner_texts()
+    assert [text.split()[0] for text in dkd] == ["71.63", "63.63"]
+    page.select_option("#cell", "dk")
+    dkd = table.locator("tr", has=page.get_by_text("dkd", exact=True)).locator("td").all_inner_texts()
+    assert [text.split()[0] for text in dkd] == ["+0.63", "+0.63"]
+    across = page.locator("section.matrix", has=page.get_by_text("Across pairs: cifar100, crd240"))
+    assert "average rank" in across.locator("thead").inner_text()
+    assert across.locator("tbody th").first.inner_text() == "dkd"
+
+
+def test_two_rows_face_to_face(visit: Open, small: Path) -> None:
+    page = visit(small)
+    page.locator("button.fold").first.click()
+    page.get_by_role("button", name="Compare with kd").click()
+    panel = page.locator("#panel-compare")
+    assert panel.locator("h2").first.inner_text() == "dkd − kd"
+    assert panel.locator(".big").inner_text().split(" ± ")[0] == "+0.63"  # 0.9, 0.4 and 0.6 apart
+    # of 10000 examples the first so many are right: of each seed those of kd are among those of dkd
+    counts = panel.locator(".quarters td:not(:empty)").all_inner_texts()
+    assert [int(text.replace(",", "")) for text in counts] == [7050 + 7130 + 7120, 90 + 40 + 60, 0, 2860 + 2830 + 2820]
+    assert panel.locator("svg.plot").first.locator(".line path").count() == 6
+    page.get_by_role("button", name="Swap the two").click()
+    assert panel.locator("h2").first.inner_text() == "kd − dkd"
+    assert panel.locator(".big").inner_text().split(" ± ")[0] == "−0.63"
+    counts = panel.locator(".quarters td:not(:empty)").all_inner_texts()
+    assert [text.replace(",", "") for text in counts][1:3] == ["0", "190"]
+    address = "#" + page.url.split("#")[1]
+    assert visit(small, address).locator("#panel-compare h2").first.inner_text() == "kd − dkd"
+    page.select_option("#b", label="mine")
+    assert "one seed in common" in panel.inner_text()
+
+
+def test_published_numbers_stand_beside_ours(visit: Open, tmp_path: Path) -> None:
+    claim = Claim(
+        method="DKD", config="dkd", reported_by="a/b", teacher="resnet56", student="resnet20", dataset="cifar100",
+        metric="top1_acc", value=71.97, selection="last", epochs="240", kd_term="yes", source="a/b",
+    )  # fmt: skip
+    path = tmp_path / "leaderboard.html"
+    path.write_text(render(build_tables(store()), [], compare_claims([claim], store())), "utf-8", newline="\n")
+    page = visit(path)
+    assert values(page, "published")[0].startswith("71.97 ")
+    assert values(page, "published")[1] == "–"
+    page.locator("button.fold").first.click()
+    assert "Paper vs ours" in page.locator(".detail").inner_text()
+    page.click("#tab-published")
+    assert "71.97" in page.locator("#panel-published table").first.inner_text()
+
+
+def test_a_view_is_taken_along(visit: Open, small: Path) -> None:
+    page = visit(small, "#q=dkd&pair=resnet56-resnet8")
+    page.click("#export")
+    dialog = page.locator("dialog[open]")
+    rows = list(csv.DictReader(io.StringIO(dialog.locator("textarea").input_value())))
+    assert [row["method"] for row in rows] == ["dkd", "kd", "scratch"]
+    cells = [r.cell.id for r in store() if r.cell.method == "dkd" and r.cell.student == "resnet8"]
+    assert rows[0]["cells"].split() == cells
+    assert float(rows[0]["reached"]) == pytest.approx((63.4 + 63.7 + 63.8) / 3)
+    assert float(rows[0]["dk"]) == pytest.approx(1.9 / 3)
+    assert rows[0]["table"] == "cifar100, resnet56-resnet8, crd240"
+    with page.expect_download() as download:
+        dialog.get_by_role("button", name="Save").click()
+    assert Path(download.value.path()).read_text("utf-8").startswith("table,")
+    dialog.get_by_role("button", name="LaTeX").click()
+    lines = dialog.locator("textarea").input_value().splitlines()
+    assert r"\begin{tabular}{llrrrrrrrrrrrrr}" in lines
+    (line,) = [line for line in lines if "dkd" in line and "&" in line]
+    assert line.startswith(r"1 & dkd~\cite{hinton2015distilling} & 63.63 $\pm$ 0.52 & 3 & \textbf{+2.43 $\pm$ 0.")
+    dialog.get_by_role("button", name="Link").click()
+    assert dialog.locator("textarea").input_value() == page.url
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+
+
+def test_formulas_and_latex_in_names_are_text_where_they_are_taken(visit: Open, tmp_path: Path) -> None:
+    records = [make_record("=1+1_&", seed, 70.0 + seed, info={"control": None, "paper": "} evil"}) for seed in range(2)]
+    page = visit(written(tmp_path, records))
+    page.click("#export")
+    (row,) = csv.DictReader(io.StringIO(page.locator("dialog textarea").input_value()))
+    assert row["method"] == "'=1+1_&"
+    page.get_by_role("button", name="LaTeX").click()
+    assert r" & =1+1\_\& & " in page.locator("dialog textarea").input_value()
+    assert r"\cite" not in page.locator("dialog textarea").input_value()
+
+
+def test_methods_tell_their_idea_equation_and_paper(visit: Open, tmp_path: Path) -> None:
+    path = tmp_path / "leaderboard.html"
+    path.write_text(render(build_tables(store()), registry.methods()), "utf-8", newline="\n")
+    page = visit(path, "#q=dkd+resnet20")
+    page.locator("button.fold").first.click()
+    sheet = page.locator(".detail")
+    # the records name the class of `make_record`, which ships with kdbench
+    assert sheet.locator(".equation").inner_text() == "L = CE(y, s) + ramp · (α · TCKD + β · NCKD)"
+    link = sheet.locator("a[href]")
+    assert link.get_attribute("href") == "https://arxiv.org/abs/2203.08679"
+    assert link.get_attribute("rel") == "noopener noreferrer"
+    page.click("#tab-taxonomy")
+    leaf = page.locator(".leaf", has=page.get_by_text("4.2 Knowledge from the intermediate layers"))
+    leaf.locator("summary", has_text="FitNet").first.click()
+    assert "Two stages: the student up to the guided layer learns the hint" in leaf.inner_text()
+    assert leaf.locator("a[href='https://arxiv.org/abs/1412.6550']").count() == 1
 
 
 def test_taxonomy_shows_every_leaf(visit: Open, small: Path) -> None:
@@ -326,14 +509,20 @@ def test_taxonomy_shows_every_leaf(visit: Open, small: Path) -> None:
     assert page.locator(".leaf.open").count() == leaves - 4
     card = page.locator(".leaf", has_text="4.1.1")
     assert "dkd" in card.inner_text()
-    card.get_by_role("button").click()
+    card.get_by_role("button", name="Show 4 rows").click()
     assert set(methods(page)) == {"kd", "dkd"}
+
+
+@pytest.mark.parametrize("view", ["results", "plots", "pairs", "compare", "published", "taxonomy"])
+def test_no_blank_page_below_the_view(visit: Open, small: Path, view: str) -> None:
+    page = visit(small, f"#view={view}")
+    assert page.evaluate("document.documentElement.scrollHeight") == DESKTOP["height"]
 
 
 # ---- safe, readable, usable -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("view", ["results", "plots", "taxonomy"])
+@pytest.mark.parametrize("view", ["results", "plots", "pairs", "compare", "taxonomy"])
 def test_markup_in_names_is_shown_and_does_nothing(visit: Open, tmp_path: Path, view: str) -> None:
     cell = {"pair": EVIL, "dataset": EVIL, "protocol": EVIL, "student": EVIL}
     more: dict[str, Any] = {
@@ -352,14 +541,14 @@ def test_markup_in_names_is_shown_and_does_nothing(visit: Open, tmp_path: Path, 
     records.append(make_record(EVIL, 5, info={"leaf": EVIL, "control": None}, status="diverged", reason=EVIL, **more))
     page = visit(written(tmp_path, records), f"#view={view}")
     if view == "results":
-        for fold in page.locator(".fold").all():
+        for fold in page.locator("button.fold").all():
             fold.click()
         assert EVIL in page.locator(".detail").first.inner_text()
     if view == "plots":
         for summary in page.locator(".equivalent summary").all():
             summary.click()
         page.wait_for_selector(".equivalent tbody tr")
-        page.locator("#plot-macs svg.plot").hover()
+        page.locator("#plot-cost svg.plot").hover()
     assert EVIL in page.locator(f"#panel-{view}").inner_text()
     page.wait_for_timeout(100)
     assert page.evaluate("window.pwned") is None
@@ -386,7 +575,7 @@ CONTRAST = """() => {
   while (walker.nextNode()) {
     const node = walker.currentNode.parentElement;
     const text = walker.currentNode.data.trim();
-    if (!text || !node.getClientRects().length || node.closest('.skip, script, option')) continue;
+    if (!text || !node.getClientRects().length || node.closest('.skip, script, option, [aria-label=tip]')) continue;
     const style = getComputedStyle(node);
     const [a, b] = [luminance(rgb(node.closest('svg') ? style.fill : style.color)), luminance(back(node))];
     found.push([(Math.max(a, b) + .05) / (Math.min(a, b) + .05), text.slice(0, 30)]);
@@ -396,36 +585,51 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("view", ["results", "plots", "taxonomy"])
+@pytest.mark.parametrize("view", ["results", "plots", "pairs", "compare", "taxonomy"])
 def test_text_has_contrast(visit: Open, small: Path, theme: str, view: str) -> None:
     page = visit(small, f"#view={view}", color_scheme=theme)
     if view == "results":
-        page.locator(".fold").first.click()
+        page.locator("button.fold").first.click()
         page.hover(".row:nth-child(4)")
-    page.locator("#legend summary").click()
     found = page.evaluate(CONTRAST)
+    page.click("#legend-open")
+    found += page.evaluate(CONTRAST)
     assert len(found) > 50
     assert [each for each in found if each[0] < 4.5] == []
     dark = page.evaluate("getComputedStyle(document.documentElement).backgroundColor") != "rgb(255, 255, 255)"
     assert dark == (theme == "dark")
 
 
-@pytest.mark.parametrize("view", ["results", "plots", "taxonomy"])
+@pytest.mark.parametrize("view", ["results", "plots", "pairs", "compare", "published", "taxonomy"])
 def test_phone_never_scrolls_sideways(visit: Open, small: Path, view: str) -> None:
     page = visit(small, f"#view={view}", viewport=PHONE, is_mobile=True, has_touch=True)
-    page.locator("#legend summary").tap()
     if view == "results":
-        page.locator(".fold").first.tap()
+        page.locator("button.fold").first.tap()
         page.locator(".detail summary").first.tap()
         assert page.locator(".detail").count() == 1
-    if view != "taxonomy":
-        page.locator("#more summary").tap()
+    if view in ("results", "plots", "pairs"):
+        page.locator("#more").tap()
         assert page.locator("#chapter").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate("innerWidth") == 360
     if view == "results":
         page.select_option("#order", "reached")
         assert methods(page)[0] == "scratch"
+    page.locator("#legend-open").tap()
+    assert page.locator("#legend").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_phone_has_a_line_for_each_method(visit: Open, small: Path) -> None:
+    page = visit(small, viewport=PHONE, is_mobile=True, has_touch=True)
+    lines = page.locator(".row:not(.teacher)")
+    boxes = [line.bounding_box() for line in lines.all()[:5]]
+    assert [box["height"] < 48 for box in boxes] == [True] * 5
+    assert boxes[0]["y"] < 300
+    shown = [text.split() for text in lines.nth(0).locator(":scope > :visible").all_inner_texts()]
+    assert [part for part in shown if part] == [["1"], ["▲", "dkd", ",", "extension"], ["71.63"], ["+0.63"]]
+    places = [part.bounding_box() for part in lines.nth(0).locator(":scope > :visible").all()]
+    assert all(a["x"] + a["width"] <= b["x"] for a, b in itertools.pairwise(places))
 
 
 def test_theme_is_kept(visit: Open, small: Path) -> None:
@@ -434,11 +638,11 @@ def test_theme_is_kept(visit: Open, small: Path) -> None:
     light = page.evaluate(paper)
     page.click("#theme")
     page.click("#theme")
-    assert page.locator("#theme").inner_text() == "Theme: dark"
+    assert page.locator("#theme").get_attribute("aria-label") == "Theme: dark"
     assert page.evaluate(paper) != light
     page.reload()
     page.wait_for_selector(".row")
-    assert page.locator("#theme").inner_text() == "Theme: dark"
+    assert page.locator("#theme").get_attribute("aria-label") == "Theme: dark"
 
 
 def test_works_where_storage_and_history_are_refused(visit: Open, small: Path) -> None:
@@ -448,7 +652,7 @@ def test_works_where_storage_and_history_are_refused(visit: Open, small: Path) -
     """
     page = visit(small, init=refuse)
     page.click("#theme")
-    assert page.locator("#theme").inner_text() == "Theme: light"
+    assert page.locator("#theme").get_attribute("aria-label") == "Theme: light"
     page.fill("#q", "dkd")
     assert methods(page) == ["dkd", "dkd"]
 
@@ -460,12 +664,18 @@ def test_keyboard_reaches_the_results_and_shows_where_it_is(visit: Open, small: 
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
     page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "q"
+    page.focus("#export")
+    page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "scroller"
+    page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.dataset.key") == "method"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.dataset.key") == "method"  # drawing anew must not lose the place
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "q"
     unnamed = page.evaluate(
         """[...document.querySelectorAll('input, select')].filter(n => !n.closest('label')?.innerText.trim()).length"""
     )
@@ -531,20 +741,24 @@ SCRATCH = make_record("scratch", 0, 69.0, teacher=None, cell={"teacher": None})
 
 
 def test_ten_thousand_records_open_and_filter_quickly(visit: Open, large: Path) -> None:
+    assert large.stat().st_size < 16_000_000
+    # The main thread's own time, all of parsing, script, style, layout and paint: what the clock shows where nothing
+    # else runs. Of three the least disturbed.
     opened = []
     for _ in range(3):
         page = visit(large)
-        opened.append(page.evaluate("performance.getEntriesByName('kdbench-ready')[0].startTime"))
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+        def busy(session: Any = session) -> float:
+            found = session.send("Performance.getMetrics")["metrics"]
+            return next(m["value"] for m in found if m["name"] == "ThreadTime")
+
+        ready = page.evaluate("performance.getEntriesByName('kdbench-ready')[0].startTime")
+        opened.append(min(1000 * busy(), ready))
     assert page.locator("#summary").inner_text().startswith("10,000 records · 167 methods")
     assert page.locator("#status").inner_text().startswith("3,334 rows")
-    assert min(opened) < 2000  # ms, the least disturbed of three
-
-    # The main thread's own time, all of script, style, layout and paint: what the clock shows where nothing else runs.
-    session = page.context.new_cdp_session(page)
-    session.send("Performance.enable", {"timeDomain": "threadTicks"})
-
-    def busy() -> float:
-        return next(m["value"] for m in session.send("Performance.getMetrics")["metrics"] if m["name"] == "ThreadTime")
+    assert min(opened) < 1500, opened
 
     for element, event, value in [
         ("q", "input", "method1"),
@@ -574,13 +788,13 @@ def test_ten_thousand_records_open_and_filter_quickly(visit: Open, large: Path) 
 
 
 def test_ten_thousand_records_can_all_be_reached(visit: Open, large: Path) -> None:
-    page = visit(large, "#flat=1")
+    page = visit(large, "#mix=1")
     first = page.locator(".row").count()
     page.evaluate("document.getElementById('scroller').scrollTop = 1e6")
     page.locator(".row").nth(first).wait_for()
-    page.evaluate("for (let i = 0; i < 100; i++) document.getElementById('grow').click()")
+    page.evaluate("for (let i = 0; i < 100; i++) document.getElementById('grow')?.click()")
     assert page.locator(".row").count() == 3334
-    assert page.locator("#grow").is_hidden()
+    assert page.locator("#grow").count() == 0
     page.click("#tab-plots")
     assert page.locator("#plot-cost svg.plot").count() == 1
 
@@ -588,16 +802,16 @@ def test_ten_thousand_records_can_all_be_reached(visit: Open, large: Path) -> No
 # ---- the same numbers everywhere ------------------------------------------------------------------------------------
 
 
-CELLS = """() => [...document.querySelectorAll('.row')].map(tr => Object.fromEntries([
+CELLS = """() => [...document.querySelectorAll('.row:not(.teacher)')].map(tr => Object.fromEntries([
     ['method', [tr.querySelector('th b').innerText, tr.querySelector('th .setting')?.innerText]],
     ...[...tr.querySelectorAll('td')].map(td => [td.className.split(' ')[0], td.innerText.trim()])]))"""
 
 
 def test_every_cell_is_that_of_the_markdown(visit: Open) -> None:
     results = Path(__file__).parents[1] / "results"
-    page = visit(results / "leaderboard.html", "#flat=1")
-    while page.locator("#grow").is_visible():
-        page.locator("#grow").click()
+    page = visit(results / "leaderboard.html", "#mix=1")
+    while page.locator("#grow").count():
+        page.evaluate("document.getElementById('grow')?.click()")
     rows = page.evaluate(CELLS)
     assert len(rows) == 45
     columns = ["n", "reached", "ds", "dk", "gap", "minutes", "sf", "tf", "extra", "diverged"]

@@ -500,7 +500,7 @@ def test_names_of_measures_are_inert() -> None:
     texts = rendered([make_measured("kd", seed, 2.0 + seed, evil) for seed in range(2)])
     assert ",'=cmd|' </script>`x," in texts[f"{NAME}.csv"].splitlines()[0]
     assert "\\`x \\|\\*" in texts[f"{NAME}.md"]
-    assert texts["leaderboard.html"].count("</script>") == 3
+    assert texts["leaderboard.html"].count("</script>") == 9
 
 
 # ---- teachers -------------------------------------------------------------------------------------------------------

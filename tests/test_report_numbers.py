@@ -14,7 +14,7 @@ from factories import make_record, rendered
 
 from kdbench.registry import methods
 from kdbench.report import Look, build_tables, load_records, render
-from kdbench.report.leaderboard import big
+from kdbench.report.leaderboard.payload import big
 from kdbench.report.sheet import COLUMNS as ALL_COLUMNS
 from kdbench.results.labels import load_labels
 from kdbench.results.record import Record
@@ -169,7 +169,7 @@ def test_a_pause_is_not_shown_as_a_cost() -> None:
     assert row["train_minutes"] == ""
     ((_, _, page),) = shown(texts["leaderboard.html"])
     assert (page["minutes"], page["fwd"]) == ("-", "2.00")
-    assert 'cost: "fwd" };' in texts["leaderboard.html"]  # what the plot is drawn over at first
+    assert 'cost: "fwd",' in texts["leaderboard.html"]  # what the plot is drawn over at first
 
 
 def test_one_seed_from_scratch_reads_well() -> None:

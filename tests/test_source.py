@@ -108,7 +108,7 @@ def test_a_table_says_where_the_seeds_of_a_row_are_by_different_code() -> None:
     def lines(*sources: str | None) -> list[str]:
         made = [make_record("kd", seed, info={"source": source}) for seed, source in enumerate(sources)]
         others = [make_record("dkd", seed, info={"source": "e" * 64}) for seed in range(len(sources))]
-        return header([*made, *others], 72.34, None, None, None)
+        return header([*made, *others], 72.34, None, None, None, protocol="crd240")
 
     for same in (("a" * 64, "a" * 64), (None, "a" * 64), (None, None)):  # none: made before there were hashes
         assert not any("different code" in line for line in lines(*same))

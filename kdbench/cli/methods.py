@@ -7,14 +7,15 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.cli.completion import METHODS
 from kdbench.cli.console import plain, say
 from kdbench.cli.helps import described
+from kdbench.docs import first_paragraph, named
 from kdbench.errors import UserError, nearest
-from kdbench.explained import explained, reference
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -93,7 +94,7 @@ def list_methods(options: argparse.Namespace) -> int:
 
 def _facts(entry: Entry) -> dict[str, Any]:
     """A method for programs."""
-    idea, equation = explained(entry)
+    work = entry.docs.work
     return {
         "class": entry.path,
         "leaf": entry.leaf,
@@ -103,9 +104,10 @@ def _facts(entry: Entry) -> dict[str, Any]:
         "search": entry.search,
         "title": entry.title,
         "paper": entry.paper,
-        "reference": reference(entry),
-        "idea": idea,
-        "equation": equation,
+        "work": asdict(work) if work else None,
+        "idea": entry.docs.idea,
+        "equations": list(entry.docs.equations),
+        "losses": named(entry.docs, entry.beside),
         "survey": dict(entry.survey),
         "file": str(entry.code),
         "config": str(entry.file),
@@ -134,7 +136,8 @@ def _line(entry: Entry, beside: Sequence[Entry]) -> Text:
     from rich.text import Text
 
     told = [plain(entry.name, "green"), plain(_titled(entry, beside))]
-    called = reference(entry).partition(" (")[0].rstrip(".")
+    work = entry.docs.work
+    called = work.title if work else first_paragraph(entry.about).partition(" (")[0].rstrip(".")
     if called and called.casefold() != entry.title.casefold():
         told.append(plain(called, "dim"))
     if asked := asks(entry):
@@ -235,13 +238,18 @@ def _show(chosen: Sequence[tuple[ChapterEntry, LeafEntry]], entries: Mapping[str
 def _rows(entry: Entry, columns: Mapping[str, str], best: str | None) -> Iterator[tuple[str, Text]]:
     from rich.text import Text
 
-    idea, equation = explained(entry)
-    key = f" [{entry.paper}]" if entry.paper else ""
-    yield "paper" if entry.paper else "what", plain(f"{reference(entry)}{key}")
-    if idea:
-        yield "idea", plain(idea)
-    if equation:
-        yield "equation", Text("\n").join(plain(line) for line in equation.splitlines())
+    docs = entry.docs
+    if work := docs.work:
+        where = "".join(f", {each}" for each in (work.venue, work.url) if each)
+        yield "paper", plain(f"{work.title} ({work.authors}{where}){f' [{entry.paper}]' if entry.paper else ''}")
+    elif entry.about:
+        yield "what", plain(first_paragraph(entry.about))
+    if docs.idea:
+        yield "idea", plain(docs.idea.replace("``", ""))
+    if docs.equations:
+        yield "equation", Text("\n").join(plain(line.replace("``", "")) for line in docs.equations)
+    if losses := named(docs, entry.beside):
+        yield "with", Text("\n").join(plain(f"{name}: {said}".replace("``", "")) for name, said in losses.items())
     stated = [f"{heading}: {entry.survey[name]}" for name, heading in columns.items() if name in entry.survey]
     if stated:
         yield "survey", Text("\n").join(map(plain, stated))

@@ -58,7 +58,7 @@ def across_pairs(tables: Sequence[Table]) -> list[Sheet]:
 
 def _sheet(cohort: str, tables: Sequence[Table]) -> Sheet:
     first = tables[0]
-    shown = {row.method: row for table in reversed(tables) for row in _shown_rows(table).values()}
+    shown = {row.method: row for table in reversed(tables) for row in standing(table).values()}
     methods = _complete(tables)
     measure, heads = first.measure, {table.versus["kd"].removeprefix("Δ ") for table in tables}
     kd = " or ".join(sorted(heads))
@@ -109,7 +109,7 @@ def _sheet(cohort: str, tables: Sequence[Table]) -> Sheet:
 def _matrix(tables: Sequence[Table], everything: str) -> Grid:
     """Every method on every pair, teachers first, as papers show them."""
     measure, digits = tables[0].measure, max(table.digits for table in tables)
-    found = [_shown_rows(table) for table in tables]
+    found = [standing(table) for table in tables]
     rows: dict[str, Row] = {}
     for each in found:
         rows |= {name: row for name, row in each.items() if name not in rows}
@@ -176,7 +176,7 @@ def _pair_values(name: str, tables: Sequence[Table]) -> dict[str, Any]:
     """A method's mean, standard deviation and number of runs on each pair, for CSV."""
     values: dict[str, Any] = {}
     for table in tables:
-        row = _shown_rows(table).get(name)
+        row = standing(table).get(name)
         values |= {
             table.name: row.reached.mean if row and row.reached else None,
             f"{table.name}_std": row.std if row else None,
@@ -185,10 +185,11 @@ def _pair_values(name: str, tables: Sequence[Table]) -> dict[str, Any]:
     return values
 
 
-def _shown_rows(table: Table) -> dict[str, Row]:
-    """One finished row of each method: of a control the reference, else the default, else that of most seeds.
+def standing(table: Table) -> dict[str, Row]:
+    """Of each method with a finished run the row that stands for it beside other tables.
 
-    Never the best accuracy: otherwise a method that is tuned more would look better.
+    That is the reference of a control, else the shipped default, else the setting of most seeds; never the best
+    accuracy: otherwise a method that is tuned more would look better.
     """
     best: dict[str, Row] = {}
     for row in table.rows:
@@ -221,7 +222,7 @@ def _complete(tables: Sequence[Table]) -> dict[str, list[Row]]:
     """The rows, one of each table, of the methods that have a finished run in every table."""
     rows: dict[str, list[Row]] = defaultdict(list)
     for table in tables:
-        for name, row in _shown_rows(table).items():
+        for name, row in standing(table).items():
             rows[name].append(row)
     return {name: found for name, found in sorted(rows.items()) if len(found) == len(tables)}
 

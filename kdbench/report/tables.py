@@ -19,13 +19,13 @@ from kdbench.report.filters import select
 from kdbench.report.index import index
 from kdbench.report.latex import LATEX_MARKER, Width, latex
 from kdbench.report.leaderboard import HTML_MARKER
+from kdbench.report.leaderboard.payload import Described
 from kdbench.report.markdown import MARKER, markdown
 from kdbench.report.model import build_tables, load_records
-from kdbench.report.settings import Known
 from kdbench.report.sheet import ALL, COLUMNS, Sheet, chosen
 from kdbench.report.terminal import render_terminal
 from kdbench.results import figures
-from kdbench.results.claims import Claim, load_claims
+from kdbench.results.claims import Claim, compare_claims, load_claims
 from kdbench.results.labels import Labels, load_labels
 from kdbench.results.record import Record
 
@@ -75,7 +75,7 @@ def generate(
     store_root: str | Path,
     filters: Mapping[str, str] | None = None,
     formats: Sequence[str] = FORMATS,
-    methods: Iterable[Known] = (),
+    methods: Iterable[Described] = (),
     named: Sequence[str] = (),
     look: Look | None = None,
 ) -> dict[str, str]:
@@ -100,7 +100,7 @@ def render(
     records: Iterable[Record],
     formats: Sequence[str] = FORMATS,
     claims: Iterable[Claim] = (),
-    methods: Iterable[Known] = (),
+    methods: Iterable[Described] = (),
     labels: Mapping[str, Labels] | None = None,
     named: Sequence[str] = (),
     look: Look | None = None,
@@ -119,15 +119,14 @@ def render(
     sheets += across_pairs(tables)
     shown, look = [suffix for suffix in formats if suffix in SHEETS], look or Look()
     texts = {f"{FOLDER}/{sheet.path}.{suffix}": look.show(sheet, suffix) for sheet in sheets for suffix in shown}
-    others = {}
+    others, claims = {}, list(claims)
     if "html" in formats:
-        texts[LEADERBOARD] = leaderboard.render(tables, methods)
+        texts[LEADERBOARD] = leaderboard.render(tables, methods, compare_claims(claims, records))
         others[f"../{LEADERBOARD}"] = "Leaderboard, to search, sort and plot"
     if "tex" in formats:
         works = cited(row.paper for table in tables for row in table.rows)
         texts[f"{FOLDER}/{bibliography.FILE}"] = f"{LATEX_MARKER}\n\n{works}"
         others[bibliography.FILE] = "The works that the tables in LaTeX cite"
-    claims = list(claims)
     for name, text in render_claims(records, claims).items() if claims else ():
         suffix = name.rpartition(".")[2]
         if suffix in formats:
@@ -143,7 +142,7 @@ def report(
     out: str | Path,
     filters: Mapping[str, str] | None = None,
     formats: Sequence[str] = FORMATS,
-    methods: Iterable[Known] = (),
+    methods: Iterable[Described] = (),
     named: Sequence[str] = (),
     look: Look | None = None,
 ) -> list[Path]:
