@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdbench import shipped
 from kdbench.report.settings import shown
-from kdbench.results.record import Record, flatten
+from kdbench.results.record import Record, canonical_json, flatten
 
 DATA = {
     "CartPole-v1": "CartPole",
@@ -74,23 +75,24 @@ def cut(record: Record) -> str:
     return ", ".join(parts)
 
 
-def protocol_names(records: Iterable[Record]) -> dict[str, str]:
+def protocol_names(records: Sequence[Record]) -> dict[str, str]:
     """The protocol of each record, by the cell's id, and where its values are not those that ship under its name.
 
     Of names that do not ship what differs between records of one name is told.
     """
-    flats = {record.cell.id: (record.cell.protocol, _flat(record)) for record in records}
-    names: dict[str, str] = {}
-    for cell, (name, values) in flats.items():
+    found: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)  # by name, and by all values
+    for record in records:
+        values = _flat(record)
+        found[record.cell.protocol].setdefault(canonical_json(values), values)
+    names: dict[tuple[str, str], str] = {}
+    for name, configs in found.items():
         base = {key: shown(value) for key, value in flatten(shipped.composed("protocol", name)).items()}
-        if base:
+        for key, values in configs.items():
             # keys that came after the record have the values that it was made with
-            told = [key for key, value in values.items() if base.get(key) != value]
-        else:
-            same = [other for protocol, other in flats.values() if protocol == name]
-            told = [key for key, value in values.items() if any(other.get(key) != value for other in same)]
-        names[cell] = ", ".join([name, *(f"{key}={values[key]}" for key in sorted(told))])
-    return names
+            others = [base] if base else list(configs.values())
+            told = sorted(part for part, value in values.items() if any(other.get(part) != value for other in others))
+            names[name, key] = ", ".join([name, *(f"{part}={values[part]}" for part in told)])
+    return {record.cell.id: names[record.cell.protocol, canonical_json(_flat(record))] for record in records}
 
 
 def _flat(record: Record) -> dict[str, str]:
