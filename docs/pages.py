@@ -6,12 +6,14 @@ import argparse
 import html
 import inspect
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
+from unicodedata import normalize
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,7 +22,7 @@ from kdbench.cli import main
 from kdbench.cli.program import parser
 from kdbench.docs import docs_of, spans
 from kdbench.registry import Entry, methods
-from kdbench.report import build_tables, load_records
+from kdbench.report import bibliography, build_tables, load_records
 from kdbench.report.markdown import escape
 from kdbench.report.measured import measured, measured_cells
 from kdbench.report.model import Row, Table
@@ -88,7 +90,7 @@ class Pages:
             autoescape=False,  # it is Markdown
         )
         self.templates.filters |= {"md": escape, "prose": prose, "formula": formula}
-        self.templates.globals.update(docs_of=docs_of, best_of=self.best)
+        self.templates.globals.update(docs_of=docs_of, best_of=self.best, work=work)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Path, without a leading slash, and text of each page."""
@@ -168,6 +170,27 @@ def formula(line: str) -> str:
     return "".join(marks[kind].format(html.escape(piece)) for kind, piece in spans(line))
 
 
+def work(key: str) -> str:
+    """A work of the bibliography as Markdown: authors, title, year, with a link where it gives one."""
+    entry = bibliography.entries().get(key)
+    if entry is None:
+        return f"`{key}`"
+    plain = re.sub(r"\{\\(['`^\"~cu]) ?(\\i|\w)\}", _accented, entry)
+    fields = {name: re.sub(r"[{}]", "", value) for name, value in re.findall(r"^  (\w+) = \{(.*)\},?$", plain, re.M)}
+    names = [name.partition(",")[0] for name in fields["author"].split(" and ")]
+    authors = names[0] if len(names) == 1 else " and ".join(names) if len(names) == 2 else f"{names[0]} et al."
+    title = escape(fields["title"])
+    address = f"arxiv.org/abs/{fields['eprint']}" if "eprint" in fields else f"doi.org/{fields.get('doi', '')}"
+    linked = f"[{title}](https://{address})" if fields.keys() & {"eprint", "doi"} else title
+    return f"{escape(authors)}: {linked}, {fields['year']}"
+
+
+def _accented(found: re.Match[str]) -> str:
+    """What TeX writes as an accent and a letter."""
+    mark = dict(zip("'`^\"~cu", "\u0301\u0300\u0302\u0308\u0303\u0327\u0306", strict=True))[found[1]]
+    return normalize("NFC", found[2].removeprefix("\\") + mark)
+
+
 def settings(text: str) -> list[Setting]:
     """The settings in a method's YAML, in its order, each with the comment behind it; `search` is left out."""
 
@@ -179,7 +202,8 @@ def settings(text: str) -> list[Setting]:
             elif name != "_target_":
                 behind = text[value.end_mark.index :].partition("\n")[0]
                 shown = text[value.start_mark.index : value.end_mark.index].strip()
-                yield Setting(name, shown, behind.partition("#")[2].strip())
+                default = re.sub(r"\$\{tuned:([^}]*)\}", r"\1", shown)  # which a pair may replace
+                yield Setting(name, default, behind.partition("#")[2].strip())
 
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)
