@@ -83,6 +83,6 @@ def test_a_table_says_what_is_needed_and_where_the_rest_is(kd: Kdbench) -> None:
     assert below[1] == f"Full table: {file.relative_to(kd.root)}"
     assert "Protocol: " not in short.out
     whole = kd.run("method=[scratch,kd]", "verbose=true")
-    for fact in ("Teacher: ", "Protocol: lite (batch_size=64", "Selection: ", "Made on "):
+    for fact in ("Teacher: ", "Protocol: lite, epochs=2 (batch_size=64", "Selection: ", "Made on "):
         assert fact in whole.out
     assert "0 trained, 2 already done" in whole.out  # it is no other cell
