@@ -8,8 +8,9 @@ from pathlib import Path
 import bibtexparser
 import pytest
 
+from kdbench.docs import Work
 from kdbench.registry import methods
-from kdbench.report.bibliography import FILE, cited, entries
+from kdbench.report.bibliography import FILE, cited, entries, work
 from kdbench.taxonomy import load_taxonomy
 
 SOURCE = Path(__file__).parents[1] / "kdbench" / "report" / FILE
@@ -70,6 +71,17 @@ def test_preprints_that_methods_name_are_those_of_their_entries(library: bibtexp
             assert known[method.paper]["eprint"].value == number[1], method.name
             compared += 1
     assert compared > 30
+
+
+def test_works_are_named_in_a_line() -> None:
+    assert work("romero2014fitnets") == Work(
+        "FitNets: Hints for Thin Deep Nets", "Romero et al.", "ICLR 2015", "2015", "https://arxiv.org/abs/1412.6550"
+    )
+    assert (found := work("ruiz2020distilled"))
+    assert found.authors == "Ruiz & Verbeek"
+    assert work("no2030where") is work(None) is None
+    names = {key: work(key) for key in entries()}
+    assert not [key for key, each in names.items() if each and re.search(r"[{}\\]", each.authors + each.title)]
 
 
 def test_what_tables_cite_is_written_beside_them() -> None:

@@ -120,7 +120,8 @@ def unpack(packed: str, low: float, high: float) -> list[float | None]:
 def test_nothing_is_asked_of_the_network() -> None:
     text = render(build_tables(controls()), [])
     names = {each for each in re.findall(r"https?://[^\s\"'`]*", text) if not each.startswith("http://www.w3.org/")}
-    assert names == {"https://d3js.org"}  # in the first line of the library
+    # the paper, which a reader may open, and the first line of a library
+    assert names == {"https://arxiv.org/abs/1503.02531", "https://d3js.org"}
     found = Page(text)
     ours = [text for tag, _, text in found.raw if tag == "style"] + [found.raw[-1][2]]
     assert not [text for text in ours if "url(" in text or "@import" in text]
@@ -469,10 +470,12 @@ def test_across_pairs_is_that_of_the_tables() -> None:
     for seed in range(2):
         records.append(make_record("kd", seed, 60.0 + seed, cell=other, config={"pair": other}))
     payload = page(records).json("payload")
-    [sheet] = payload["across"]
+    [(cohort, sheet)] = payload["across"].items()
+    assert {table["cohort"] for table in payload["tables"]} == {cohort}
     [expected] = across_pairs(build_tables(records))
     assert sheet["title"] == expected.title
-    assert sheet["rows"] == [[cell.text for cell in row] for row in expected.grids[0].blocks[0].rows]
+    assert sheet["columns"][-1] == "average rank"
+    assert sheet["rows"] == [[cell.text for cell in row] for row in expected.grids[-1].blocks[0].rows]
     assert payload["rows"]["main"] == [True, True, True]
 
 

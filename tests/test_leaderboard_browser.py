@@ -493,7 +493,7 @@ def test_methods_tell_their_idea_equation_and_paper(visit: Open, tmp_path: Path)
     page.click("#tab-taxonomy")
     leaf = page.locator(".leaf", has=page.get_by_text("4.2 Knowledge from the intermediate layers"))
     leaf.locator("summary", has_text="FitNet").first.click()
-    assert "Two stages: the student up to the guided layer learns the hint" in leaf.inner_text()
+    leaf.get_by_text("Two stages: the student up to the guided layer learns the hint").wait_for()
     assert leaf.locator("a[href='https://arxiv.org/abs/1412.6550']").count() == 1
 
 

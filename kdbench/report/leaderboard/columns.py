@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kdbench.report.measured import measured
 from kdbench.report.model import Table
+from kdbench.report.sheet import OTHER
 from kdbench.results.stats import ALPHA
 from kdbench.taxonomy import load_taxonomy
 
@@ -21,7 +23,7 @@ def columns(tables: Sequence[Table], *, paper: bool) -> list[dict[str, Any]]:
     scratch, kd = (_common((table.versus[name] for table in tables), word) for name, word in (
         ("scratch", "Δ scratch"), ("kd", "Δ KD"),
     ))  # fmt: skip
-    others = sorted({name for table in tables for name in table.others})
+    others = sorted({head for table in tables for head in further_heads(table)})
     surveys = {
         key: heading
         for chapter in load_taxonomy().chapters
@@ -74,6 +76,12 @@ def columns(tables: Sequence[Table], *, paper: bool) -> list[dict[str, Any]]:
             for key, heading in surveys.items()),
     ]  # fmt: skip
     return [{"key": key, "label": label, "in": kind.split(), "help": text} for key, label, kind, text in told]
+
+
+def further_heads(table: Table) -> list[str]:
+    """Of its further measures, in their order."""
+    heads = measured(table)
+    return [heads[f"{OTHER}{name}"] for name in table.others]
 
 
 def _head(table: Table) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from kdbench.docs import Docs, spans
 from kdbench.report.across import across_pairs, standing
+from kdbench.report.bibliography import work
 from kdbench.report.claims import HEADER, TRUST, claims_tables, coverage_table
 from kdbench.report.latex import escape
-from kdbench.report.leaderboard.columns import columns
-from kdbench.report.measured import measured, measured_cells
+from kdbench.report.leaderboard.columns import columns, further_heads
+from kdbench.report.measured import measured_cells
 from kdbench.report.model import Row, Table
 from kdbench.report.settings import Comparison, Known, Setting, settings_of
 from kdbench.report.sheet import number, p_value
@@ -102,6 +104,7 @@ def payload(
         "tex": _escapes(canonical_json([*told, surveys.values])),
         "chapters": _chapters([*entries, *_unknown(groups, entries)], {row["leaf"] for row in rows}),
         "docs": {entry.path: _docs(entry.docs) for entry in entries},
+        "works": _works(row["paper"] for row in rows),
         "rows": _columns(rows),
         "shown": _columns(shown),
         "surveys": surveys.values,
@@ -131,6 +134,12 @@ def _ranks(table: Table) -> dict[int, int]:
     return {row: 1 + better.index(value) for row, value in values.items()}
 
 
+def _works(keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Of the bibliography, for methods whose file is not known here."""
+    found = {key: work(key) for key in sorted(set(keys))}
+    return {key: asdict(each) for key, each in found.items() if each}
+
+
 def _escapes(text: str) -> dict[str, str]:
     """The characters of `text` that LaTeX takes for something else."""
     return {each: escape(each) for each in sorted(set(text)) if not each.isspace() and escape(each) != each}
@@ -144,17 +153,23 @@ def _docs(docs: Docs) -> dict[str, Any]:
     }
 
 
-def _across(tables: Sequence[Table]) -> list[dict[str, Any]]:
-    return [
-        {
+def _across(tables: Sequence[Table]) -> dict[str, dict[str, Any]]:
+    """By cohort, what its methods reach over all pairs."""
+    cohorts: dict[str, list[Table]] = defaultdict(list)
+    for table in tables:
+        cohorts[table.cohort[:8]].append(table)
+    return {
+        cohort: {
             "title": sheet.title,
             "columns": [column.head for column in grid.columns],
             "rows": [[cell.text for cell in row] for block in grid.blocks for row in block.rows],
             "notes": [*grid.remarks, sheet.trust],
         }
-        for sheet in across_pairs(tables)
+        for cohort, group in cohorts.items()
+        for sheet in across_pairs(group)
         for grid in sheet.grids
-    ]
+        if grid.key == "summary"
+    }
 
 
 def _claims(comparisons: Sequence[published.Comparison]) -> dict[str, Any]:
@@ -174,12 +189,13 @@ def _table(table: Table) -> dict[str, Any]:
     teacher = next((record.teacher for record in table.records if record.teacher), None)
     measure = table.measure
     return {
+        "title": table.title,
         "dataset": table.dataset,
         "measure": measure.label,
         "unit": measure.unit,
         "higher": measure.higher,
         "examples": measure.examples,
-        "others": [measured(table)[f"other {name}"] for name in table.others],
+        "others": further_heads(table),
         "versus": [table.versus["scratch"], table.versus["kd"]],
         "pair": table.pair,
         "student": table.records[0].cell.student,

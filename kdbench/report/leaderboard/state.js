@@ -36,7 +36,7 @@ if (!byId("view")) {
 
 // ---- data ----
 const payload = JSON.parse(byId("payload").textContent);
-const { tables, chapters, configs, environments, docs, surveys, across, claims } = payload;
+const { tables, chapters, configs, environments, docs, works, surveys, across, claims } = payload;
 const runs = payload.records;
 function unpack(columns) {
   const keys = Object.keys(columns);
@@ -62,7 +62,6 @@ const merit = (row, key) => (row[key] === null || tables[row.table].higher ? row
 const SAMPLE = tables.every((table) => table.examples === "images") ? "image" : "sample";
 tables.forEach((table, index) => {
   table.index = index;
-  table.title = [table.dataset, table.pair, table.protocol].join(", ");
   table.rows = rows.filter((row) => row.table === index);
   const ends = table.rows.filter((row) => row.reached !== null)
     .flatMap((row) => [row.reached - (row.half || 0), row.reached + (row.half || 0)]);
@@ -74,7 +73,7 @@ tables.forEach((table, index) => {
       teacher: table.teacher ? `${table.teacher[0]} ${table.teacher[1]}` : "none",
       label: row.setting ? `${row.method} (${row.setting})` : row.method,
       chapter: leafById.get(row.leaf)?.chapter,
-      docs: docs[row.cls] ?? { work: null, idea: [], equations: [] },
+      docs: docs[row.cls] ?? { work: works[row.paper] ?? null, idea: [], equations: [] },
       published: row.claims.length ? Number(claims.rows[row.claims[0]][claims.number]) : null,
     });
     row.work = row.docs.work ? `${row.docs.work.authors} ${row.docs.work.year}` : row.paper;

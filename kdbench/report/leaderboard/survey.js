@@ -6,25 +6,24 @@ function Pairs({ shown }) {
   const cell = (row) => (!row ? NONE : state.cell === "gap" ? neat(row.shown.gap) : state.cell === "reached"
     ? html`<${Estimate} text=${row.shown.reached} />` : html`<${Difference} row=${row} of=${state.cell} />`);
   const cohorts = d3.groups(main, (row) => tables[row.table].cohort);
-  const titles = new Set(cohorts.map(([, some]) => `Across pairs: ${some[0].dataset}, ${some[0].protocol}`));
   return html`<div class="controls-row"><${Select} id="cell" label="In each cell" value=${state.cell}
     options=${Object.entries(cells)} onpick=${(value) => change({ cell: value })} /></div>
     <p class="soft">One row a method, one column a pair. Where a method has several settings, the row is that of the reference of a control, else the shipped default, else of most seeds; never the best.</p>
-    ${cohorts.map(([, some]) => {
-      const across = d3.sort(new Set(some.map((row) => row.table)));
+    ${cohorts.map(([cohort, some]) => {
+      const places = d3.sort(new Set(some.map((row) => row.table)));
+      const sums = across[cohort];
       const methods = d3.groups(some, (row) => row.method);
       const caption = `${some[0].dataset}, ${some[0].protocol}`;
       return html`<section class="matrix"><h2><${Name}>${caption}<//></h2><${Grid}
         caption=${`Methods by pair: ${caption}`}
-        heads=${["Method", ...across.map((index) => html`<${Name}>${tables[index].pair}<//>${tables[index].teacher
+        heads=${["Method", ...places.map((index) => html`<${Name}>${tables[index].pair}<//>${tables[index].teacher
           && html`<br /><small>teacher ${neat(tables[index].accuracy)}</small>`}`)]}
         lines=${methods.map(([, group]) => [html`<${Mark} role=${group[0].role} /> <${Opener} row=${group[0]} />`,
-          ...across.map((index) => cell(group.find((row) => row.table === index)))])} /></section>`;
-    })}
-    ${across.filter(({ title }) => titles.has(title)).map(({ title, columns, rows: lines, notes }) => html`<section
-      class="matrix"><h2><${Name}>${title}<//></h2>
-      <${Grid} caption=${title} heads=${columns} lines=${lines.map((line) => line.map(neat))}
-        />${notes.map((note) => html`<p class="soft">${note}</p>`)}</section>`)}`;
+          ...places.map((index) => cell(group.find((row) => row.table === index)))])} />
+        ${sums && html`<h3><${Name}>${sums.title}<//></h3>
+          <${Grid} caption=${sums.title} heads=${sums.columns} lines=${sums.rows.map((line) => line.map(neat))} />
+          ${sums.notes.map((note) => html`<p class="soft">${note}</p>`)}`}</section>`;
+    })}`;
 }
 
 // ---- paper vs ours ----
