@@ -206,7 +206,7 @@ class Method(pl.LightningModule):
     """What the survey's table says of such a method: one short entry for each column that ``taxonomy.yaml`` gives the
     table of `leaf`, by the column's key. Reports print it."""
 
-    _settings: Mapping[str, Any] = {}
+    _given_settings: Mapping[str, Any] = {}
     """What the constructor was given, but for networks: what Lightning's checkpoints say of it."""
     taps = Taps()
     terms: tuple[str, ...] = ("ce",)
@@ -220,7 +220,7 @@ class Method(pl.LightningModule):
             for rest in [each.name for each in signature.parameters.values() if each.kind is each.VAR_KEYWORD]:
                 given |= given.pop(rest, {})
             # behind nn.Module, which is not initialised yet
-            vars(method)["_settings"] = {key: value for key, value in given.items() if key not in _NO_SETTINGS}
+            vars(method)["_given_settings"] = {key: value for key, value in given.items() if key not in _NO_SETTINGS}
         return method
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -766,8 +766,11 @@ class Method(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.scores())
 
-    on_test_epoch_start = on_validation_epoch_start
-    on_test_epoch_end = on_validation_epoch_end
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
 
     def test_step(self, batch: Batch | Sequence[Tensor], batch_idx: int) -> None:
         """Of one loader, as ``test/MEASURE``; the bench evaluates in `validation_step`."""
@@ -803,13 +806,15 @@ class Method(pl.LightningModule):
         if self._given[0] is not None:  # outside the bench, which knows these itself
             checkpoint["kdbench"]["data"] = to_jsonable_python(self.data)
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = settings = {}
-            for key, value in self._settings.items():
+            for key, value in self._given_settings.items():
                 with suppress(PydanticSerializationError):  # what is no plain value is to be given again
                     settings[key] = to_jsonable_python(value)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["kdbench"]
         if not self._bound:
+            if "data" not in state:
+                raise UserError("this checkpoint does not say what data it is of: bind the method before it is loaded.")
             self._bind_given(TypeAdapter(DataSpec).validate_python(state["data"]))
         self.rng.set_state(state["rng"])
         self.epoch, self.forwards, self.images_seen = state["epoch"], dict(state["forwards"]), state["images_seen"]

@@ -617,6 +617,7 @@ def test_the_students_start_is_common_to_all_methods(name: str) -> None:
             name=which,
             student=world.student,
             seed=seed,
+            start=None,
             make_method=lambda: ENTRIES[which].cls(**settings_of(which), protocol=protocol),
         )
         return state(bind_cell(cell, lecturers, world.spec).student)
