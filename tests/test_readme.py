@@ -23,12 +23,9 @@ from kdbench.cli import program
 from kdbench.paths import conf_dir
 
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/guides/{path.name}" for path in ROOT.glob("docs/guides/*.md")))
-COMPOSED = (["run"], ["tune"], ["teacher", "train"], ["teacher", "import"], ["teacher", "cache"])
-"""Commands whose settings Hydra composes."""
+COMPOSED = tuple(name.split() for name in program.COMPOSED)
 FLAGS = ("-m", "--cfg", "job", "--help", "--all")
-LONG = (*COMPOSED, ["bench"], ["data", "prepare"])
-OWN = ("--config-dir", "dataset=folder", "folder")
-"""Where one of these is among its words, a command is about what the page itself shows: it is run, in small."""
+LONG = (*COMPOSED, ["bench"], ["data", "prepare"], ["reproduce"], ["student", "export"])
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,12 @@ def blocks(page: str) -> list[Block]:
 
 def begins(command: list[str], names: tuple[list[str], ...]) -> list[str] | None:
     return next((name for name in names if command[1 : 1 + len(name)] == name), None)
+
+
+def about(command: list[str], own: set[str]) -> bool:
+    """Whether it is about what the page itself shows, a folder of images or these modules: it is run, in small."""
+    runs = command[1] == "run" and any(name in re.split(r"[\W]", arg) for arg in command for name in own)
+    return runs or "dataset=folder" in command or command[1:4] == ["data", "prepare", "folder"]
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -154,14 +157,14 @@ def test_guides_work_from_top_to_bottom(kd: Kdbench, page: str, monkeypatch: pyt
     for path in (ROOT / "results" / "records").glob("*-cifar100-lite-s[012]-*"):
         if path.name.startswith(("scratch", "kd", "fitnet")):
             shutil.copy(path, records)
+    own = set()
     for block in blocks(page):
         if block.file:
-            block.write(kd.root)
+            own.add(block.write(kd.root).stem)
         elif block.language == "python":
             exec(compile(block.text, page, "exec"), {})
         for command in block.commands:
-            own = any(word in OWN for word in command)
-            if command[0] == "kdbench" and (own or not begins(command, LONG)):
+            if command[0] == "kdbench" and (about(command, own) or not begins(command, LONG)):
                 small = [*SMALL, "seed=[0,1]"] if begins(command, COMPOSED) else []
                 result = kd(*command[1:], *small)
                 assert result.code == 0, (command, result)
