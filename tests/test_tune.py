@@ -17,7 +17,11 @@ from test_cli import one_sentence
 
 from kdbench.cli.run import objective
 from kdbench.cli.studies import Judged, Study, Trial
+<<<<<<< HEAD
 from kdbench.cli.tune import Arguments, control_for, ranges_of, size
+=======
+from kdbench.cli.tune import HELP, Arguments, control_for, drawn, is_drawn, ranges_of, size
+>>>>>>> tune
 from kdbench.data.batch import DataSpec
 from kdbench.errors import UserError
 from kdbench.measures import Measure
@@ -100,7 +104,7 @@ def test_small_ranges_are_searched_whole_and_each_setting_once(kd: Kdbench) -> N
 
 @optuna
 def test_optuna_gives_the_control_as_many_trials_and_the_same_ones_again(kd: Kdbench) -> None:
-    given = ("method=dkd", "method.dkd.beta=choice(0.5,1,2,4,6,8,10)")
+    given = ("method=dkd", "method.dkd.beta=interval(0.5,10.0)")
     result = tune(kd, *given, "trials=3")
     assert result.code == 0
     assert "kdbench" not in result.err
@@ -260,6 +264,21 @@ def test_where_it_looks(args: Sequence[str], expected: Mapping[str, str] | None,
         return
     assert found == expected
     assert size(Study("kd", found)) == count
+
+
+def test_of_choices_for_one_setting_some_are_drawn() -> None:
+    study = Study("x", {"beta": "choice(0.5,1.0,2.0,4.0,8.0)"}, [Trial(0, {"beta": 8.0}, (), 1.0)])
+    found = {}
+    for n in (3, 4, 5):
+        assert is_drawn(study, n)
+        (span,) = drawn(study, n).values()
+        found[n] = [float(value) for value in span.removeprefix("choice(").rstrip(")").split(",")]
+    assert found[5] == [0.5, 1.0, 2.0, 4.0, 8.0]
+    assert len(found[4]) == len({*found[4]} - {8.0}) == 3  # beside the default
+    assert found[4][:2] == found[3]
+    two = Study("x", {"a": "choice(1,2)", "b": "choice(1,2,3)"})
+    assert [is_drawn(two, n) for n in (5, 6)] == [False, True]
+    assert not is_drawn(Study("x", {"a": "interval(1,2)"}), 100)
 
 
 @pytest.mark.parametrize(

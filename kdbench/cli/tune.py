@@ -7,6 +7,7 @@ but its cells: repeated, the same command proposes the same settings, finds thos
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 
 OPTUNA = "hydra/sweeper=optuna"
 SEED = 0
-"""Of Optuna's sampler."""
-ROUNDS = 10
-"""How often more proposals are asked for, in place of those that were there before."""
+"""Of whatever is drawn."""
+ROUNDS = 5
+"""How often Optuna is asked for more proposals, in place of those that were there before."""
 
 
 @dataclass(frozen=True)
@@ -223,12 +224,16 @@ def _parsed(override: str) -> Override:
 
 def _like(override: Override, span: str, default: Any) -> str:
     """A range, its choices as floats where the default is one: 4 and 4.0 are one setting, but would be two cells."""
-    from hydra.core.override_parser.types import Transformer
-
     if not override.is_choice_sweep() or not isinstance(default, float):
         return span
-    values = override.sweep_iterator(transformer=Transformer.encode)
-    return f"choice({','.join(repr(float(v)) if type(v) is int else str(v) for v in values)})"
+    return f"choice({','.join(repr(float(v)) if type(v) is int else str(v) for v in _encoded(override))})"
+
+
+def _encoded(override: Override) -> list[Any]:
+    """The values of choices, texts as they are written on a command line."""
+    from hydra.core.override_parser.types import Transformer
+
+    return [*override.sweep_iterator(transformer=Transformer.encode)]
 
 
 def value_at(settings: Mapping[str, Any], key: str) -> Any:
@@ -244,6 +249,22 @@ def size(study: Study) -> float:
     return math.prod(math.inf if span.is_interval_sweep() else len([*span.sweep_iterator()]) for span in spans)
 
 
+def is_drawn(study: Study, trials: int) -> bool:
+    """Whether Optuna is not needed: there are no more settings than `trials`, or they are choices for one key."""
+    return size(study) <= trials or (len(study.ranges) == 1 and math.isfinite(size(study)))
+
+
+def drawn(study: Study, trials: int) -> dict[str, str]:
+    """Ranges of which all settings are to be tried; the first trial, with the default, is among `trials`."""
+    if size(study) <= trials:
+        return dict(study.ranges)
+    ((key, span),) = study.ranges.items()
+    choices = [str(value) for value in _encoded(_parsed(f"{key}={span}"))]
+    random.Random(SEED).shuffle(choices)  # with more trials come more of them, not others
+    others = [value for value in choices if value_of(f"{key}={value}") != study.trials[0].settings[key]]
+    return {key: f"choice({','.join(others[: trials - 1])})"}
+
+
 def check(judged: Judged, studies: Sequence[Study], options: Options, args: Sequence[str]) -> None:
     """Raises `UserError`, before anything trains, for what would fail in the end."""
     from kdbench.tuned import looked_up, method_file
@@ -254,7 +275,8 @@ def check(judged: Judged, studies: Sequence[Study], options: Options, args: Sequ
             f"there is nothing to search for: what {' and '.join(methods)} have under `search`, if anything, is given; "
             "name a range, as in 'method.NAME.KEY=choice(1,2,4)'."
         )
-    if any(size(study) > options.trials for study in studies) and not find_spec("hydra_plugins.hydra_optuna_sweeper"):
+    needed = not all(is_drawn(study, options.trials) for study in studies)
+    if needed and not find_spec("hydra_plugins.hydra_optuna_sweeper"):
         raise UserError(f"Optuna is not installed: pip install 'kdbench[{EXTRAS[OPTUNA]}]' brings it.")
     if not options.write:
         return
@@ -287,9 +309,11 @@ def run_study(study: Study, judged: Judged, trials: int, read: Arguments) -> lis
     errors = enter(study, default, {key: value_at(methods[name], key) for key in ranges})
     if errors or not ranges:
         return errors
-    search = [*read.fixed, *(f"method.{name}.{key}={span}" for key, span in ranges.items()), *read.launcher, "-m"]
+    whole = is_drawn(study, trials)
+    spans = drawn(study, trials) if whole else ranges
+    search = [*read.fixed, *(f"method.{name}.{key}={span}" for key, span in spans.items()), *read.launcher, "-m"]
     task = partial(attempt, method=name, first=1)
-    if size(study) <= trials:  # all of them, one after the other
+    if whole:
         return enter(study, run_jobs("tune", task, search))
     search += [OPTUNA, *read.sweeper, *(f"~method.{other}.search" for other in methods if "search" in methods[other])]
     if not any("n_jobs" in arg for arg in read.sweeper):
