@@ -17,11 +17,7 @@ from test_cli import one_sentence
 
 from kdbench.cli.run import objective
 from kdbench.cli.studies import Judged, Study, Trial
-<<<<<<< HEAD
-from kdbench.cli.tune import Arguments, control_for, ranges_of, size
-=======
-from kdbench.cli.tune import HELP, Arguments, control_for, drawn, is_drawn, ranges_of, size
->>>>>>> tune
+from kdbench.cli.tune import Arguments, control_for, drawn, is_drawn, ranges_of, size
 from kdbench.data.batch import DataSpec
 from kdbench.errors import UserError
 from kdbench.measures import Measure
