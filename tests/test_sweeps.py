@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Kdbench
+from conftest import SMALL, Kdbench
 from hydra.core.plugins import Plugins
 from test_cli import one_sentence
 from test_grid import numbers
@@ -104,6 +104,25 @@ def test_jobs_elsewhere_are_told_as_those_here(kd: Kdbench, monkeypatch: pytest.
     assert [numbers(record) for record in here] == [numbers(record) for record in there]
     assert len(here) == 2
     assert os.listdir(kd.root / "there" / "elsewhere") == ["work.pkl"]  # nothing went where the worker stands
+
+
+@pytest.mark.slow
+def test_trials_of_a_tuning_are_tried_elsewhere(kd: Kdbench) -> None:
+    given = (
+        "tune",
+        *SMALL,
+        "method=ls",
+        "method.ls.epsilon=choice(0.1,0.3)",
+        "control=null",
+        "dataset.val=100",
+        "~logger",
+    )
+    result = kd(*given, "hydra/launcher=elsewhere")
+    assert (result.code, result.err) == (0, "")
+    assert re.search("^│ ls +│ +2 │", result.out, re.M)
+    assert len(list((kd.work / "tune" / "records").iterdir())) == 2
+    here = kd(*given)  # finds what was tried there
+    assert here.out == result.out
 
 
 @pytest.mark.slow
