@@ -23,6 +23,7 @@ from kdbench.cli.program import parser
 from kdbench.docs import docs_of, spans
 from kdbench.registry import Entry, methods
 from kdbench.report import bibliography, build_tables, load_records
+from kdbench.report.gains import best_gains
 from kdbench.report.markdown import escape
 from kdbench.report.measured import measured, measured_cells
 from kdbench.report.model import Row, Table
@@ -118,8 +119,8 @@ class Pages:
 
     def best(self, name: str) -> Standing | None:
         """Where a method with its shipped settings has the largest gain over the control that it is compared with."""
-        compared = [each for each in self._standings(name) if each.row.default and each.row.delta_kd]
-        return max(compared, key=lambda each: each.table.measure.merit(_mean(each.row)), default=None)
+        table, row = best_gains(self.tables).get(name, (None, None))
+        return Standing(table, row) if table and row and row.delta_kd else None
 
     def _standings(self, name: str) -> list[Standing]:
         return [Standing(table, row) for table in self.tables for row in table.rows if row.method == name]
@@ -248,8 +249,3 @@ def _role(entry: Entry) -> Role:
             needs=sorted(cls.needs),
         )
     )
-
-
-def _mean(row: Row) -> float:
-    assert row.delta_kd
-    return row.delta_kd.mean

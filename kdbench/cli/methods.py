@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from kdbench.registry import Entry
-    from kdbench.report.model import Row, Table
     from kdbench.taxonomy import ChapterEntry, LeafEntry
 
 USUAL = frozenset({"teacher", "labels", "peers", "again"})
@@ -270,6 +268,7 @@ def _near(path: Path) -> str:
 
 def _best(results: Path, entries: Mapping[str, Entry]) -> dict[str, str]:
     """For each method the table in which it gains most over KD, and how much; nothing where there is no store."""
+    from kdbench.report.gains import best_gains, said
     from kdbench.report.model import build_tables
     from kdbench.results.labels import load_labels
     from kdbench.results.store import Store
@@ -277,27 +276,4 @@ def _best(results: Path, entries: Mapping[str, Entry]) -> dict[str, str]:
     if not os.path.isdir(results):
         return {}
     tables = build_tables(Store(results).load(), list(entries.values()), load_labels(results))
-    rows = [(table, row) for table in tables for row in table.rows]
-    best: dict[str, tuple[float, str]] = {}
-    for table, row in rows:
-        if row.control == "kd" and row.reference:
-            best[row.method] = math.inf, f"what others are compared with, as in {table.title}"
-        elif row.delta_kd is not None:
-            gain = table.measure.merit(row.delta_kd.mean)
-            if row.method not in best or gain > best[row.method][0]:
-                best[row.method] = gain, _gain(table, row)
-    return {name: text for name, (_, text) in best.items()}
-
-
-def _gain(table: Table, row: Row) -> str:
-    from kdbench.text import fixed
-
-    delta = row.delta_kd
-    assert delta is not None
-    spread = "" if delta.half is None else f" ± {fixed(delta.half, table.digits)}"
-    seeds = f"{delta.n} seeds" if delta.n > 1 else "one seed"
-    sure = "significant" if delta.significant else "not significant"
-    setting = f", {row.setting}" if row.setting else ""
-    measure = f" of {table.measure.quantity}" if table.measure.name != "top1" else ""
-    value = fixed(delta.mean, table.digits, signed=True)
-    return f"{value}{spread}{measure} ({seeds}, {sure}) in {table.title}{setting}"
+    return {name: said(table, row) for name, (table, row) in best_gains(tables).items()}

@@ -178,9 +178,10 @@ def data_of(job: Job) -> DataSpec:
 def control_for(data: DataSpec) -> str | None:
     """Of the controls that methods are compared with, KD or else from scratch, the one made for the data's task."""
     from kdbench.registry import methods
+    from kdbench.report.settings import CONTROLS
 
     fit = [entry for entry in methods() if data.task in entry.tasks]
-    for role in ("kd", "scratch"):
+    for role in reversed(CONTROLS):
         if own := [entry for entry in fit if entry.cls.control == role]:
             return min(own, key=lambda entry: len(entry.tasks)).name
     return None
