@@ -42,8 +42,8 @@ def assemble(source: Path) -> None:
     texts["index.md"] = texts.pop("README.md") + navigation([path.stem for path in guides])
     for name, text in texts.items():
         _write(source / name, relinked(text, name).encode())
-    shown = [*(ROOT / "results" / "tables").rglob("*.csv"), *(ROOT / "results" / "tables").rglob("*.tex")]
-    for path in [ROOT / "results" / "leaderboard.html", *shown, *(ROOT / "methods").rglob("*.py")]:
+    linked = [path for path in (ROOT / "results" / "tables").rglob("*") if path.is_file() and path.suffix != ".md"]
+    for path in [ROOT / "results" / "leaderboard.html", *linked, *(ROOT / "methods").rglob("*.py")]:
         _write(source / path.relative_to(ROOT), path.read_bytes())
     notebook, figures = MarkdownExporter().from_filename(str(ROOT / "notebooks" / "results.ipynb"))
     notebook = notebook.replace('border="1" class="dataframe"', 'class="docutils"')  # the theme's tables
