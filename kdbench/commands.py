@@ -34,9 +34,8 @@ def overrides_of(config: Config) -> list[str]:
     teacher, student = config["teacher"], config["student"]
     pair, pair_name = _pair(teacher and teacher["name"], student)
     made = [*_method(config["method"], pair), f"pair={pair_name}"]
-    made += _differences(
-        pair, pair, {**pair, "student": student, **({"teacher": teacher["name"]} if teacher else {})}, "pair"
-    )
+    names = {"student": student, **({"teacher": teacher["name"]} if teacher else {})}
+    made += _differences(pair, pair, {**pair, **names}, "pair")
     made += _dataset(config["dataset"])
     made += _protocol(config["protocol"])
     if teacher:
