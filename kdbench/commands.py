@@ -22,11 +22,16 @@ from kdbench.targets import settings_of
 
 Config = Mapping[str, Any]
 _PLAIN = re.compile(r"[A-Za-z_/~][\w./~-]*", re.ASCII)
+DIGITS = 12
+"""Of a hash, to name weights by."""
 _WORDS = ("null", "true", "false", "inf", "nan")
 
 
-def overrides_of(config: Config) -> list[str]:
+def overrides_of(config: Config, weights: Sequence[str] = ()) -> list[str]:
     """What `kdbench run` takes to train the cell of a record's `config`, in Hydra's grammar, without a shell's quotes.
+
+    Args:
+        weights: the sha256 of each of its teachers, by which those are named that were brought.
 
     Raises:
         UserError: the class of the method, or of its teacher's, cannot be imported.
@@ -34,16 +39,22 @@ def overrides_of(config: Config) -> list[str]:
     teacher, student = config["teacher"], config["student"]
     pair, pair_name = _pair(teacher and teacher["name"], student)
     made = [*_method(config["method"], pair), f"pair={pair_name}"]
-    made += _differences(
-        pair, pair, {**pair, "student": student, **({"teacher": teacher["name"]} if teacher else {})}, "pair"
-    )
+    names = {"student": student, **({"teacher": teacher["name"]} if teacher else {})}
+    made += _differences(pair, pair, {**pair, **names}, "pair")
     made += _dataset(config["dataset"])
     made += _protocol(config["protocol"])
-    if teacher:
+    if teacher and "weights" in teacher:
+        made.append(f"teacher.weights={text(weights[0][:DIGITS])}")
+    elif teacher:
         made += _teacher(teacher, config, pair)
     if others := config.get("teachers"):
-        first = _spec(teacher, config["dataset"], config["protocol"], None)
-        made.append(f"teachers={text([_other(each, first, config) for each in others])}")
+        first = {} if "weights" in teacher else _spec(teacher, config["dataset"], config["protocol"], None)
+        brought = dict.fromkeys(first.keys() - {"method", "seed"})  # is of none of the first one's settings
+        told = [
+            {**brought, "weights": weights[k][:DIGITS]} if "weights" in each else _other(each, first, config)
+            for k, each in enumerate(others, start=1)
+        ]
+        made.append(f"teachers={text(told)}")
     return [*made, f"seed={config['seed']}"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,12 @@ def test_own_weights_teach_as_they_are(lab: Kdbench) -> None:
     assert (alone.results / "teachers").is_dir()  # small: it goes with the records
     again = alone.run("method=kd", f"teacher.weights={known.sha256}", "pair.student=resnet8x0.25")
     assert "1 already done" in again.out
+
+    command = next(line for line in alone("show", record.cell.id).out.splitlines() if line.startswith("command"))
+    assert f"teacher.weights={known.sha256[:12]}" in command.replace("'", "").replace('"', "")
+    assert "1 already done" in alone(*shlex.split(command)[2:]).out
+    again = alone("reproduce", record.cell.id)
+    assert (again.code, f"teacher: flat.Flat {known.sha256[:12]}, as recorded, from" in again.out) == (0, True)
 
     for path in [*(alone.cache / "teachers").glob("*-brought-*"), *(alone.results / "teachers").iterdir()]:
         path.unlink()

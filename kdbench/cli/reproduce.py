@@ -65,7 +65,7 @@ def reproduce_cell(options: argparse.Namespace) -> int:
             found.check()
             bench.teachers.keep(found)
             say(f"teacher: {info.name} {info.sha256[:12]}, as recorded, from {found.weights}")
-        else:
+        elif "weights" not in recipe:  # of one that was brought the run says how to bring it again
             there = bench.teachers.find(recipe, bench.dataset(recipe["dataset"]))
             instead = (
                 f"{there.card.sha256[:12]} of the same recipe teaches" if there else "one is trained by its recipe"

@@ -94,7 +94,7 @@ def _facts(path: Path, record: Record, store: Store) -> Iterator[tuple[str, str]
     yield "", f"{versions}; commit {(env.commit or 'unknown')[:12]}; {record.created:%Y-%m-%d %H:%M %Z}"
     yield "seal", _seal(path)
     yield "record", str(path)
-    yield "command", _command(record)
+    yield "command", _command(record, store)
 
 
 def _seal(path: Path) -> str:
@@ -158,13 +158,13 @@ def _teacher(info: TeacherInfo, recipe: dict[str, Any], store: Store) -> str:
     return f"{reached}; {found.weights if found else 'its weights are not here'}"
 
 
-def _command(record: Record) -> str:
+def _command(record: Record, store: Store) -> str:
     """The command that trains a record's cell, after it was tried whether it does; or why there is none."""
-    from kdbench.commands import overrides_of
+    from kdbench.commands import overrides_of, text
 
     try:
-        overrides = overrides_of(record.config)
-        (composed,) = _cells(overrides)
+        overrides = overrides_of(record.config, [info.sha256 for info, _ in teachers_of(record)])
+        (composed,) = _cells([*overrides, f"paths.results={text(str(store.root))}"])
     except (UserError, ValueError) as error:
         return f"no command of this kdbench gives this cell: {error}"
     if composed != record.cell.id:

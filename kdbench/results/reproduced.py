@@ -86,6 +86,8 @@ def differing(recorded: Record, again: Record) -> list[str]:
             found.append(name)
     if recorded.method.source and again.method.source and recorded.method.source != again.method.source:
         found.append("code of the method")
+    if any(again.networks.get(name, code) != code for name, code in recorded.networks.items()):
+        found.append("code of a network")
     teachers = [[info.sha256 for info in filter(None, (each.teacher, *each.others))] for each in (recorded, again)]
     return [*found, *(["teacher"] if teachers[0] != teachers[1] else [])]
 
