@@ -69,11 +69,11 @@ class Standing:
 
     @property
     def versus(self) -> str:
-        return self.heads["dkd"]
+        return self.heads["delta_kd"]
 
     @property
     def delta(self) -> str:
-        return self.cells["dkd"].text
+        return self.cells["delta_kd"].text
 
 
 class Pages:

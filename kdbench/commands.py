@@ -161,7 +161,9 @@ def _teacher(recipe: Config, config: Config, pair: Config) -> list[str]:
     made = []
     if own:
         made.append("teacher=assistant")
-        there = shipped_settings("kd", pair)
+        assistant = shipped.config("teacher", "assistant")
+        (usual,) = (each["/method@method"] for each in assistant["defaults"] if isinstance(each, dict))
+        there = shipped_settings(usual, pair)
     if not _same(recipe["method"], _identity(there)):
         shipped_as = [(name, shipped_settings(name, pair)) for name in shipped.names("method")]
         same_class = [(name, found) for name, found in shipped_as if found["_target_"] == recipe["method"]["_target_"]]

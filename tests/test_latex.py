@@ -181,7 +181,7 @@ def test_what_made_the_numbers_stands_in_comments() -> None:
 
 def test_columns_are_chosen_by_name_and_stand_in_that_order() -> None:
     assert heads(overview(sample())) == ["Method", "top-1 (%)", "Δ KD", "gap (%)"]
-    text = overview(sample(), ["gap", "method", "n", "dscratch"])
+    text = overview(sample(), ["gap", "method", "n", "delta_scratch"])
     assert heads(text) == ["Method", "gap (%)", "n", "Δ scratch"]
     assert heads(overview(sample(), width="text"))[-2:] == ["teacher fwd/img", "extra params"]
 
@@ -252,8 +252,8 @@ def test_hostile_names_compile_and_fit(tmp_path: Path) -> None:
         (Look(), "10pt,twocolumn"),
         (Look(), "10pt,a4paper"),
         (Look(), "11pt,twocolumn"),
-        (Look(("score", "dscratch", "dkd", "gap")), "10pt,twocolumn"),
-        (Look(("score", "dscratch", "dkd", "gap")), "10pt,a4paper"),
+        (Look(("score", "delta_scratch", "delta_kd", "gap")), "10pt,twocolumn"),
+        (Look(("score", "delta_scratch", "delta_kd", "gap")), "10pt,a4paper"),
         (Look(width="text"), "10pt,twocolumn"),
         (Look(COLUMNS), "10pt,twocolumn"),
     ],

@@ -22,7 +22,7 @@ def add_to(commands: Any) -> None:
     report.add_argument(
         "--columns",
         metavar="NAME,...",
-        help="of tables in md and tex, as in method,score,dscratch,dkd,gap (default: what there is room for)",
+        help="of tables in md and tex, as in method,score,delta_scratch,delta_kd,gap (default: what there is room for)",
     )
     report.add_argument(
         "--width", choices=("column", "text"), default="column", help="of tables in tex (default: column)"

@@ -34,7 +34,7 @@ def said(table: Table, row: Row) -> str:
     seeds = f"{delta.n} seeds" if delta.n > 1 else "one seed"
     sure = "significant" if delta.significant else "not significant"
     measure = f" of {table.measure.quantity}" if table.measure.name != "top1" else ""
-    return f"{measured_cells(table, row)['dkd'].text}{measure} ({seeds}, {sure}) in {table.title}"
+    return f"{measured_cells(table, row)['delta_kd'].text}{measure} ({seeds}, {sure}) in {table.title}"
 
 
 def _gain(table: Table, row: Row) -> float:

@@ -24,8 +24,18 @@ Width = Literal["column", "text"]
 """As wide as a column of an article in two columns, or as its page."""
 
 DEFAULT: dict[Width, tuple[str, ...]] = {
-    "column": ("method", "score", "dkd", "gap"),
-    "text": ("method", "n", "score", "dscratch", "dkd", "gap", "student_forwards", "teacher_forwards", "extra_params"),
+    "column": ("method", "score", "delta_kd", "gap"),
+    "text": (
+        "method",
+        "n",
+        "score",
+        "delta_scratch",
+        "delta_kd",
+        "gap",
+        "student_forwards",
+        "teacher_forwards",
+        "extra_params",
+    ),
 }
 """What is shown of `kdbench.report.sheet.COLUMNS` where nothing is chosen."""
 

@@ -14,7 +14,7 @@ from kdbench.report.measured import blocks_of, measured, measured_cells, verdict
 from kdbench.report.model import Row, Table
 from kdbench.text import one_line
 
-_SHOWN = ("n", "score", "balanced", "dscratch", "dkd", "gap", "diverged")
+_SHOWN = ("n", "score", "balanced", "delta_scratch", "delta_kd", "gap", "diverged")
 """The columns, beside the method, that fit into 80 characters."""
 _SHORT = {"gap": "gap %", "diverged": "div."}
 

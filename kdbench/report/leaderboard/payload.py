@@ -260,8 +260,8 @@ def _row(
 _KEYS = {
     "score": "reached",
     "balanced": "bal",
-    "dscratch": "ds",
-    "dkd": "dk",
+    "delta_scratch": "ds",
+    "delta_kd": "dk",
     "gap": "gap",
     "minutes": "minutes",
     "student_forwards": "sf",
