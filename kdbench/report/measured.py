@@ -207,12 +207,12 @@ def verdict(table: Table, rows: Sequence[Row]) -> str:
     _, best = max(ranked, key=lambda pair: pair[0])
     assert best.reached is not None
     start = f"Best beside the controls: {best.label}, {measure.text(best.reached.mean, digits)}"
-    role = next((role for role in ("kd", "scratch") if table.control(role)), None)
-    reference = table.control(role) if role else None
-    if role is None or reference is None:
+    deltas = {"kd": best.delta_kd, "scratch": best.delta_scratch}
+    found = [(table.versus[role], table.control(role), delta) for role, delta in deltas.items()]
+    head, reference, delta = next((each for each in found if each[1]), ("", None, None))
+    if reference is None:
         return f"{start}; there is no run of a control to compare it with."
-    name = table.versus[role].removeprefix("Δ ")
-    delta = best.delta_kd if role == "kd" else best.delta_scratch
+    name = head.removeprefix("Δ ")
     if delta is None:
         return f"{start}; it shares no seed with {reference.label}, so it cannot be compared with {name}."
     if delta.half is None:
