@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import inspect
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -147,7 +146,7 @@ class Pages:
             docs=docs_of(entry.cls),
             leaf=load_taxonomy().find(entry.leaf),
             role=_role(entry),
-            module=Path(inspect.getfile(entry.cls)).relative_to(ROOT).as_posix(),
+            module=f"{entry.path.rpartition('.')[0].replace('.', '/')}.py",
             columns=table.columns if table else {},
             settings=settings(entry.file.read_text(encoding="utf-8")),
             standings=self._standings(entry.name),
