@@ -343,7 +343,7 @@ def attempt(job: Job, told: Told, *, method: str, first: int = 0) -> None:
 
     folder = str(Path(job.paths.work, FOLDER))
     paths = job.paths.model_copy(update={"results": folder, "work": folder})
-    own = job.model_copy(update={"method": {method: job.method[method]}, "paths": paths})
+    own = job.model_copy(update={"method": {method: job.method[method]}, "paths": paths, "keep": None})
     cells, bench = cells_of(own), make_bench(own)
     lend(job, bench)
     told.results, told.cells = folder, [cell.id for cell in cells]

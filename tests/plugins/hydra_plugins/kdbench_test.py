@@ -45,7 +45,7 @@ class Elsewhere(Setup, Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         elsewhere = Path("elsewhere").absolute()
-        elsewhere.mkdir()
+        elsewhere.mkdir(exist_ok=True)
         jobs = [(initial_job_idx + k, list(overrides)) for k, overrides in enumerate(job_overrides)]
         (elsewhere / "work.pkl").write_bytes(pickle.dumps((self.context, self.config, self.task, jobs)))
         env = {name: value for name, value in os.environ.items() if not name.startswith("KDBENCH")}
