@@ -145,8 +145,8 @@ def test_every_config_gives_cells(group: str, choice: str) -> None:
 
 @pytest.mark.parametrize("name", ["lite8", "digits60", "smoke8", "policy10"])
 def test_a_protocol_that_only_an_experiment_names_is_explained(kd: Kdbench, name: str) -> None:
-    message = one_sentence(kd("run", f"protocol={name}"), f"there is no protocol '{name}' on its own: experiment=")
-    experiment, settings = message.rstrip(".").split(" calls so what is ")
+    message = one_sentence(kd("run", f"protocol={name}"), f"there is no protocol '{name}' by itself: experiment=")
+    experiment, settings = message.rstrip(".").split(" makes it of ")
     given = yaml.safe_load(kd("run", *settings.split(), "--cfg", "job").out)["protocol"]
     there = yaml.safe_load(kd("run", experiment.partition(": ")[2].split()[-1], "--cfg", "job").out)["protocol"]
     assert given == there

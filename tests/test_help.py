@@ -351,10 +351,6 @@ def test_a_name_is_compared_with_ones_own_too(kd: Kdbench) -> None:
     assert "search" not in one_sentence(unknown, "no setting 'protocol.temperature'")
 
 
-def test_a_protocol_that_an_experiment_makes(kd: Kdbench) -> None:
-    one_sentence(kd("run", "protocol=lite8"), "no protocol 'lite8' by itself", "experiment=cifar100_first")
-
-
 def test_what_is_no_plain_name_is_hydras_to_read() -> None:
     for settings in (
         ["method=[]"],

@@ -14,7 +14,6 @@ from kdbench.cli.console import starting
 from kdbench.cli.overrides import choices, folders, is_group, quoted, value_of
 from kdbench.errors import UserError, nearest
 from kdbench.paths import conf_dir
-from kdbench.shipped import config
 
 if TYPE_CHECKING:
     from kdbench.cli.outcomes import Told
@@ -156,12 +155,33 @@ def no_choice(group: str, choice: str, args: Sequence[str], known: Sequence[str]
     what = f"there is no {group} '{choice}'"
     if group == "dataset" and (prepared := prepared_folder(choice, args)):
         return f"{what}, but a prepared folder: write {prepared}."
-    if group == "protocol":
-        for name in choices("experiment", args):  # some rename the protocol that they change
-            if config("experiment", name).get("protocol", {}).get("name") == choice:
-                return f"{what} by itself: it is what experiment={name} makes of another, as tables call it."
+    if group == "protocol" and (made := made_protocol(choice, args)):
+        return f"{what} by itself: {made}."
     where = "kdbench methods shows them all." if group == "method" else f"see {conf_dir() / group}."
     return f"{what}: {nearest(choice, choices(group, args) or known, where)}"
+
+
+def made_protocol(name: str, args: Sequence[str]) -> str:
+    """Which experiment gives its protocol that name, as tables show it, and what it makes it of; empty if none does."""
+    import yaml
+
+    from kdbench.results.record import flatten
+
+    for folder in folders(args):
+        for path in sorted((folder / "experiment").rglob("*.yaml")):
+            try:
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                continue
+            own = content.get("protocol") if isinstance(content, dict) else None
+            if not isinstance(own, dict) or own.get("name") != name:
+                continue
+            chosen = [item for item in content.get("defaults", []) if isinstance(item, dict)]
+            base = next((item["override /protocol"] for item in chosen if "override /protocol" in item), "lite")
+            values = " ".join(f"protocol.{key}={value}" for key, value in flatten(own).items())
+            experiment = path.relative_to(folder / "experiment").with_suffix("").as_posix()
+            return f"experiment={experiment} makes it of protocol={base} {values}"
+    return ""
 
 
 def prepared_folder(name: str, args: Sequence[str]) -> str:
