@@ -88,7 +88,7 @@ def test_part_of_a_store_elsewhere_in_one_format(store: Path, tmp_path: Path) ->
 
 def test_tables_for_a_paper(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "paper"
-    args = ("--format", "tex", "--columns", "method,score,dkd", "--width", "text", "--out", out)
+    args = ("--format", "tex", "--columns", "method,score,delta_kd", "--width", "text", "--out", out)
     assert kdbench("report", "--results", store, *args) == 0
     (table,) = (out / "tables").glob("*.tex")
     text = table.read_text(encoding="utf-8")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from kdbench.data.arrays import Arrays, load, paired, read
 from kdbench.data.datasets import Dataset, DatasetConfig
-from kdbench.data.prepare import list_datasets, prepare, verify
+from kdbench.data.listing import list_datasets
+from kdbench.data.prepare import prepare, verify
 from kdbench.errors import UserError
 from kdbench.paths import conf_dir
 

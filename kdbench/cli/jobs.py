@@ -241,6 +241,7 @@ def settings(args: Sequence[str], within: str = "") -> dict[str, Any]:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
+    import kdbench.tuned  # noqa: F401  # the resolver that methods' settings ask
     from kdbench.results.record import flatten
 
     GlobalHydra.instance().clear()
