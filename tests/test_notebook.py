@@ -46,7 +46,7 @@ def test_notebook_never_mixes_teachers(tmp_path: Path, monkeypatch: pytest.Monke
     found = run(tmp_path, monkeypatch)
     assert sum(FIGURE in output.get("data", {}) for output in found) == 4
     said = texts(found)
-    assert "6 records; Teacher: resnet56, 72.34 %" in "".join(said)
+    assert ": 6 records; Teacher: resnet56, 72.34 %" in "".join(said)
     last = said[-1].splitlines()
     # the means of 70.5, 70.75, 71 and of 69, 69.2, 69.4
     assert [line.split()[:4] for line in last[2:]] == [["kd", "70.75", "3", "1.55"], ["scratch", "69.20", "3", "NaN"]]
