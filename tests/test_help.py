@@ -115,7 +115,7 @@ def test_the_examples_of_help_compose(kd: Kdbench) -> None:
     tried = 0
     for name in helps.COMPOSED:
         shown = kd(*name.split(), "--help").out.partition("how to say it")[0]
-        for settings in re.findall(r"^  (\S.*?)  +\S", shown, re.M):
+        for settings in re.findall(r"^  (\S.*?)(?:  +\S.*)?$", shown, re.M):
             args = [arg for arg in shlex.split(settings) if arg not in ("-m", "--all")]
             if "--config-dir" in args:
                 (kd.root / "myconf" / "method").mkdir(parents=True)

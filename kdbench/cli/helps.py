@@ -138,8 +138,9 @@ def composed(name: str, args: Sequence[str]) -> str:
     """The help of a command that Hydra composes, with the choices that `args` add by ``--config-dir``."""
     about, examples, grammar = COMPOSED[name]
     source = "SOURCE " if "SOURCE" in grammar else ""
+    sweep = "[-m] " if any(word.startswith("-m ") for word in grammar) else ""
     lines = [
-        f"usage: kdbench {name} {source}[-m] [--config-dir DIR] KEY=VALUE ...",
+        f"usage: kdbench {name} {source}{sweep}[--config-dir DIR] KEY=VALUE ...",
         "",
         textwrap.fill(about, WIDTH),
         "",
@@ -159,12 +160,12 @@ def composed(name: str, args: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def listed(entries: Mapping[str, str], widest: int = WIDTH) -> list[str]:
+def listed(entries: Mapping[str, str], widest: int = 52) -> list[str]:
     """Lines ``WORD   what it is``, aligned; behind a word longer than `widest` the text begins on the next line."""
     column = min(max(map(len, entries)), widest) + 4
     lines: list[str] = []
     for word, what in entries.items():
-        text = textwrap.wrap(what, WIDTH - column, break_on_hyphens=False)
+        text = textwrap.wrap(what, WIDTH - column, break_on_hyphens=False, break_long_words=False)
         lines.append(f"  {word}" if len(word) + 4 > column else f"  {word:{column - 2}}{text.pop(0)}")
         lines += [" " * column + line for line in text]
     return lines
