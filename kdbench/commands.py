@@ -72,7 +72,7 @@ def text(value: Any) -> str:
         return value
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    return str(QuotedString(value, Quote.single).with_quotes())
+    return str(QuotedString(value, Quote.double).with_quotes())  # a shell wants the single ones
 
 
 def _method(config: Config, pair: Config) -> list[str]:
