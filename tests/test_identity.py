@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from kdbench.construct import method_class, method_identity
-from kdbench.data.datasets import DatasetConfig
+from kdbench.data.sources import source_of
 from kdbench.engine.cell import cells_of
 from kdbench.engine.job import Job
 from kdbench.paths import conf_dir
@@ -56,7 +56,7 @@ def recomposed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def dataset_now(config: dict[str, Any]) -> dict[str, Any]:
-    return DatasetConfig.of(config).model_dump(mode="json", exclude={"root"})
+    return source_of(config).identity()
 
 
 def test_there_are_committed_records() -> None:
