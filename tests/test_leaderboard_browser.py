@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -808,6 +809,9 @@ CELLS = """() => [...document.querySelectorAll('.row:not(.teacher)')].map(tr => 
     ...[...tr.querySelectorAll('td')].map(td => [td.className.split(' ')[0], td.innerText.trim()])]))"""
 
 
+HEADS = re.compile(r"n$|.* last( ↓)?$|Δ |gap |student fwd|teacher fwd|extra params|diverged")
+
+
 def test_every_cell_is_that_of_the_markdown(visit: Open) -> None:
     results = Path(__file__).parents[1] / "results"
     texts = [path.read_text("utf-8") for path in (results / "tables").glob("*.md")]
@@ -822,5 +826,7 @@ def test_every_cell_is_that_of_the_markdown(visit: Open) -> None:
         name, setting = row["method"]
         label = f"{name} ({setting})" if setting else name
         (line,) = [line for line in by_title[row["table"]].splitlines() if line.startswith(f"| {label} |")]
+        (head,) = [line for line in by_title[row["table"]].splitlines() if line.startswith("| Method |")]
+        told = zip(*(each.replace("**", "").removesuffix(" |").split(" | ")[1:] for each in (head, line)), strict=True)
         shown = [" ".join(row[key].replace("−", "-").replace("–", "-").split()) for key in columns]
-        assert shown == line.replace("**", "").removesuffix(" |").split(" | ")[1:], label
+        assert shown == [cell for name, cell in told if HEADS.match(name)], label  # further measures have a view
