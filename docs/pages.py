@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdbench.cli import main
 from kdbench.cli.program import parser
-from kdbench.docs import docs_of, spans
+from kdbench.docs import spans
 from kdbench.registry import Entry, methods
 from kdbench.report import bibliography, build_tables, load_records
 from kdbench.report.gains import best_gains
@@ -90,7 +90,7 @@ class Pages:
             autoescape=False,  # it is Markdown
         )
         self.templates.filters |= {"md": escape, "prose": prose, "formula": formula}
-        self.templates.globals.update(docs_of=docs_of, best_of=self.best, work=work)
+        self.templates.globals.update(best_of=self.best, work=work)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Path, without a leading slash, and text of each page."""
@@ -143,7 +143,7 @@ class Pages:
         return self._page(
             "method",
             e=entry,
-            docs=docs_of(entry.cls),
+            docs=entry.docs,
             leaf=load_taxonomy().find(entry.leaf),
             role=_role(entry),
             module=f"{entry.path.rpartition('.')[0].replace('.', '/')}.py",

@@ -6,7 +6,6 @@ Nothing is composed here; the settings are read from the YAML files that Hydra c
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +18,11 @@ from kdbench.protocol import Protocol
 from kdbench.registry import shipped_settings
 from kdbench.results.record import canonical_json, flatten
 from kdbench.targets import settings_of
+from kdbench.text import BARE, in_hydra
 
 Config = Mapping[str, Any]
-_PLAIN = re.compile(r"[A-Za-z_/~][\w./~-]*", re.ASCII)
 DIGITS = 12
 """Of a hash, to name weights by."""
-_WORDS = ("null", "true", "false", "inf", "nan")
 
 
 def overrides_of(config: Config, weights: Sequence[str] = ()) -> list[str]:
@@ -66,13 +64,7 @@ def text(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(text, value))}]"
-    if not isinstance(value, str):
-        return repr(value)
-    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
-        return value
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    return str(QuotedString(value, Quote.double).with_quotes())  # a shell wants the single ones
+    return in_hydra(value) if isinstance(value, str) else repr(value)
 
 
 def _method(config: Config, pair: Config) -> list[str]:
@@ -250,7 +242,7 @@ def _differences(there: Config, have: Config, want: Config, where: str, later: C
         later: settings that stay out of `want` where they have these values.
     """
     want = {**{key: value for key, value in (later or {}).items() if key in have}, **want}
-    odd = [key for key in (*have, *want) if not _PLAIN.fullmatch(str(key)) and not _same(have.get(key), want.get(key))]
+    odd = [key for key in (*have, *want) if not BARE.fullmatch(str(key)) and not _same(have.get(key), want.get(key))]
     if odd:  # no keys that could be named one by one
         return [f"~{where}", f"+{where}={text(want)}"]
     made: list[str] = []

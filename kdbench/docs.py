@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,11 +35,6 @@ class Docs:
     work: Work | None
     idea: str
     equations: tuple[str, ...]
-
-
-def docs_of(cls: type) -> Docs:
-    """Of a method's class, and of the module that it stands in."""
-    return read_docs(sys.modules[cls.__module__].__doc__ or "", cls.__doc__ or "")
 
 
 def read_docs(module: str, cls: str) -> Docs:

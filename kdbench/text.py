@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import unicodedata
 from decimal import ROUND_HALF_EVEN, Context, Decimal
@@ -19,7 +20,18 @@ _JOINERS = "\u200c\u200d"
 _ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's categories of characters that do something instead of showing: control, format (also those that turn the
 direction of writing), surrogates, separators of lines and paragraphs."""
+BARE = re.compile(r"(?!(?i:null|true|false|inf|nan)$)[A-Za-z_/~][\w./~-]*", re.ASCII)
+"""What Hydra reads as text without quotes."""
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+
+
+def in_hydra(text: str) -> str:
+    """A text in Hydra's grammar: in quotes, double ones as a shell wants the single ones, if it must be."""
+    if BARE.fullmatch(text):
+        return text
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return str(QuotedString(text, Quote.double).with_quotes())
 
 
 def fixed(value: float, digits: int, *, signed: bool = False, scale: int = 1) -> str:

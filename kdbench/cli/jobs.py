@@ -14,6 +14,7 @@ from kdbench.cli.console import starting
 from kdbench.cli.overrides import choices, folders, is_group, quoted, value_of
 from kdbench.errors import UserError, nearest
 from kdbench.paths import conf_dir
+from kdbench.text import in_hydra
 
 if TYPE_CHECKING:
     from kdbench.cli.outcomes import Told
@@ -195,14 +196,8 @@ def prepared_folder(name: str, args: Sequence[str]) -> str:
 
 def assignment(key: str, value: str) -> str:
     """``KEY=VALUE`` for a shell, where Hydra is to take `value` as text: in quotes of its own if it must be."""
-    plain = re.fullmatch(r"[A-Za-z_/~][\w./~-]*", value, re.ASCII) and value.lower() not in (
-        "null",
-        "true",
-        "false",
-        "inf",
-        "nan",
-    )
-    return f"{key}={value}" if plain else shlex.quote(f'{key}="{value}"')
+    word = in_hydra(value)
+    return f"{key}={word}" if word == value else shlex.quote(f"{key}={word}")
 
 
 def as_one(key: str, values: str, args: Sequence[str]) -> str:
