@@ -25,7 +25,16 @@ SMALL = ("protocol.epochs=2", "dataset.per_class=20")
 """resnet20 -> resnet8x0.25 on 200 digits of 8x8 pixels: about half a second a cell."""
 
 
+TRAINED: set[str] = set()
+"""The methods that tests train which train all; empty: all."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--methods", default="", help="names, comma-separated: train these alone where tests train all")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    TRAINED.update(filter(None, config.getoption("--methods").split(",")))
     if hasattr(config, "workerinput"):  # one of several processes, with a core for each
         import torch
 

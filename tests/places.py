@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from conftest import Kdbench, Result
+import pytest
+from conftest import TRAINED, Kdbench, Result
 from test_grid import numbers
 from worlds import QUICK
 
@@ -88,9 +89,15 @@ def place_of(entry: Entry) -> str:
 
 
 def methods_in(place: str) -> list[str]:
-    """All that stand there, and the guests."""
+    """All that stand there, and the guests; with ``--methods`` the ones that are meant, and company for them."""
     stand = [name for name, entry in ENTRIES.items() if place_of(entry) == place]
-    return [*stand, *(name for name in PLACES[place].guests if name not in stand)]
+    there = [*stand, *(name for name in PLACES[place].guests if name not in stand)]
+    if not TRAINED:
+        return there
+    meant = [name for name in there if name in TRAINED]
+    if not meant:
+        pytest.skip("none of --methods stands here")
+    return [*[name for name in there if name not in meant][:1], *meant]
 
 
 def settings_of(place: str, chosen: list[str]) -> tuple[str, ...]:

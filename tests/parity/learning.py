@@ -1,68 +1,33 @@
-"""The golden cases of families beyond the classifier with one teacher: for `test_parity`, which checks them all."""
+"""Golden cases of new learning schemes (9); `test_parity` checks them all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from kdbench.losses import kl
-from methods.applications import self_ensembling
-from methods.applications.cwd import cwd_loss
-from methods.applications.pixel_wise import pixel_wise_loss
-from methods.data_free import deep_inversion as di
-from methods.data_free.zskd import class_similarity, concentration, impression_loss
-from methods.few_sample.fskd import least_squares
+from kdbench.losses import cross_entropy, kl
+from kdbench.tasks.robust import ascend
 from methods.learning.bic import bias_loss, corrected
+from methods.learning.gkd import adjacency, gkd_loss
 from methods.learning.icarl import icarl_loss
 from methods.learning.lucir import CosineHead, less_forget_loss, margin_ranking_loss
 from methods.learning.lwf import new_classes_loss, old_classes_loss
 from methods.learning.mean_teacher import consistency_loss, decay_at, follow
 from methods.learning.policy_distillation import policy_loss
 from methods.learning.sskd import selected, selected_kl, similarity, sources, split
-
-if TYPE_CHECKING:
-    from test_parity import Arrays
+from parity.arrays import Arrays, golden
 
 
-def zskd(v: Arrays) -> dict[str, Tensor]:
-    cosines = class_similarity(v["classifier_weight"].T)
-    return {
-        "loss": impression_loss(v.leaf("student_logits"), v["dirichlet_sample"], temperature=20.0),
-        "out_cosine_similarity": cosines,
-        "out_class_similarity": (cosines - cosines.min()) / (cosines.max() - cosines.min()),
-        "out_concentration": concentration(cosines, beta=1.0),
-    }
+@golden(unused={"target": "no edge is left out by class in this case"})
+def gkd(v: Arrays) -> dict[str, Tensor]:
+    t = [v[f"teacher_feat_{i}"] for i in range(3)]
+    stages = [gkd_loss(v.leaf(f"student_feat_{i}"), t[i]) for i in range(3)]
+    loss = torch.stack(stages).sum()
+    found = {"loss": loss, "loss_over_3": loss / 3, "loss_last_layer": stages[2]}
+    return found | {f"out_teacher_adjacency_{i}": adjacency(t[i]) for i in range(3)}
 
 
-def deep_inversion(v: Arrays) -> dict[str, Tensor]:
-    x, t = v.leaf("image"), v.leaf("teacher_logits")
-    layers = [
-        di.statistics_loss(v.leaf(f"bn_input_{i}"), v[f"bn_running_mean_{i}"], v[f"bn_running_var_{i}"])
-        for i in range(2)
-    ]
-    terms = {
-        "loss_tv_l1": di.absolute_variation(x),
-        "loss_tv_l2": di.total_variation(x),
-        "loss_r_feature": 10 * layers[0] + layers[1],
-        "loss_l2": di.image_norm(x),
-        "loss_adi": di.competition_loss(v.leaf("student_logits"), t),
-    }
-    priors = 1e-4 * terms["loss_tv_l2"] + 0.05 * terms["loss_r_feature"] + 1e-5 * terms["loss_l2"]
-    loss = cross_entropy(t, v["target"]) + priors + 0.2 * terms["loss_adi"]
-    return {"loss": loss, **terms, "loss_r_feature_0": layers[0], "loss_r_feature_1": layers[1]}
-
-
-def fskd_lstsq(v: Arrays) -> dict[str, Tensor]:
-    s, t = v["student_feature"], v["teacher_feature"][:, v["kept_channels"]]
-    q = least_squares(s, t)
-    squares = (torch.einsum("ij,bjhw->bihw", q, s) - t).square()
-    return {"out_conv_weight": q, "loss": squares.sum(), "loss_mean": squares.mean()}
-
-
+@golden()
 def mean_teacher(v: Arrays) -> dict[str, Tensor]:
     s, y = v.leaf("student_logits"), v["target"]
     labelled = y >= 0
@@ -71,20 +36,14 @@ def mean_teacher(v: Arrays) -> dict[str, Tensor]:
     return {"loss": label + consistency, "loss_class": label, "loss_consistency": consistency}
 
 
+@golden()
 def mean_teacher_ema(v: Arrays) -> dict[str, Tensor]:
     average, student = (nn.ParameterList([v[f"param_{name}"]]).requires_grad_(False) for name in ("teacher", "student"))
     follow(average, student, decay_at(torch.tensor(10.0, dtype=v.dtype), decay=0.97))
     return {"out_param_teacher": average[0], "loss": average[0].square().sum()}
 
 
-def da_self_ensembling(v: Arrays) -> dict[str, Tensor]:
-    s, t = v.leaf("student_logits"), v["teacher_logits"]
-    ce = cross_entropy(v.leaf("source_logits"), v["target"])
-    mask = self_ensembling.confident(t, threshold=0.6)
-    unsupervised = consistency_loss(s, t, mask) + 0.005 * self_ensembling.class_balance_loss(s, mask)
-    return {"loss": ce + 3 * unsupervised, "loss_cls": ce, "loss_unsup": unsupervised, "out_mask": mask}
-
-
+@golden()
 def sskd(v: Arrays) -> dict[str, Tensor]:
     s, t, y = v.leaf("student_logits"), v["teacher_logits"], v["target"]
     (plain, turned), (t_plain, t_turned) = split(s), split(t)
@@ -108,6 +67,26 @@ def sskd(v: Arrays) -> dict[str, Tensor]:
     }
 
 
+@golden()
+def pgd_attack(v: Arrays) -> dict[str, Tensor]:
+    x, y = v["x"], v["target"]
+
+    def net(z: Tensor) -> Tensor:
+        return (z @ v["param_w1"] + v["param_b1"]).tanh() @ v["param_w2"] + v["param_b2"]
+
+    step, low, high = x.new_tensor(2 / 255), (x - 8 / 255).clamp(min=0), (x + 8 / 255).clamp(max=1)
+    found = ascend(net, x + v["start_noise"], y, step=step, steps=10, low=low, high=high)
+    return {"loss": cross_entropy(net(found), y), "out_adversarial": found, "out_logits": net(found)}
+
+
+@golden()
+def ard(v: Arrays) -> dict[str, Tensor]:
+    s, clean = v.leaf("student_logits_adversarial"), v.leaf("student_logits_natural")
+    kd, ce = kl(s, v["teacher_logits_natural"], 30.0), cross_entropy(clean, v["target"])
+    return {"loss": kd / s.shape[1] + 0 * ce}  # alpha is 1; nn.KLDivLoss() divides by the number of classes, too
+
+
+@golden()
 def lwf_pycil(v: Arrays) -> dict[str, Tensor]:
     s = v.leaf("student_logits")
     kd = old_classes_loss(s[:, :5], v["teacher_logits"], temperature=2.0)
@@ -115,6 +94,7 @@ def lwf_pycil(v: Arrays) -> dict[str, Tensor]:
     return {"loss": 3 * kd + new, "loss_kd": kd, "loss_clf": new}
 
 
+@golden()
 def lwf_facil(v: Arrays) -> dict[str, Tensor]:
     heads = [v.leaf(f"student_logits_task{k}") for k in range(3)]
     past = torch.cat([v[f"teacher_logits_task{k}"] for k in range(2)], 1)
@@ -123,6 +103,7 @@ def lwf_facil(v: Arrays) -> dict[str, Tensor]:
     return {"loss": 3 * kd + new_classes_loss(s, v["target"], old=past.shape[1])}
 
 
+@golden()
 def icarl(v: Arrays) -> dict[str, Tensor]:
     order = v["class_order"]  # classes are numbered in order of arrival with us
     rank = order.argsort()
@@ -130,6 +111,7 @@ def icarl(v: Arrays) -> dict[str, Tensor]:
     return {"loss": icarl_loss(s, past, rank[v["target"]], old=3)}
 
 
+@golden()
 def lucir(v: Arrays) -> dict[str, Tensor]:
     head = CosineHead(6, 10).to(v.dtype)
     fc1, fc2, scale = (v.leaf(f"param_{name}") for name in ("fc1_weight", "fc2_weight", "sigma"))
@@ -142,45 +124,29 @@ def lucir(v: Arrays) -> dict[str, Tensor]:
     return {"loss": forget + ce + margin, "loss_less_forget": forget, "loss_ce": ce, "loss_margin": margin}
 
 
+@golden()
 def lucir_kd_baseline(v: Arrays) -> dict[str, Tensor]:
     s = v.leaf("student_logits")
     kd = 0.25 * kl(s[:, :6], v["teacher_logits"], 2.0)
     return {"loss": kd + cross_entropy(s, v["target"]), "loss_kd": kd}
 
 
+@golden()
 def bic(v: Arrays) -> dict[str, Tensor]:
     s = v.leaf("student_logits")
     kd, ce = old_classes_loss(s[:, :3], v["teacher_logits"], temperature=2.0), cross_entropy(s, v["target"])
     return {"loss": 0.5 * kd + 0.5 * ce, "loss_distill": kd, "loss_ce": ce}  # 3 of 6 classes are old
 
 
+@golden()
 def bic_bias_correction(v: Arrays) -> dict[str, Tensor]:
     shift = v.leaf("param_gamma")
     logits = corrected(v["student_logits"], v.leaf("param_beta"), shift, old=3, seen=6)
     return {"loss": bias_loss(logits, v["target"], shift), "loss_ce": cross_entropy(logits, v["target"])}
 
 
+@golden()
 def policy_distillation_kl(v: Arrays) -> dict[str, Tensor]:
     s = v.leaf("student_q")
     mean = policy_loss(s, v["teacher_q"], temperature=0.01)
     return {"loss": len(s) * mean, "loss_mean": mean}
-
-
-def skd_pixel_wise(v: Arrays) -> dict[str, Tensor]:
-    s = v.leaf("student_logits")
-    return {"loss": len(s) * pixel_wise_loss(s, v["teacher_logits"])}
-
-
-def cwd(v: Arrays) -> dict[str, Tensor]:
-    loss = cwd_loss(v.leaf("student_logits"), v["teacher_logits"], temperature=1.0)
-    return {"loss": 5 * loss, "loss_cirkd": loss}
-
-
-FAMILIES: dict[str, Callable[[Arrays], dict[str, Tensor]]] = {
-    f.__name__: f
-    for f in (
-        *(zskd, deep_inversion, fskd_lstsq, mean_teacher, mean_teacher_ema, da_self_ensembling, sskd),
-        *(lwf_pycil, lwf_facil, icarl, lucir, lucir_kd_baseline, bic, bic_bias_correction),
-        *(policy_distillation_kl, skd_pixel_wise, cwd),
-    )
-}

@@ -1,0 +1,160 @@
+"""Golden cases of intermediate layers (4.2); `test_parity` checks them all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from methods.intermediate.at import AT, at_loss
+from methods.intermediate.crd import compared, log_normaliser, nce_loss, on_sphere
+from methods.intermediate.fitnet import Regressor, hint_loss
+from methods.intermediate.irg import edge_loss, edges, transform_loss, transformation, vertex_loss
+from methods.intermediate.pkt import PKT
+from methods.intermediate.sp import SP, sp_loss
+from methods.intermediate.vid import VariationalLayer
+from parity.arrays import Arrays, golden, terms_of
+
+
+@golden(
+    unused={
+        "buffer_regressor.bn.running_mean": "not used in train mode",
+        "buffer_regressor.bn.running_var": "not used in train mode",
+    }
+)
+def fitnet(v: Arrays, use_relu: bool = True) -> dict[str, Tensor]:
+    s, t = v.leaf("student_feat_0"), v["teacher_feat_0"]
+    regressor = Regressor(tuple(s.shape[1:]), tuple(t.shape[1:]), use_relu)
+    v.load(
+        regressor,
+        {
+            "0.weight": "regressor.conv.weight",
+            "0.bias": "regressor.conv.bias",
+            "1.weight": "regressor.bn.weight",
+            "1.bias": "regressor.bn.bias",
+        },
+    )
+    guided = regressor.train()(s)
+    return {"loss": hint_loss(guided, t), "out_regressed": guided}
+
+
+@golden()
+def fitnet_no_relu(v: Arrays) -> dict[str, Tensor]:
+    return fitnet(v, use_relu=False)
+
+
+@golden()
+def at(v: Arrays, p: float = 2.0) -> dict[str, Tensor]:
+    s = {name: v.leaf(f"student_{name}") for name in ("feat_0", "feat_1")}
+    t = {name: v[f"teacher_{name}"] for name in ("feat_0", "feat_1")}
+    method = AT(p=p)
+    method.pairs = [("feat_0", "feat_0"), ("feat_1", "feat_1")]
+    batch = len(s["feat_0"])
+    loss = terms_of(method, {**s, "logits": s["feat_0"].mean((2, 3))}, t, torch.zeros(batch).long())["at"]
+    return {"loss": loss, **{f"loss_layer_{i}": at_loss(s[f"feat_{i}"], t[f"feat_{i}"], p) for i in range(2)}}
+
+
+@golden()
+def at_p3(v: Arrays) -> dict[str, Tensor]:
+    return at(v, p=3.0)
+
+
+@golden()
+def at_p4(v: Arrays) -> dict[str, Tensor]:
+    return at(v, p=4.0)
+
+
+@golden()
+def sp(v: Arrays) -> dict[str, Tensor]:
+    s, t = v.leaf("student_feat_0"), v["teacher_feat_0"]
+    method = SP()
+    method.own = method.taught = "stage"
+    loss = terms_of(method, {"stage": s, "logits": s.mean((2, 3))}, {"stage": t}, torch.zeros(8).long())["sp"]
+    return {"loss": loss, "loss_layer_0": sp_loss(s, t)}
+
+
+@golden()
+def pkt(v: Arrays) -> dict[str, Tensor]:
+    s = v.leaf("student_embed")
+    return {
+        "loss": terms_of(PKT(), {"embed": s, "logits": s}, {"embed": v["teacher_embed"]}, torch.zeros(8).long())["pkt"]
+    }
+
+
+def vid_layer(v: Arrays, i: int, middle: int | None = None) -> Tensor:
+    s, t = v.leaf(f"student_feat_{i}"), v[f"teacher_feat_{i}"]
+    layer = VariationalLayer(s.shape[1], t.shape[1], variance=5.0, middle=middle)
+    names = {f"mean.{k}.weight": f"vid_{i}.regressor.{k}.weight" for k in (0, 2, 4)}
+    v.load(layer, {**names, "rho": f"vid_{i}.log_scale"})
+    loss: Tensor = layer(s, t)
+    return loss
+
+
+@golden()
+def vid_middle(v: Arrays) -> dict[str, Tensor]:
+    return {"loss": vid_layer(v, 0, middle=9)}
+
+
+@golden()
+def vid(v: Arrays) -> dict[str, Tensor]:
+    layers = [vid_layer(v, i) for i in range(2)]
+    return {"loss": layers[0] + layers[1], "loss_layer_0": layers[0], "loss_layer_1": layers[1]}
+
+
+@golden()
+def crd(v: Arrays) -> dict[str, Tensor]:
+    samples, temperature, momentum, keys, index = 64, 0.07, 0.5, v["contrast_index"], v["index"]
+    embedded, banks = [], [v["memory_v1"], v["memory_v2"]]
+    for side, name in (("s", "student_embed"), ("t", "teacher_embed")):
+        linear = nn.Linear(v[name].shape[1], banks[0].shape[1])
+        v.load(linear, {key: f"embed_{side}.linear.{key}" for key in ("weight", "bias")})
+        # the teacher's feature is a constant, its embedding is not
+        embedded.append(on_sphere(linear(v.leaf(name) if side == "s" else v[name])))
+    scores = [compared(x, bank, keys, temperature) for x, bank in zip(embedded, reversed(banks), strict=True)]
+    first = [log_normaliser(score, samples) for score in scores]
+    sides = [nce_loss(score, v[f"Z_v{i}"].log(), samples) for i, score in enumerate(scores, 1)]
+    after = [on_sphere(momentum * bank[index] + (1 - momentum) * x) for bank, x in zip(banks, embedded, strict=True)]
+    return {
+        "loss": sides[0] + sides[1],
+        "loss_student_side": sides[0],
+        "loss_teacher_side": sides[1],
+        "loss_Z_from_first_batch": sum(nce_loss(s, z, samples) for s, z in zip(scores, first, strict=True)),
+        "out_Z_v1_init": first[0].exp(),
+        "out_Z_v2_init": first[1].exp(),
+        "out_embed_s": embedded[0],
+        "out_embed_t": embedded[1],
+        "out_memory_v1_after": after[0],
+        "out_memory_v2_after": after[1],
+    }
+
+
+@golden()
+def irg_zoo(v: Arrays) -> dict[str, Tensor]:
+    layers = ("feat_0", "feat_1", "embed")
+    s = {name: v.leaf(f"student_{name}") for name in (*layers, "logits")}
+    t = {name: v[f"teacher_{name}"] for name in (*layers, "logits")}
+    vertex = vertex_loss(s["logits"], t["logits"])
+    edge = torch.stack([edge_loss(s[name], t[name]) for name in layers]).mean()
+    transform = transform_loss((s["feat_0"], s["feat_1"]), (t["feat_0"], t["feat_1"]))
+    loss = 0.1 * vertex + 5 * edge + 5 * transform
+    return {"loss": loss, "loss_vertex": vertex, "loss_edge": edge, "loss_transform": transform}
+
+
+@golden(
+    unused={
+        "grad_student_embed": "of the authors' hand-written backward pass: half of the next",
+        "grad_autodiff_maxconst__student_embed": "takes the largest distance for a constant, ours has its gradient",
+        "grad_transform__student_vec_0": "the same",
+        "grad_transform__student_vec_1": "the same",
+    }
+)
+def irg_caffe(v: Arrays) -> dict[str, Tensor]:
+    s, t = v.leaf("student_embed"), v["teacher_embed"]
+    ways = [(v[f"{side}_vec_0"], v[f"{side}_vec_1"]) for side in ("student", "teacher")]
+    return {
+        "loss": len(s) / 2 * edge_loss(s, t),
+        "loss_transform": len(s) / 2 * transform_loss(*ways),
+        "out_student_edges": edges(s),
+        "out_teacher_edges": edges(t),
+        "out_student_transform": transformation(*ways[0]),
+        "out_teacher_transform": transformation(*ways[1]),
+    }

@@ -1,0 +1,84 @@
+"""Golden cases of knowledge from logits (4.1); `test_parity` checks them all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdbench.losses import cross_entropy, kl
+from methods.logits.dkd import DKD, dkd_terms
+from methods.logits.endd import dirichlet_loss
+from methods.logits.kd import KD
+from methods.logits.label_smoothing import LabelSmoothing
+from methods.logits.logits_mse import LogitsMSE, logits_mse_loss
+from methods.logits.noisy_teacher import noisy_logits
+from methods.logits.rkd import RKD
+from parity.arrays import Arrays, golden, terms_of
+
+
+@golden()
+def kd(v: Arrays) -> dict[str, Tensor]:
+    terms = terms_of(
+        KD(temperature=4.0), {"logits": v.leaf("student_logits")}, {"logits": v["teacher_logits"]}, v["target"]
+    )
+    return {"loss": terms["kd"], "loss_ce": terms["ce"], "loss_total": 0.1 * terms["ce"] + 0.9 * terms["kd"]}
+
+
+@golden()
+def logits_mse(v: Arrays) -> dict[str, Tensor]:
+    s, t = {"logits": v.leaf("student_logits")}, {"logits": v["teacher_logits"]}
+    return {"loss": terms_of(LogitsMSE(variant="mean"), s, t, torch.zeros(8).long())["mimic"]}
+
+
+@golden()
+def noisy_teacher(v: Arrays) -> dict[str, Tensor]:
+    s, temperature = v.leaf("student_logits"), 20.0
+    t, ce = noisy_logits(v["teacher_logits"], v["noise"], variance=0.1), cross_entropy(s, v["target"])
+    # the library takes the squared difference of unlike things by default, its mean over classes, too, in both
+    odd = ((s / temperature).log_softmax(1) - (t / temperature).softmax(1)).square().mean()
+    return {
+        "out_noisy_teacher_logits": t,
+        "loss": 0.5 * ce + 0.5 * temperature**2 * odd,
+        "loss_kl": 0.5 * ce + 0.5 * kl(s, t, temperature) / s.shape[1],
+        "loss_mimic": logits_mse_loss(s, t, "mean"),
+    }
+
+
+@golden()
+def label_smoothing(v: Arrays) -> dict[str, Tensor]:
+    method = LabelSmoothing(epsilon=0.1, variant="wrong_classes")
+    return {"loss": terms_of(method, {"logits": v.leaf("student_logits")}, {}, v["target"])["ce"]}
+
+
+@golden()
+def label_smoothing_uniform(v: Arrays) -> dict[str, Tensor]:
+    method = LabelSmoothing(epsilon=0.1, variant="uniform")
+    return {"loss": terms_of(method, {"logits": v.leaf("student_logits")}, {}, v["target"])["ce"]}
+
+
+@golden()
+def dkd(v: Arrays) -> dict[str, Tensor]:
+    s, t, y = v.leaf("student_logits"), v["teacher_logits"], v["target"]
+    tckd, nckd = dkd_terms(s, t, y, temperature=4.0)
+    method = DKD(alpha=1.0, beta=8.0, temperature=4.0)
+    loss = terms_of(method, {"logits": s}, {"logits": t}, y)["dkd"]
+    return {"loss": loss, "loss_tckd": tckd, "loss_nckd": nckd}
+
+
+@golden()
+def rkd(v: Arrays) -> dict[str, Tensor]:
+    s = v.leaf("student_embed")
+    terms = terms_of(RKD(), {"embed": s, "logits": s}, {"embed": v["teacher_embed"]}, torch.zeros(8).long())
+    distance, angle = terms["distance"], terms["angle"]
+    return {"loss": 25 * distance + 50 * angle, "loss_distance": distance, "loss_angle": angle}
+
+
+@golden()
+def endd_dirichlet(v: Arrays) -> dict[str, Tensor]:
+    members = v["ensemble_logits"].unbind(1)
+    return {"loss": 2.5**2 * dirichlet_loss(v.leaf("student_logits"), members, 2.5, smoothing=1e-3)}
+
+
+@golden()
+def endd_dirichlet_plain(v: Arrays) -> dict[str, Tensor]:
+    return {"loss": dirichlet_loss(v.leaf("student_logits"), v["ensemble_logits"].unbind(1), 2.5, smoothing=1e-4)}

@@ -1,0 +1,52 @@
+"""Golden cases of distillation without a teacher (7.2); `test_parity` checks them all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.losses import cross_entropy, kl
+from methods.teacher_free.byot import BYOT
+from methods.teacher_free.ddgsd import mean_feature_loss, posterior_loss
+from parity.arrays import Arrays, golden, terms_of
+
+
+class Given(nn.Module):
+    """Stands for an exit whose outputs are inputs of the case."""
+
+    def __init__(self, *outputs: Tensor) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.outputs
+
+
+@golden()
+def byot(v: Arrays) -> dict[str, Tensor]:
+    method = BYOT(temperature=3.0)
+    method.inner = ["stage1", "stage2", "stage3"]
+    method.exits = nn.ModuleList(Given(v.leaf(f"middle{i}_feature"), v.leaf(f"middle{i}_logits")) for i in (1, 2, 3))
+    final = {"logits": v.leaf("final_logits"), "embed": v.leaf("final_feature")}
+    s = {**final, **{name: torch.zeros(5, 1) for name in method.inner}}
+    terms = terms_of(method, s, {}, v["target"])
+    loss = 0.9 * terms["ce"] + 0.1 * terms["kd"] + 1e-6 * terms["feature"]
+    return {"loss": loss, "loss_kd": terms["kd"], "loss_feature": terms["feature"]}
+
+
+@golden()
+def ddgsd(v: Arrays) -> dict[str, Tensor]:
+    logits, features = ([v.leaf(f"{what}_view{i}") for i in range(2)] for what in ("logits", "feature"))
+    ce = torch.stack([cross_entropy(z, v["target"]) for z in logits]).mean() / 2
+    # the reference's one number per view: as if all numbers were samples of one feature
+    means = mean_feature_loss(*(feature.reshape(-1, 1) for feature in features))
+    div = posterior_loss(*logits, 3.0) + 5e-4 * means
+    return {"loss": ce + div, "loss_cls": ce, "loss_div": div}
+
+
+@golden()
+def ban(v: Arrays) -> dict[str, Tensor]:
+    s = v.leaf("student_logits")
+    kd = kl(s, v["teacher_logits"], 20.0)
+    # nocotan/born_again_neuralnet has no T^2, and divides by the number of classes
+    return {"loss": 0.2 * kd / 20**2 / s.shape[1] + 0.8 * cross_entropy(s, v["target"])}
