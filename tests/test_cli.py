@@ -477,3 +477,15 @@ def test_long_messages_are_not_wrapped(kd: Kdbench, tmp_path: Path) -> None:
     one_sentence(
         kd.run("method=scratch", f"paths.results={deep}", "dataset.val=1", "pair.student=resnet21"), "resnet21"
     )
+
+
+def test_an_experiments_settings_for_methods_that_were_not_chosen_are_left_out(kd: Kdbench) -> None:
+    command = ("run", "experiment=quickstart", "protocol.epochs=1", "seed=0", "paths.results=results")
+    result = kd(*command, "method=[scratch,sp]")
+    assert result.code == 0, result
+    assert {record.config["method"]["name"] for record in kd.records()} == {"scratch", "sp"}
+    (sp,) = (record.config["method"] for record in kd.records() if record.config["method"]["name"] == "sp")
+    assert sp["weights"]["sp"] == 30.0  # the experiment's
+    result = kd(*command, "method=[scratch,sp]", "method.dkd.beta=3")
+    assert (result.code, result.out) == (1, "")
+    assert "method.dkd.beta=3: method 'dkd' is not among those of method=[...], add it." in result.err

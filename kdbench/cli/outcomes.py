@@ -24,6 +24,7 @@ from hydra.core.utils import env_override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kdbench.cli.chosen import leave_the_chosen
 from kdbench.cli.terminable import terminable
 from kdbench.data.datasets import Dataset
 from kdbench.engine.grid import Outcome
@@ -169,6 +170,7 @@ class Work:
         bug = None
         try:
             with self._standing(cfg), interrupting() as raised, terminable() if self.remote else nullcontext():
+                leave_the_chosen(cfg, HydraConfig.get())
                 check_tuned(cfg, [Path(each.path) for each in HydraConfig.get().runtime.config_sources])
                 self.task(Job.of(cfg), told)
         except KeyboardInterrupt:

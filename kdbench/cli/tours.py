@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, open_dict, read_write
 
+from kdbench.cli.chosen import leave_the_chosen
 from kdbench.data.arrays import prepared
 from kdbench.data.sources import source_of
 from kdbench.engine.cell import cells_of
@@ -78,7 +79,8 @@ def _job(config: DictConfig, experiment: str) -> Job:
     loader = GlobalHydra.instance().config_loader()
     composed = loader.load_sweep_config(config, [*fixed, f"{KEY}={experiment}"])
     with read_write(composed), open_dict(composed):
-        del composed["hydra"]
+        hydra = composed.pop("hydra")
+    leave_the_chosen(composed, hydra)
     return Job.of(composed)
 
 
