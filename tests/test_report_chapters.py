@@ -186,12 +186,23 @@ def test_what_cannot_be_told_apart_is_said() -> None:
         "Best beside the controls: rkd, 70.97 %; not distinguishable from KD (Δ +0.37 ± 1.52, p = 0.408 after Holm, "
         "n = 3)." in logits
     )
-    assert (
-        "- Best beside the controls: at, 70.71 %; better than KD (Δ +0.11 ± 0.02, p = 0.008 after Holm, n = 3)."
-        in features
+    (answer,) = [line for line in features.splitlines() if line.startswith("- 4.2 Knowledge")]
+    assert answer.endswith(
+        "at what distance? Best beside the controls: at, 70.71 %; better than KD (Δ +0.11 ± 0.02, p = 0.008 after "
+        "Holm, n = 3)."
     )
     worse = [make_record("at", s, top1, info=AT_INFO) for s, top1 in enumerate((69.0, 69.79, 70.01))]
     assert "Best beside the controls: at, 69.60 %; worse than KD (Δ -1.00 ± 0.02" in chapter([*controls(), *worse])
+
+
+def test_the_answer_counts_who_is_better_and_worse() -> None:
+    """Of AT +0.11 ± 0.02 and RKD +0.37 ± 1.52 beside KD, whose gain over scratch is about 1."""
+    markdown = rendered(sample(), ["md"])[f"{GROUP}.md"]
+    assert (
+        "- Of 2 methods that are no controls: beside KD 1 better (at), 0 worse, 1 not distinguishable; beside scratch "
+    ) in markdown
+    alone = [record for record in sample() if record.cell.method != "rkd"]
+    assert not any("that are no controls" in file for file in rendered(alone, ["md"]).values())
 
 
 def test_one_seed_is_no_evidence() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kdbench.report.measured import blocks_of, measured_grid, method_cell, row_values, subject, verdict
+from kdbench.report.measured import blocks_of, measured_grid, method_cell, row_values, subject, tally, verdict
 from kdbench.report.model import Row, Table
 from kdbench.report.sheet import Block, Cell, Column, Grid, Sheet, method_column
 from kdbench.taxonomy import Chapter, Leaf, SurveyTable, load_taxonomy
@@ -17,7 +17,7 @@ def overview(table: Table) -> Sheet:
         path=table.name,
         title=table.title,
         facts=table.header,
-        grids=[measured_grid(table, table.rows, notes=[note for note in [verdict(table, table.rows)] if note])],
+        grids=[measured_grid(table, table.rows, notes=_answers(table, table.rows))],
         trust=table.trust,
         values=[{**row_values(table, row), "trust": table.trust} for row in table.rows],
     )
@@ -97,13 +97,22 @@ def _described(table: Table, part: SurveyTable, rows: Sequence[Row]) -> Grid:
 
 
 def _notes(table: Table, part: SurveyTable, rows: Sequence[Row]) -> list[str]:
-    notes = [verdict(table, rows)]
+    notes = []
     leaves = {row.leaf for row in rows}
     for leaf in part.leaves:
+        own = [row for row in rows if row.leaf == leaf.id and not row.control]
+        if own:
+            question = f" {leaf.question}" if leaf.question else ""
+            notes.append(" ".join([f"{leaf.heading}:{question}", *_answers(table, own)]))
         if leaf.open and leaf.id not in leaves:
             notes.append(f"{leaf.heading}: open; {leaf.open}.")
         elif leaf.id not in leaves:
             notes.append(f"{leaf.heading}: no records here.")
-        elif all(row.control for row in rows if row.leaf == leaf.id):
+        elif not own:
             notes.append(f"{leaf.heading}: among the controls alone.")
-    return [note for note in notes if note]
+    return notes
+
+
+def _answers(table: Table, rows: Sequence[Row]) -> list[str]:
+    """What the rows say to the question of their leaf, or of the table, as sentences computed from their records."""
+    return [sentence for sentence in (tally(table, rows), verdict(table, rows)) if sentence]

@@ -208,11 +208,10 @@ def verdict(table: Table, rows: Sequence[Row]) -> str:
     assert best.reached is not None
     start = f"Best beside the controls: {best.label}, {measure.text(best.reached.mean, digits)}"
     deltas = {"kd": best.delta_kd, "scratch": best.delta_scratch}
-    found = [(table.versus[role], table.control(role), delta) for role, delta in deltas.items()]
-    head, reference, delta = next((each for each in found if each[1]), ("", None, None))
+    found = [(_reference(table, role), table.control(role), delta) for role, delta in deltas.items()]
+    name, reference, delta = next((each for each in found if each[1]), ("", None, None))
     if reference is None:
         return f"{start}; there is no run of a control to compare it with."
-    name = head.removeprefix("Δ ")
     if delta is None:
         return f"{start}; it shares no seed with {reference.label}, so it cannot be compared with {name}."
     if delta.half is None:
@@ -223,6 +222,33 @@ def verdict(table: Table, rows: Sequence[Row]) -> str:
     if not delta.significant:
         return f"{start}; not distinguishable from {name} ({size})."
     return f"{start}; {'better' if delta.better else 'worse'} than {name} ({size})."
+
+
+def tally(table: Table, rows: Sequence[Row]) -> str:
+    """How many of those `rows` that are no controls are better or worse than each reference, and which.
+
+    By the paired test over seeds, after Holm over all of the table. Empty for less than two, which `verdict` tells.
+    """
+    own = [row for row in rows if row.reached and not row.control]
+    parts = []
+    for role in ("kd", "scratch"):
+        deltas = [(row, delta) for row in own if (delta := getattr(row, f"delta_{role}")) and delta.p is not None]
+        if len(deltas) < 2:
+            continue
+        sure = {
+            word: [row.label for row, delta in deltas if delta.significant and delta.better is better]
+            for word, better in (("better", True), ("worse", False))
+        }
+        counts = [f"{len(names)} {word}" + (f" ({', '.join(names)})" if names else "") for word, names in sure.items()]
+        rest = len(deltas) - sum(map(len, sure.values()))
+        parts.append(f"beside {_reference(table, role)} {', '.join(counts)}, {rest} not distinguishable")
+    if not parts:
+        return ""
+    return f"Of {len(own)} methods that are no controls: {'; '.join(parts)} (p < {ALPHA:g} after Holm)."
+
+
+def _reference(table: Table, role: str) -> str:
+    return table.versus[role].removeprefix("Δ ")
 
 
 def paused(rows: Sequence[Row]) -> str:
