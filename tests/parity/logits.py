@@ -13,6 +13,7 @@ from methods.logits.label_smoothing import LabelSmoothing
 from methods.logits.logits_mse import LogitsMSE, logits_mse_loss
 from methods.logits.noisy_teacher import noisy_logits
 from methods.logits.rkd import RKD
+from methods.logits.tf_kd_self import TfKDSelf
 from parity.arrays import Arrays, golden, terms_of
 
 
@@ -82,3 +83,24 @@ def endd_dirichlet(v: Arrays) -> dict[str, Tensor]:
 @golden()
 def endd_dirichlet_plain(v: Arrays) -> dict[str, Tensor]:
     return {"loss": dirichlet_loss(v.leaf("student_logits"), v["ensemble_logits"].unbind(1), 2.5, smoothing=1e-4)}
+
+
+def self_taught(v: Arrays, temperature: float) -> dict[str, Tensor]:
+    s, t = {"logits": v.leaf("student_logits")}, {"logits": v["teacher_logits"]}
+    return terms_of(TfKDSelf(temperature=temperature), s, t, v["target"])
+
+
+# the reference's mean over samples and classes is ours divided by their number, 10
+
+
+@golden()
+def tfkd_self(v: Arrays) -> dict[str, Tensor]:
+    terms = self_taught(v, 20.0)
+    loss = 0.05 * terms["ce"] + 0.95 * 1.0 / 10 * terms["kd"]
+    return {"loss": loss, "loss_no_multiplier": loss}
+
+
+@golden()
+def tf_kd_self(v: Arrays) -> dict[str, Tensor]:
+    terms = self_taught(v, 20.0)
+    return {"loss": 0.9 * terms["ce"] + 0.1 * 100.0 / 10 * terms["kd"]}
