@@ -85,7 +85,7 @@ SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "anc": {"student"}, "crd
 SETTLING |= {"actor_critic": set(), "policy_distillation": set(), "bic": {"student"}}
 # Those that must be told more of the data than a plain loader shows: how many images there are, and which is which; how
 # pixels were normalised; another view of each image.
-INFORMED = {"crd", "ard", "ddgsd"}
+INFORMED = {"crd", "ard", "ddgsd", "ps_kd"}
 
 # A pair of its own for what fits no other.
 PAIRS = {"fskd": CHAIN}

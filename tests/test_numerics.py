@@ -52,6 +52,7 @@ from methods.multi_teacher.uhc import uhc_loss
 from methods.online.dml import mutual_loss
 from methods.online.okddip import group_loss
 from methods.online.one import native_ensemble_loss
+from methods.teacher_free.bake import ensembled, ensembled_loss
 from methods.teacher_free.byot import exit_feature_loss, exit_kd_loss
 from methods.teacher_free.cwtm import confidence_weighted_loss
 from methods.teacher_free.ddgsd import mean_feature_loss, posterior_loss
@@ -75,6 +76,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "mutual_loss": ("logits", lambda s, t: mutual_loss(s, [t, t.flip(0)], 3.0)),
     "exit_kd_loss": ("logits", exit_kd_loss),
     "confidence_weighted_loss": ("logits", lambda s, t: confidence_weighted_loss(s, t, Y[: len(s)])),
+    "ensembled_loss": ("logits", lambda s, t: ensembled_loss(s, ensembled(t, s, 4.0), 4.0)),
     "label_smoothing_loss": ("logits", lambda s, t: label_smoothing_loss(s, Y[: len(s)], 0.1)),
     "one_hot_loss": ("logits", lambda s, t: one_hot_loss(s)),
     "information_entropy_loss": ("logits", lambda s, t: information_entropy_loss(s)),

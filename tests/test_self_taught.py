@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_methods import PLAIN, batches, bind, close, fit, network, sgd, watch
+from test_methods import BATCH, CLASSES, PLAIN, batches, bind, close, fit, network, sgd, watch
 from torch import Tensor
 from worlds import STUDENT
 
+from kdbench.data.batch import AGAIN
 from methods.logits.tf_kd_self import TfKDSelf
+from methods.teacher_free.bake import BAKE, ensembled
+from methods.teacher_free.cs_kd import CSKD, partners
 from methods.teacher_free.cwtm import CWTM, confidence_weighted_loss
 from methods.teacher_free.dkpp import DKPP, permuted
+from methods.teacher_free.dlb import DLB
+from methods.teacher_free.ps_kd import PSKD
+from methods.teacher_free.sla_sd import SLASD, aggregated, joint_labels
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging interval|no `val_dataloader)")
 
@@ -64,3 +71,108 @@ def test_a_fresh_student_learns_from_the_one_before(cls: type[TfKDSelf | CWTM | 
         assert close(method.student, second)
     else:
         assert set(turns[1].terms) == set(method.terms) - {"first"}  # no labels beside what the paper has
+
+
+# ---- data augmentation ----------------------------------------------------------------------------------------------
+
+
+def test_a_rotation_is_a_part_of_the_label() -> None:
+    assert joint_labels(torch.tensor([2, 0])).tolist() == [8, 9, 10, 11, 0, 1, 2, 3]
+    joint = torch.arange(2 * 4 * 3 * 4).reshape(8, 12).double()
+    expected = [[sum(joint[4 * i + j, 4 * k + j].item() for j in range(4)) / 4 for k in range(3)] for i in range(2)]
+    assert aggregated(joint).tolist() == expected
+
+
+def test_the_joint_head_sees_all_rotations_and_the_plain_one_none() -> None:
+    method = bind(SLASD(protocol=PLAIN))
+    assert isinstance(method, SLASD)
+    (batch,) = batches(1)
+    student, head = copy.deepcopy(method.student), copy.deepcopy(method.joint)
+    ((_, terms),) = method.turns(batch)
+    views = torch.stack([torch.rot90(batch.x, k, (2, 3)) for k in range(4)], 1).flatten(0, 1)
+    taps = student.tap(views)  # type: ignore[operator]
+    plain, joint = taps["logits"][::4], head(taps["embed"])
+    mean = sum(joint[j::4, j::4] for j in range(4)) / 4
+    assert terms["ce"].item() == pytest.approx(F.cross_entropy(plain, batch.y).item(), rel=1e-5)
+    assert terms["kd"].item() == pytest.approx(divergence(plain, mean, 1.0).item(), rel=1e-4)
+    (gradient,) = torch.autograd.grad(terms["kd"], method.joint.weight, allow_unused=True)
+    assert gradient is None
+    assert method.forwards["student"] == 4 * BATCH
+    assert method.student.state_dict().keys() == student.state_dict().keys()
+
+
+def test_partners_are_others_of_the_class_or_itself() -> None:
+    y = torch.tensor([0, 1, 0, 2, 0, 1])
+    counts = torch.zeros(6, 6)
+    rng = torch.Generator().manual_seed(1)
+    for _ in range(600):
+        counts[torch.arange(6), partners(y, torch.rand(6, 6, generator=rng))] += 1 / 600
+    assert counts[1, 5] == counts[5, 1] == counts[3, 3] == pytest.approx(1)
+    assert counts[0, 2].item() == pytest.approx(0.5, abs=0.1)
+    assert counts[0, 4].item() == pytest.approx(0.5, abs=0.1)
+    assert partners(torch.tensor([3]), torch.rand(1, 1)).tolist() == [0]
+
+
+def test_a_partner_is_a_constant_in_its_other_view() -> None:
+    method = bind(CSKD(protocol=PLAIN))
+    (batch,) = batches(1)
+    batch.y = torch.arange(BATCH) // 2  # pairs: each has one other
+    student = copy.deepcopy(method.student)
+    s, other = student(batch.x), copy.deepcopy(student)(batch[AGAIN].x).detach()
+    swapped = torch.arange(BATCH) ^ 1
+    fit(method, [batch], 1)
+    sgd(student, F.cross_entropy(s, batch.y) + divergence(s, other[swapped], 4.0), lr=0.1)
+    assert close(method.student, student)
+
+
+def test_targets_are_refined_by_what_was_said_an_epoch_ago() -> None:
+    weights = {"ce": {"start": 1.0, "end": 0.2}, "past": {"start": 0.0, "end": 0.8}}
+    method = bind(PSKD(weights=weights, protocol=PLAIN))
+    assert isinstance(method, PSKD)
+    student = copy.deepcopy(method.student)
+    (batch,) = batches(1)
+    fit(method, [batch], 3)
+    past: Tensor = F.one_hot(batch.y, CLASSES).float()
+    for epoch in (1, 2, 3):
+        alpha, s = 0.8 * epoch / 3, student(batch.x)
+        target = (1 - alpha) * F.one_hot(batch.y, CLASSES) + alpha * past
+        sgd(student, -(target * s.log_softmax(1)).sum(1).mean(), lr=0.1)
+        past = s.detach().softmax(1)
+    assert close(method.student, student)
+    assert torch.allclose(method.predictions[batch.index], past, atol=1e-4)
+    assert not method.predictions[BATCH:].any()
+
+
+def test_knowledge_is_passed_on_between_alike_images() -> None:
+    rng = torch.Generator().manual_seed(0)
+    embed, logits = (torch.randn(5, 7, generator=rng, dtype=torch.float64) for _ in range(2))
+    direction = embed / embed.norm(dim=1, keepdim=True)
+    alike = (direction @ direction.T).exp().fill_diagonal_(0)
+    alike = alike / alike.sum(1, keepdim=True)
+    said = (logits / 4).softmax(1)
+    target = said
+    for _ in range(200):  # once more, for ever
+        target = 0.5 * alike @ target + 0.5 * said
+    assert torch.allclose(ensembled(embed, logits, 4.0, 0.5), target, rtol=1e-10)
+    assert torch.allclose(ensembled(embed[:1], logits[:1], 4.0, 0.5), said[:1])  # alone it hears itself
+    assert torch.allclose(ensembled(embed, logits, 4.0, 0.0), said)
+    with pytest.raises(Exception, match="less than 1"):
+        BAKE(omega=1.0)
+
+
+def test_the_last_batch_is_seen_again_beside_the_next_within_an_epoch() -> None:
+    method = bind(DLB(protocol=PLAIN))
+    student = copy.deepcopy(method.student)
+    turns = watch(method)
+    one, two = batches(2)
+    fit(method, [one, two], 2)
+    for _ in range(2):
+        said = student(one.x)
+        sgd(student, F.cross_entropy(said, one.y), lr=0.1)
+        s = student(two.x)
+        again = student(one[AGAIN].x)
+        ce = F.cross_entropy(torch.cat([again, s]), torch.cat([one.y, two.y]))
+        sgd(student, ce + divergence(again, said.detach(), 3.0), lr=0.1)
+    assert close(method.student, student)
+    assert [turn.terms["kd"] == 0 for turn in turns] == [True, False, True, False]
+    assert method.forwards["student"] == 2 * 3 * BATCH

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from kdbench.losses import cross_entropy, kl
+from methods.teacher_free.bake import BAKE, ensembled
 from methods.teacher_free.byot import BYOT
+from methods.teacher_free.cs_kd import CSKD
 from methods.teacher_free.ddgsd import mean_feature_loss, posterior_loss
+from methods.teacher_free.dlb import DLB
+from methods.teacher_free.ps_kd import PSKD
+from methods.teacher_free.sla_sd import SLASD, aggregated
 from parity.arrays import Arrays, golden, terms_of
 
 
@@ -50,3 +56,52 @@ def ban(v: Arrays) -> dict[str, Tensor]:
     kd = kl(s, v["teacher_logits"], 20.0)
     # nocotan/born_again_neuralnet has no T^2, and divides by the number of classes
     return {"loss": 0.2 * kd / 20**2 / s.shape[1] + 0.8 * cross_entropy(s, v["target"])}
+
+
+@golden()
+def sla_sd(v: Arrays) -> dict[str, Tensor]:
+    method = SLASD(temperature=1.0)
+    method.joint = nn.Identity()
+    joint = v.leaf("joint_logits")
+    s = {"logits": v.leaf("single_logits"), "embed": joint}
+    terms = terms_of(method, s, {}, v["target"])
+    return {
+        "loss": terms["joint"] + terms["ce"] + terms["kd"],
+        "loss_joint": terms["joint"],
+        "loss_single": terms["ce"],
+        "loss_distillation": terms["kd"],
+        "out_aggregated_logits": aggregated(joint),
+    }
+
+
+@golden()
+def cs_kd(v: Arrays) -> dict[str, Tensor]:
+    s, t = {"logits": v.leaf("student_logits")}, {"logits": v["pair_logits"]}
+    terms = terms_of(CSKD(temperature=4.0), s, t, v["target"])
+    return {"loss": terms["ce"] + 1.0 * terms["kd"], "loss_cls": terms["ce"], "loss_kd": terms["kd"]}
+
+
+@golden()
+def ps_kd(v: Arrays) -> dict[str, Tensor]:
+    s, t = {"logits": v.leaf("student_logits")}, {"past": v["previous_probabilities"]}
+    terms = terms_of(PSKD(), s, t, v["target"])
+    alpha = 0.8 * (149 + 1) / 300
+    soft = (1 - alpha) * one_hot(v["target"], 9).to(t["past"]) + alpha * t["past"]  # of which our terms are the parts
+    return {"loss": (1 - alpha) * terms["ce"] + alpha * terms["past"], "out_soft_targets": soft}
+
+
+@golden()
+def bake(v: Arrays) -> dict[str, Tensor]:
+    s = {"logits": v.leaf("student_logits"), "embed": v["feature"]}
+    terms = terms_of(BAKE(temperature=4.0, omega=0.5), s, {}, v["target"])
+    targets = ensembled(s["embed"], s["logits"], 4.0, 0.5)
+    loss = terms["ce"] + 1.0 * terms["kd"]
+    return {"loss": loss, "loss_cls": terms["ce"], "loss_kd": terms["kd"], "out_targets": targets}
+
+
+@golden()
+def dlb(v: Arrays) -> dict[str, Tensor]:
+    s = {"logits": torch.cat([v.leaf("previous_batch_logits"), v.leaf("student_logits")])}
+    t = {"logits": v["previous_batch_logits_old"]}
+    terms = terms_of(DLB(temperature=3.0), s, t, torch.cat([v["previous_target"], v["target"]]))
+    return {"loss": terms["ce"] + 1.0 * terms["kd"], "loss_ce": terms["ce"], "loss_kd": terms["kd"]}
