@@ -54,8 +54,11 @@ from methods.online.okddip import group_loss
 from methods.online.one import native_ensemble_loss
 from methods.teacher_free.bake import ensembled, ensembled_loss
 from methods.teacher_free.byot import exit_feature_loss, exit_kd_loss
+from methods.teacher_free.byot_final import feature_distance_loss
 from methods.teacher_free.cwtm import confidence_weighted_loss
 from methods.teacher_free.ddgsd import mean_feature_loss, posterior_loss
+from methods.teacher_free.dks import synergy_loss
+from methods.teacher_free.sad import attention_step_loss
 
 B, K = 6, 10
 Y = torch.arange(B) % K
@@ -77,6 +80,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "exit_kd_loss": ("logits", exit_kd_loss),
     "confidence_weighted_loss": ("logits", lambda s, t: confidence_weighted_loss(s, t, Y[: len(s)])),
     "ensembled_loss": ("logits", lambda s, t: ensembled_loss(s, ensembled(t, s, 4.0), 4.0)),
+    "synergy_loss": ("logits", lambda s, t: synergy_loss([s, t, s.flip(1)], 3.0)),
     "label_smoothing_loss": ("logits", lambda s, t: label_smoothing_loss(s, Y[: len(s)], 0.1)),
     "one_hot_loss": ("logits", lambda s, t: one_hot_loss(s)),
     "information_entropy_loss": ("logits", lambda s, t: information_entropy_loss(s)),
@@ -85,7 +89,9 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "pkt_loss": ("embed", pkt_loss),
     "activation_loss": ("embed", lambda s, t: activation_loss(s)),
     "exit_feature_loss": ("embed", exit_feature_loss),
+    "feature_distance_loss": ("embed", feature_distance_loss),
     "at_loss": ("map", at_loss),
+    "attention_step_loss": ("map", attention_step_loss),
     "sp_loss": ("map", sp_loss),
     "hint_loss": ("map", hint_loss),
     "nce_loss": ("logits", lambda s, t: nce_loss(s, t.mean().detach(), 50)),

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_methods import BATCH, CLASSES, PLAIN, batches, bind, close, fit, network, sgd, watch
+from test_methods import BATCH, CLASSES, PLAIN, SPEC, Batch, batches, bind, close, fit, network, same, sgd, state, watch
 from torch import Tensor
-from worlds import STUDENT
+from worlds import STUDENT, WORLDS
 
 from kdbench.data.batch import AGAIN
 from methods.logits.tf_kd_self import TfKDSelf
 from methods.teacher_free.bake import BAKE, ensembled
+from methods.teacher_free.byot_final import BYOTFinal
 from methods.teacher_free.cs_kd import CSKD, partners
 from methods.teacher_free.cwtm import CWTM, confidence_weighted_loss
 from methods.teacher_free.dkpp import DKPP, permuted
+from methods.teacher_free.dks import DKS
 from methods.teacher_free.dlb import DLB
+from methods.teacher_free.frskd import FRSKD, SelfTeacher
 from methods.teacher_free.ps_kd import PSKD
+from methods.teacher_free.sad import SAD, attention_step_loss
 from methods.teacher_free.sla_sd import SLASD, aggregated, joint_labels
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging interval|no `val_dataloader)")
@@ -176,3 +181,111 @@ def test_the_last_batch_is_seen_again_beside_the_next_within_an_epoch() -> None:
     assert close(method.student, student)
     assert [turn.terms["kd"] == 0 for turn in turns] == [True, False, True, False]
     assert method.forwards["student"] == 2 * 3 * BATCH
+
+
+# ---- deep supervision -----------------------------------------------------------------------------------------------
+
+
+def test_branches_and_the_last_exit_teach_one_another() -> None:
+    method = bind(DKS(temperature=2.0, protocol=PLAIN))
+    assert isinstance(method, DKS)
+    assert method.inner == ("stage1", "stage2")
+    (batch,) = batches(1)
+    spawned = [network(STUDENT, 0, k) for k in (1, 2)]  # each branch has a start of its own
+    starts = [state(net.tail(tap)) for net, tap in zip(spawned, method.inner, strict=True)]  # type: ignore[operator]
+    assert all(same(state(branch), start) for branch, start in zip(method.branches, starts, strict=True))
+    s = method.student_out(batch.x)
+    exits = [s.logits, *(branch(s[tap]) for branch, tap in zip(method.branches, method.inner, strict=True))]
+    pairs = [divergence(a, b, 2.0) for a in exits for b in exits if a is not b]
+    terms = method.losses(s, s, batch)
+    assert terms["synergy"].item() == pytest.approx(sum(pair.item() for pair in pairs), rel=1e-4)
+    head = method.student.head.weight  # type: ignore[union-attr]
+    (learns,) = torch.autograd.grad(terms["synergy"], head, retain_graph=True)
+    (expected,) = torch.autograd.grad(sum(divergence(exits[0], z.detach(), 2.0) for z in exits[1:]), head)
+    assert torch.allclose(learns, expected, atol=1e-5)
+
+
+def test_attention_of_the_paper_is_that_of_enlarged_maps() -> None:
+    feature, deeper = torch.zeros(1, 2, 2, 2), torch.zeros(1, 3, 1, 1)
+    feature[0, 0, 0, 0] = feature[0, 1, 0, 0] = 1.0  # strength 2 at one place of four
+    e = math.e**2
+    sure, others = e / (e + 3), 1 / (e + 3)
+    expected = ((sure - 0.25) ** 2 + 3 * (others - 0.25) ** 2) / 4
+    assert attention_step_loss(feature, deeper, "maps").item() == pytest.approx(expected, rel=1e-5)
+    e = math.e  # the mean over two channels
+    sure, others = e / (e + 3), 1 / (e + 3)
+    expected = ((sure - 0.25) ** 2 + 3 * (others - 0.25) ** 2) / 4
+    assert attention_step_loss(feature, deeper, "features").item() == pytest.approx(expected, rel=1e-5)
+    # enlarging before squaring is not enlarging what is squared
+    deeper = torch.tensor([[[[1.0, -1.0], [1.0, -1.0]]]])
+    flat = torch.ones(1, 1, 4, 4)
+    assert attention_step_loss(flat, deeper, "maps").item() == pytest.approx(0, abs=1e-12)
+    assert attention_step_loss(flat, deeper, "features").item() > 1e-5
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_every_stage_but_the_deepest_attends_to_the_next(task: str) -> None:
+    world = WORLDS[task]
+    method = bind(SAD(protocol=PLAIN), world=world)
+    (batch,) = batches(1, world=world)
+    s = method.student_out(batch.x)
+    terms = method.losses(s, s, batch)
+    assert terms["task"].item() == pytest.approx(method.task.loss(s.logits, batch.y).item())
+    steps = [attention_step_loss(s[f"stage{i}"], s[f"stage{i + 1}"]).item() for i in (1, 2)]
+    assert terms["attention"].item() == pytest.approx(sum(steps))
+    taps = [s["stage2"], s["stage3"]]
+    learns, deepest = torch.autograd.grad(terms["attention"], taps, allow_unused=True)
+    assert learns.any()
+    assert deepest is None
+
+
+@pytest.mark.parametrize("target", ["constant", "learning"])
+def test_the_self_teacher_learns_from_labels(target: Any) -> None:
+    method = bind(FRSKD(target=target, protocol=PLAIN))
+    assert isinstance(method, FRSKD)
+    (batch,) = batches(1)
+    s = method.student_out(batch.x)
+    terms = method.losses(s, s, batch)
+    own = list(method.self_teacher.parameters())
+    for term, learns in {"ce": False, "self_teacher": True, "kd": target == "learning", "attention": False}.items():
+        found = torch.autograd.grad(terms[term], own, retain_graph=True, allow_unused=True)
+        assert any(gradient is not None and gradient.any() for gradient in found) == learns, term
+    (below,) = torch.autograd.grad(terms["self_teacher"], [s["stage1"]], retain_graph=True)
+    assert below.any()  # and through it the student's layers
+
+
+@pytest.mark.parametrize("sizes", [(8, 4, 2), (7, 4, 2), (8, 8, 2), (32, 8, 1), (4, 2)])
+def test_refined_maps_have_the_sizes_of_the_stages(sizes: tuple[int, ...]) -> None:
+    stages = [(3 + i, size, size) for i, size in enumerate(sizes)]
+    teacher = SelfTeacher(stages, width=2, num_classes=5)
+    refined, logits = teacher([torch.rand(2, *shape) for shape in stages])
+    assert [tuple(x.shape) for x in refined] == [(2, 2 * c, h, w) for c, h, w in stages]
+    assert logits.shape == (2, 5)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in teacher.parameters())
+
+
+def test_features_of_all_inner_exits_but_the_last_are_adapted() -> None:
+    method = bind(BYOTFinal(protocol=PLAIN))
+    assert isinstance(method, BYOTFinal)
+    (batch,) = batches(1)
+    s = method.student_out(batch.x)
+    terms = method.losses(s, s, batch)
+    (first, z1), (_, z2) = (branch(s[tap]) for branch, tap in zip(method.exits, method.inner, strict=True))
+    (adapt,) = method.adapters
+    far = (adapt(first) - s.embed).square().sum().sqrt()
+    soft = [-((s.logits / 3).softmax(1) * (z / 3).log_softmax(1)).sum(1).mean().item() for z in (z1, z2)]
+    assert terms["feature"].item() == pytest.approx(far.item(), rel=1e-5)
+    assert terms["kd"].item() == pytest.approx(sum(soft), rel=1e-5)
+    assert terms["ce"].item() == pytest.approx(F.cross_entropy(s.logits, batch.y).item(), rel=1e-5)
+
+
+def test_what_a_single_image_says_is_finite() -> None:
+    spec_batch = batches(1)[0]
+    one = Batch(*(getattr(spec_batch, part)[:1] for part in ("x", "y", "index", "view")))
+    one.beside = Batch(one.x, one.y, one.index, one.view, {AGAIN: one}).beside
+    for cls in (CSKD, PSKD, BAKE, DLB, SLASD):
+        method = bind(cls(protocol=PLAIN), spec=SPEC)  # type: ignore[abstract]
+        for _ in range(2):
+            for _, terms in method.turns(one):
+                assert all(value.isfinite() for value in terms.values()), cls

@@ -9,10 +9,14 @@ from torch.nn.functional import one_hot
 from kdbench.losses import cross_entropy, kl
 from methods.teacher_free.bake import BAKE, ensembled
 from methods.teacher_free.byot import BYOT
+from methods.teacher_free.byot_final import BYOTFinal
 from methods.teacher_free.cs_kd import CSKD
 from methods.teacher_free.ddgsd import mean_feature_loss, posterior_loss
+from methods.teacher_free.dks import DKS
 from methods.teacher_free.dlb import DLB
+from methods.teacher_free.frskd import FRSKD
 from methods.teacher_free.ps_kd import PSKD
+from methods.teacher_free.sad import SAD
 from methods.teacher_free.sla_sd import SLASD, aggregated
 from parity.arrays import Arrays, golden, terms_of
 
@@ -20,12 +24,23 @@ from parity.arrays import Arrays, golden, terms_of
 class Given(nn.Module):
     """Stands for an exit whose outputs are inputs of the case."""
 
-    def __init__(self, *outputs: Tensor) -> None:
+    def __init__(self, *outputs: Tensor | list[Tensor]) -> None:
         super().__init__()
         self.outputs = outputs
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor | list[Tensor]) -> tuple[Tensor | list[Tensor], ...]:
         return self.outputs
+
+
+class Told(nn.Module):
+    """The same of an exit that has logits alone."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits
 
 
 @golden()
@@ -105,3 +120,49 @@ def dlb(v: Arrays) -> dict[str, Tensor]:
     t = {"logits": v["previous_batch_logits_old"]}
     terms = terms_of(DLB(temperature=3.0), s, t, torch.cat([v["previous_target"], v["target"]]))
     return {"loss": terms["ce"] + 1.0 * terms["kd"], "loss_ce": terms["ce"], "loss_kd": terms["kd"]}
+
+
+@golden()
+def dks(v: Arrays) -> dict[str, Tensor]:
+    method = DKS(temperature=3.0)
+    method.inner = ("stage1", "stage2")
+    method.branches = nn.ModuleList(Told(v.leaf(f"exit_logits_{i}")) for i in (1, 2))
+    s = {"logits": v.leaf("exit_logits_0"), **{tap: torch.zeros(4, 1) for tap in method.inner}}
+    terms = terms_of(method, s, {}, v["target"])
+    return {"loss": terms["ce"] + terms["synergy"], "loss_cls": terms["ce"], "loss_div": terms["synergy"]}
+
+
+@golden()
+def self_attention_distillation(v: Arrays) -> dict[str, Tensor]:
+    method = SAD(variant="features")
+    method.maps = ("stage1", "stage2", "stage3")
+    s = {tap: v.leaf(f"feature_{i}") for i, tap in enumerate(method.maps)}
+    terms = terms_of(method, {**s, "logits": torch.zeros(3, 2)}, {}, torch.zeros(3).long())
+    return {"loss": 1000 * terms["attention"]}
+
+
+@golden()
+def frskd(v: Arrays) -> dict[str, Tensor]:
+    method = FRSKD(temperature=4.0, target="learning")
+    method.maps = ("stage1", "stage2", "stage3")
+    refined = [v.leaf(f"auxiliary_feature_{i}") for i in range(3)]
+    method.self_teacher = Given(refined, v.leaf("auxiliary_logits"))
+    s = {"logits": v.leaf("student_logits"), **{tap: v.leaf(f"feature_{i}") for i, tap in enumerate(method.maps)}}
+    terms = terms_of(method, s, {}, v["target"])
+    cls, div = terms["ce"] + terms["self_teacher"], 2 * terms["kd"] + 100 * terms["attention"]
+    return {"loss": cls + div, "loss_cls": cls, "loss_div": div}
+
+
+@golden()
+def byot_author_final(v: Arrays) -> dict[str, Tensor]:
+    method = BYOTFinal(temperature=3.0)
+    method.inner = ["stage1", "stage2", "stage3"]
+    # theirs are numbered from the last exit on
+    method.exits = nn.ModuleList(Given(v.leaf(f"feature_{i}"), v.leaf(f"logits_{i}")) for i in (3, 2, 1))
+    adapters = [nn.Linear(width, 8) for width in (8, 7, 5)]
+    for i, adapter in enumerate(adapters):  # of the first theirs makes no use either
+        v.load(adapter, {"weight": f"adapt_{i}_weight", "bias": f"adapt_{i}_bias"})
+    method.adapters = nn.ModuleList(adapters[:0:-1])
+    s = {"logits": v.leaf("logits_0"), "embed": v.leaf("feature_0"), **{tap: torch.zeros(4, 1) for tap in method.inner}}
+    terms = terms_of(method, s, {}, v["target"])
+    return {"loss": terms["ce"] + 0.7 * terms["exits"] + 0.3 * terms["kd"] + 0.03 * terms["feature"]}
