@@ -66,6 +66,15 @@ MOONSHINE = {
     "wrn-40-2-b2g8": (360_116, 51_180_032),
     "wrn-40-2-b4gn": (164_564, 22_843_904),
 }
+# From the definitions of the blocks, by sums that give those above to the unit.
+MOONSHINE |= {
+    "wrn-16-2-g16": (142_052, 18_788_864),
+    "wrn-16-2-b4": (115_508, 15_790_592),
+    "wrn-16-2-b2gn": (112_372, 16_429_568),
+    "wrn-40-2-g16": (418_020, 58_110_464),
+    "wrn-40-2-b4": (303_668, 42_529_280),
+    "wrn-40-2-b2gn": (299_636, 43_659_776),
+}
 # Numbers in the state dict at 10 classes, that is with the running statistics, which their authors print in
 # wideresnets.md of BayesWatch/deficient-efficient.
 WITH_STATISTICS = {"wrn-40-2": 2_248_954, "wrn-40-2-gn": 304_074}

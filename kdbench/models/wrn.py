@@ -147,10 +147,12 @@ def wide_resnet(depth: int, widen: int, shape: Shape, num_classes: int, conv: Co
 
 SIZES = ((16, 1), (16, 2), (40, 1), (40, 2))
 CHEAP: dict[str, Conv] = {
-    **{f"g{groups}": partial(grouped, groups) for groups in (2, 4, 8)},
+    **{f"g{groups}": partial(grouped, groups) for groups in (2, 4, 8, 16)},
     "gn": partial(grouped, None),
     "b2": partial(bottleneck, 2, 1),
+    "b4": partial(bottleneck, 4, 1),
     "b2g8": partial(bottleneck, 2, 8),
+    "b2gn": partial(bottleneck, 2, None),
     "b4gn": partial(bottleneck, 4, None),
 }
 NETS: dict[str, Builder] = {
