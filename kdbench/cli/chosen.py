@@ -26,7 +26,7 @@ def leave_the_chosen(config: DictConfig, hydra: Any) -> None:
     methods = config.get("method")
     if not isinstance(methods, DictConfig):
         return
-    for name in [name for name, settings in methods.items() if isinstance(settings, DictConfig)]:
+    for name in [str(name) for name, settings in methods.items() if isinstance(settings, DictConfig)]:
         if "_target_" in methods[name] or not _can_be_chosen(name, folders):
             continue
         if typed := [each for each in hydra.overrides.task if each.lstrip("+").startswith(f"method.{name}.")]:
