@@ -31,8 +31,8 @@ def pairwise_loss(peers: Sequence[Tensor], temperature: float = 3.0) -> Tensor:
 class DMLJoint(Method):
     """m peers step together on the sum of their losses, and targets are no constants; the first one is deployed.
 
-    ensemble: L = Σ_i CE(y, z_i) + λ · Σ_i T² · KL( mean_{j≠i} z_j || z_i )
-    pairwise: L = Σ_i CE(y, z_i) + λ · Σ_i 1 / (m - 1) · Σ_{j≠i} T² · KL( z_j || z_i )
+    Ensemble:  L = Σ_i CE(y, z_i) + λ · Σ_i T² · KL( mean_{j≠i} z_j || z_i )
+    Pairwise:  L = Σ_i CE(y, z_i) + λ · Σ_i 1 / (m - 1) · Σ_{j≠i} T² · KL( z_j || z_i )
 
     So DefangChen/OKDDip-AAAI2020 runs DML, first of all with the mean of the others' logits as the one target
     (``ensemble``). Unlike in DML itself a peer's gradient has a part through what it teaches the others.
