@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_methods import PLAIN, batches, bind, close, fit, sgd
+from test_methods import PLAIN, SPEC, batches, bind, close, fit, sgd
 from test_peers import softened
 from torch import Tensor, nn
 
@@ -299,3 +299,33 @@ def test_networks_step_on_logits_then_on_maps_before_discriminators_do() -> None
     assert close(method.peers, peers)
     assert close(method.discriminators, discriminators)
     assert method.forwards["student"] == 4 * len(batch)
+
+
+class Ridge(nn.Module):
+    """Outputs that are linear in the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(x.flatten(1))
+        return outputs
+
+    def tap(self, x: Tensor, names: object = None) -> dict[str, Tensor]:
+        return {"logits": self(x)}
+
+
+def test_rounds_shrink_every_direction_as_in_closed_form() -> None:
+    """Of ridge regression each round multiplies targets by G (G + c)^-1, G the kernel of the images (Mobahi, 2020)."""
+    decay, n = 8.0, 8
+    optimizer = {"_target_": "torch.optim.SGD", "lr": 0.02, "weight_decay": decay}
+    protocol = PLAIN.model_copy(update={"epochs": 3, "optimizer": optimizer})
+    method = SelfRegression(rounds=3, protocol=protocol).bind(Ridge(), None, SPEC)
+    (batch,) = batches(1)
+    fit(method, [batch] * 150, 3)
+    x = batch.x.flatten(1).double()
+    eigenvalues, basis = torch.linalg.eigh(x @ x.T)
+    shrunk = (eigenvalues / (eigenvalues + n * decay / 2)) ** 3  # of Σ ‖f - y‖² / n + decay / 2 · ‖w‖²
+    expected = basis @ (shrunk[:, None] * (basis.T @ torch.eye(6, dtype=torch.float64)[batch.y]))
+    torch.testing.assert_close(method.student(batch.x).double(), expected, atol=1e-5, rtol=1e-4)
