@@ -23,8 +23,8 @@ from methods.online.trunk import branches
 def consensus_loss(heads: Sequence[Tensor], temperature: float = 2.0) -> Tensor:
     """Σ_h T² · KL( softmax(mean_{j≠h} z_j / T) || softmax(z_h / T) ), of logits (B, K); targets are constants.
 
-    Summed over classes and heads, averaged over the batch: the soft loss of the paper's section 3.2, whose cross
-    entropy differs from it by the entropy of a constant.
+    Summed over classes and heads, averaged over the batch: the paper's soft loss is a cross entropy,
+    which differs from it by the entropy of a constant.
     """
     targets = means_of_others(heads)
     return torch.stack([kl(z, target.detach(), temperature) for z, target in zip(heads, targets, strict=True)]).sum()

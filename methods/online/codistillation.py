@@ -37,7 +37,8 @@ class Codistillation(Method):
         peers: m.
         burn_in: the share of the epochs before peers listen to one another.
         exchange: steps from one exchange of copies to the next.
-        examples: ``own``: each batch is dealt out, every m-th image to the same peer; ``same``: all see it whole.
+        examples: ``own``: each batch is dealt out, every m-th image to the same peer, which so sees every image in some
+            epoch; ``same``: all see it whole.
     """
 
     leaf = "online/individual-students"
