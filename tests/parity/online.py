@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from kdbench.losses import cross_entropy, kl
+from methods.online.cl_ilr import consensus_loss, rescale
 from methods.online.dml import mutual_loss
+from methods.online.dml_joint import pairwise_loss
+from methods.online.ffl import Fusion, fusion_loss
 from methods.online.okddip import Attention, attended, group_loss
 from methods.online.one import Gate, gated, native_ensemble_loss
+from methods.online.peers import means_of_others
 from parity.arrays import Arrays, golden
 
 
@@ -67,3 +71,46 @@ def okddip(v: Arrays) -> dict[str, Tensor]:
         "out_attention": weights,
         "out_targets": torch.stack(targets, dim=2),
     }
+
+
+@golden()
+def dml_okddip_pairwise(v: Arrays) -> dict[str, Tensor]:
+    peers = [v.leaf(f"peer_logits_{i}") for i in range(2)]
+    ce = torch.stack([cross_entropy(z, v["target"]) for z in peers]).sum()
+    return {"loss": ce + pairwise_loss(peers, 3.0)}
+
+
+@golden()
+def dml_okddip_ensemble_first(v: Arrays) -> dict[str, Tensor]:
+    peers = [v.leaf(f"peer_logits_{i}") for i in range(2)]
+    ce = torch.stack([cross_entropy(z, v["target"]) for z in peers]).sum()
+    return {"loss": ce + group_loss(peers, means_of_others(peers), 3.0)}
+
+
+@golden()
+def collaborative_learning(v: Arrays) -> dict[str, Tensor]:
+    heads = [v.leaf(f"peer_logits_{i}") for i in range(3)]
+    ce = torch.stack([cross_entropy(z, v["target"]) for z in heads]).sum()
+    consensus = consensus_loss(heads, 3.0)
+    return {"loss": 0.5 * (ce + consensus), "loss_cls": 0.5 * ce, "loss_div": 0.5 * consensus}
+
+
+@golden()
+def cl_ilr_rescale(v: Arrays) -> dict[str, Tensor]:
+    shared, upstream = v.leaf("shared_feature"), v["upstream"]
+    rescale([shared], heads=len(upstream))
+    return {"loss": (upstream * shared.square()).sum()}
+
+
+@golden()
+def ffl(v: Arrays) -> dict[str, Tensor]:
+    maps, peers = ([v.leaf(f"{name}_{i}") for i in range(2)] for name in ("fmap", "peer_logits"))
+    fusion = Fusion(maps[0].shape[1], len(peers), peers[0].shape[1])
+    names = {"depthwise": "conv1", "depthwise_norm": "bn1", "pointwise": "conv1_1", "pointwise_norm": "bn1_1"}
+    weights = {f"{ours}.weight": f"{theirs}_weight" for ours, theirs in (names | {"head": "fc2"}).items()}
+    biases = {"depthwise_norm": "bn1", "pointwise_norm": "bn1_1", "head": "fc2"}
+    v.load(fusion, weights | {f"{ours}.bias": f"{theirs}_bias" for ours, theirs in biases.items()})
+    fused = fusion.train()(maps)
+    ce = torch.stack([cross_entropy(z, v["target"]) for z in (*peers, fused)]).sum()
+    kd = fusion_loss(peers, fused, 3.0)
+    return {"loss": ce + 0.4 * kd, "loss_cross": ce, "loss_kl": 0.4 * kd, "out_fused_logits": fused}
