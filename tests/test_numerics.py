@@ -40,12 +40,16 @@ from methods.learning.lucir import less_forget_loss, margin_ranking_loss
 from methods.learning.lwf import new_classes_loss, old_classes_loss
 from methods.learning.mean_teacher import consistency_loss
 from methods.learning.policy_distillation import policy_loss
+from methods.logits.dist import dist_terms
 from methods.logits.distilled_labels import mixed_label_loss
 from methods.logits.dkd import dkd_loss, dkd_terms
 from methods.logits.endd import dirichlet_loss
 from methods.logits.label_smoothing import label_smoothing_loss
 from methods.logits.logits_mse import logits_mse_loss
 from methods.logits.rkd import rkd_terms
+from methods.logits.tf_kd_reg import virtual_teacher_loss
+from methods.logits.ttm import ttm_loss
+from methods.logits.wsld import wsld_loss
 from methods.multi_teacher.average import average_loss, members_loss
 from methods.multi_teacher.cfl import mmd_loss, reconstruction_loss
 from methods.multi_teacher.uhc import uhc_loss
@@ -127,6 +131,10 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "gkd_loss": ("map", gkd_loss),
     "edge_loss": ("map", edge_loss),
     "transform_loss": ("map", lambda s, t: transform_loss((s, s.flip(1)), (t, t.flip(1)))),
+    "virtual_teacher_loss": ("logits", lambda s, t: virtual_teacher_loss(s, Y[: len(s)], 20.0, 0.99)),
+    "dist_terms": ("logits", lambda s, t: torch.stack(dist_terms(s, t, 4.0)).sum()),
+    "ttm_loss": ("logits", lambda s, t: ttm_loss(s, t, 0.2, weighted=True)),
+    "wsld_loss": ("logits", lambda s, t: wsld_loss(s, t, Y[: len(s)], 4.0)),
     "vid_loss": ("map", lambda s, t: vid_loss(s, t, torch.linspace(-2, 6, 4).to(s))),
 }
 SOFT = {

@@ -6,14 +6,19 @@ import torch
 from torch import Tensor
 
 from kdbench.losses import cross_entropy, kl
+from methods.logits.dist import DIST, dist_terms
 from methods.logits.dkd import DKD, dkd_terms
 from methods.logits.endd import dirichlet_loss
 from methods.logits.kd import KD
 from methods.logits.label_smoothing import LabelSmoothing
+from methods.logits.logit_std import LogitStd, LogitStdDKD
 from methods.logits.logits_mse import LogitsMSE, logits_mse_loss
 from methods.logits.noisy_teacher import noisy_logits
 from methods.logits.rkd import RKD
+from methods.logits.tf_kd_reg import TfKDReg
 from methods.logits.tf_kd_self import TfKDSelf
+from methods.logits.ttm import TTM
+from methods.logits.wsld import WSLD
 from parity.arrays import Arrays, golden, terms_of
 
 
@@ -104,3 +109,52 @@ def tfkd_self(v: Arrays) -> dict[str, Tensor]:
 def tf_kd_self(v: Arrays) -> dict[str, Tensor]:
     terms = self_taught(v, 20.0)
     return {"loss": 0.9 * terms["ce"] + 0.1 * 100.0 / 10 * terms["kd"]}
+
+
+@golden()
+def tfkd_reg(v: Arrays, multiplier: float = 1.0) -> dict[str, Tensor]:
+    s, alpha = v.leaf("student_logits"), 0.1
+    terms = terms_of(TfKDReg(temperature=20.0, correct=0.99, variant="authors"), {"logits": s}, {}, v["target"])
+    return {"loss": (1 - alpha) * terms["ce"] + alpha * multiplier * terms["kd"] / s.shape[1]}
+
+
+@golden()
+def tf_kd_reg(v: Arrays) -> dict[str, Tensor]:
+    return tfkd_reg(v, multiplier=100.0)
+
+
+@golden()
+def dist(v: Arrays) -> dict[str, Tensor]:
+    s, t = v.leaf("student_logits"), v["teacher_logits"]
+    terms = terms_of(DIST(temperature=1.0), {"logits": s}, {"logits": t}, torch.zeros(len(s)).long())
+    without = dist_terms(s, t, temperature=1.0)
+    return {
+        "loss": terms["inter"] + terms["intra"],
+        "loss_inter": terms["inter"],
+        "loss_intra": terms["intra"],
+        "loss_notau": without[0] + without[1],
+    }
+
+
+@golden()
+def logit_std(v: Arrays) -> dict[str, Tensor]:
+    s, t, y = {"logits": v.leaf("student_logits")}, {"logits": v["teacher_logits"]}, v["target"]
+    return {
+        "loss": terms_of(LogitStd(temperature=2.0), s, t, y)["kd"],
+        "loss_dkd": terms_of(LogitStdDKD(alpha=1.0, beta=8.0, temperature=2.0), s, t, y)["dkd"],
+    }
+
+
+@golden()
+def ttm(v: Arrays) -> dict[str, Tensor]:
+    s, t = {"logits": v.leaf("student_logits")}, {"logits": v["teacher_logits"]}
+    names = {"loss": False, "loss_wttm": True}
+    y = torch.zeros(len(s["logits"])).long()
+    return {name: terms_of(TTM(exponent=0.25, weighted=weighted), s, t, y)["ttm"] for name, weighted in names.items()}
+
+
+@golden()
+def wsld(v: Arrays) -> dict[str, Tensor]:
+    s, t = {"logits": v.leaf("student_logits")}, {"logits": v["teacher_logits"]}
+    terms = terms_of(WSLD(temperature=2.0), s, t, v["target"])
+    return {"loss": terms["ce"] + 2.5 * terms["soft"], "loss_ce": terms["ce"], "loss_soft": terms["soft"]}
