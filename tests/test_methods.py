@@ -86,7 +86,7 @@ SETTLING |= {"actor_critic": set(), "policy_distillation": set(), "bic": {"stude
 SETTLING["afd_online"] = {"peer0", "peer1"}
 # Those that must be told more of the data than a plain loader shows: how many images there are, and which is which; how
 # pixels were normalised; another view of each image.
-INFORMED = {"crd", "ard", "ddgsd", "ps_kd"}
+INFORMED = {"crd", "ard", "ddgsd", "ps_kd", "kdpp"}
 
 # A pair of its own for what fits no other.
 PAIRS = {"fskd": CHAIN}

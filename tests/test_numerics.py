@@ -28,7 +28,10 @@ from methods.intermediate.at import at_loss
 from methods.intermediate.crd import nce_loss
 from methods.intermediate.fitnet import hint_loss
 from methods.intermediate.irg import edge_loss, transform_loss, vertex_loss
+from methods.intermediate.jacobian import jacobian_loss
+from methods.intermediate.kdpp import norm_direction_loss
 from methods.intermediate.pkt import pkt_loss
+from methods.intermediate.sobolev import derivative_loss
 from methods.intermediate.sp import sp_loss
 from methods.intermediate.vid import vid_loss
 from methods.learning.anc import logits_loss
@@ -46,6 +49,7 @@ from methods.logits.dkd import dkd_loss, dkd_terms
 from methods.logits.endd import dirichlet_loss
 from methods.logits.label_smoothing import label_smoothing_loss
 from methods.logits.logits_mse import logits_mse_loss
+from methods.logits.mlkd import batch_relation_loss, class_relation_loss, level_terms
 from methods.logits.rkd import rkd_terms
 from methods.logits.tf_kd_reg import virtual_teacher_loss
 from methods.logits.ttm import ttm_loss
@@ -135,6 +139,12 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "dist_terms": ("logits", lambda s, t: torch.stack(dist_terms(s, t, 4.0)).sum()),
     "ttm_loss": ("logits", lambda s, t: ttm_loss(s, t, 0.2, weighted=True)),
     "wsld_loss": ("logits", lambda s, t: wsld_loss(s, t, Y[: len(s)], 4.0)),
+    "batch_relation_loss": ("logits", lambda s, t: batch_relation_loss(s, t, 4.0)),
+    "class_relation_loss": ("logits", lambda s, t: class_relation_loss(s, t, 4.0)),
+    "level_terms": ("logits", lambda s, t: sum(level_terms(s, t, (2.0, 4.0)).values(), start=torch.zeros(()))),
+    "norm_direction_loss": ("embed", lambda s, t: norm_direction_loss(s, t, t.float().cumsum(0), Y[: len(s)] * 0)),
+    "jacobian_loss": ("embed", jacobian_loss),
+    "derivative_loss": ("embed", derivative_loss),
     "vid_loss": ("map", lambda s, t: vid_loss(s, t, torch.linspace(-2, 6, 4).to(s))),
 }
 SOFT = {

@@ -56,7 +56,7 @@ def check(case: str, values: Mapping[str, np.ndarray], dtype: torch.dtype) -> No
     assert {name for _, name in gradients.values()} == set(arrays.leaves)
 
     for key in results:
-        expected = torch.from_numpy(np.asarray(values[key]))
+        expected = torch.from_numpy(np.asarray(values[key])).double()
         error = (ours[key].detach().double() - expected).abs().max() / expected.abs().max()
         assert error <= tolerance["loss"], f"{key}: relative error {error:.1e}"
     for loss in {loss for loss, _ in gradients.values()}:
@@ -109,7 +109,10 @@ def test_a_wrong_expectation_fails(case: str) -> None:
             index = np.unravel_index(np.abs(wrong).argmax(), wrong.shape)
             # the gradient of a constant side, or of a bias in front of batch norm, is zero: then 1 % of the others
             alike = [np.abs(values[k]).max() for k in values if k.startswith("grad_")] if "grad" in key else [0]
-            whole = np.issubdtype(wrong.dtype, np.integer)
-            wrong[index] += 1 if whole else 0.01 * max(np.abs(wrong[index]), *alike)
+            if wrong.dtype == bool:
+                wrong[index] ^= True
+            else:
+                whole = np.issubdtype(wrong.dtype, np.integer)
+                wrong[index] += 1 if whole else 0.01 * max(np.abs(wrong[index]), *alike)
             with pytest.raises(AssertionError, match=key):
                 check(case, {**values, key: wrong}, torch.float64)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from kdbench.data.batch import Batch
 from kdbench.losses import cross_entropy, in_float32, kl
+from kdbench.method import Method
 from kdbench.settings import Temperature, Weight
 from kdbench.taps import Out
 from methods.logits.dkd import DKD, dkd_loss
-from methods.logits.kd import KD
 
 EPS = 1e-7
 """Added to the deviation: sunshangquan/logit-standardization-KD, mdistiller/distillers/KD.py."""
@@ -27,7 +27,7 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - logits.mean(1, keepdim=True)) / (deviation + EPS)
 
 
-class LogitStd(KD):
+class LogitStd(Method):
     """L = λ_ce · CE(y, s) + λ_kd · T² · KL( softmax(Z(t) / T) || softmax(Z(s) / T) ), Z as in `standardised`.
 
     Student and teacher so have a temperature each, T times the deviation of their own logits.
@@ -37,15 +37,15 @@ class LogitStd(KD):
     paper = "sun2024logit"
     title = "KD + logit std"
     extension = True
-    control = None
-    tasks = frozenset({"classification"})
+    terms = ("ce", "kd")
     survey: ClassVar = {
         "description": "softened probabilities of standardised logits",
         "objective": "CE(y, s) + λ T² KL(Z(t)/T, Z(s)/T)",
     }
 
     def __init__(self, temperature: Temperature = 2.0, **kwargs: Any) -> None:
-        super().__init__(temperature=temperature, **kwargs)
+        super().__init__(**kwargs)
+        self.temperature = temperature
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
         return {

@@ -58,4 +58,3 @@ class TTM(Method):
             "ce": cross_entropy(s.logits, batch.y),
             "ttm": ttm_loss(s.logits, t.logits, self.exponent, self.weighted),
         }
-

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.data.batch import Batch
+from kdbench.taps import Out
 from methods.intermediate.at import AT, at_loss
 from methods.intermediate.crd import compared, log_normaliser, nce_loss, on_sphere
 from methods.intermediate.fitnet import Regressor, hint_loss
 from methods.intermediate.irg import edge_loss, edges, transform_loss, transformation, vertex_loss
+from methods.intermediate.jacobian import JacobianMatching, input_gradient
+from methods.intermediate.kdpp import norm_direction_loss
 from methods.intermediate.pkt import PKT
 from methods.intermediate.sp import SP, sp_loss
 from methods.intermediate.vid import VariationalLayer
@@ -157,4 +164,31 @@ def irg_caffe(v: Arrays) -> dict[str, Tensor]:
         "out_teacher_edges": edges(t),
         "out_student_transform": transformation(*ways[0]),
         "out_teacher_transform": transformation(*ways[1]),
+    }
+
+
+@golden()
+def kdpp(v: Arrays) -> dict[str, Tensor]:
+    s, t = v.leaf("student_embed"), v["teacher_embed"]
+    return {"loss": norm_direction_loss(s, t, v["class_centers"], v["target"])}
+
+
+@golden()
+def sobolev(v: Arrays) -> dict[str, Tensor]:
+    batch = Batch.of([v["image"], v["target"]])
+    x = batch.x.requires_grad_()
+
+    def logits(read: Callable[[str], Tensor], side: str) -> Tensor:
+        hidden = F.linear(x.flatten(1), read(f"param_{side}.l1.weight"), read(f"param_{side}.l1.bias")).tanh()
+        return F.linear(hidden, read(f"param_{side}.l2.weight"), v[f"param_{side}.l2.bias"])
+
+    s, t = logits(v.leaf, "student"), logits(v.__getitem__, "teacher")
+    own, taught = (input_gradient(z.gather(1, batch.y[:, None]), x, differentiable=True) for z in (s, t))
+    method = JacobianMatching(variant="zoo")
+    return {
+        "loss": method.losses(Out({"logits": s}), Out({"logits": t}), batch)["jacobian"],
+        "out_student_logits": s,
+        "out_teacher_logits": t,
+        "out_student_input_grad": own.view_as(x),
+        "out_teacher_input_grad": taught.view_as(x),
     }

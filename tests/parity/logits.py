@@ -13,6 +13,7 @@ from methods.logits.kd import KD
 from methods.logits.label_smoothing import LabelSmoothing
 from methods.logits.logit_std import LogitStd, LogitStdDKD
 from methods.logits.logits_mse import LogitsMSE, logits_mse_loss
+from methods.logits.mlkd import MLKD, uncertain
 from methods.logits.noisy_teacher import noisy_logits
 from methods.logits.rkd import RKD
 from methods.logits.tf_kd_reg import TfKDReg
@@ -158,3 +159,19 @@ def wsld(v: Arrays) -> dict[str, Tensor]:
     s, t = {"logits": v.leaf("student_logits")}, {"logits": v["teacher_logits"]}
     terms = terms_of(WSLD(temperature=2.0), s, t, v["target"])
     return {"loss": terms["ce"] + 2.5 * terms["soft"], "loss_ce": terms["ce"], "loss_soft": terms["soft"]}
+
+
+@golden()
+def mlkd(v: Arrays) -> dict[str, Tensor]:
+    s = [v.leaf(f"student_logits_{view}") for view in ("weak", "strong")]
+    t = [v[f"teacher_logits_{view}"] for view in ("weak", "strong")]
+    terms = MLKD(temperatures=(4.0, 3.0, 5.0)).two_view_terms(s, t, v["target"])
+    samples, classes = uncertain(t[0])
+    losses = {
+        "loss_ce": 0.1 * terms["ce"],
+        "loss_kd": 9 * terms["kd"],
+        "loss_cc": 9 * terms["classes"],
+        "loss_bc": 9 * terms["batch"],
+    }
+    total = torch.stack(list(losses.values())).sum()
+    return {**losses, "loss": total, "out_instance_mask": samples, "out_class_mask": classes}
