@@ -46,7 +46,9 @@ from methods.learning.policy_distillation import policy_loss
 from methods.logits.dist import dist_terms
 from methods.logits.distilled_labels import mixed_label_loss
 from methods.logits.dkd import dkd_loss, dkd_terms
+from methods.logits.dynamic_temperature import tempered_loss
 from methods.logits.endd import dirichlet_loss
+from methods.logits.knowledge_adjustment import adjusted_loss
 from methods.logits.label_smoothing import label_smoothing_loss
 from methods.logits.logits_mse import logits_mse_loss
 from methods.logits.mlkd import batch_relation_loss, class_relation_loss, level_terms
@@ -145,6 +147,8 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "norm_direction_loss": ("embed", lambda s, t: norm_direction_loss(s, t, t.float().cumsum(0), Y[: len(s)] * 0)),
     "jacobian_loss": ("embed", jacobian_loss),
     "derivative_loss": ("embed", derivative_loss),
+    "adjusted_loss": ("logits", lambda s, t: adjusted_loss(s, t, Y[: len(s)], 4.0, "smoothing")),
+    "tempered_loss": ("logits", lambda s, t: tempered_loss(s, t, torch.linspace(1, 8, len(s)).to(s))),
     "vid_loss": ("map", lambda s, t: vid_loss(s, t, torch.linspace(-2, 6, 4).to(s))),
 }
 SOFT = {
