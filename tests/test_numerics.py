@@ -52,6 +52,7 @@ from methods.logits.knowledge_adjustment import adjusted_loss
 from methods.logits.label_smoothing import label_smoothing_loss
 from methods.logits.logits_mse import logits_mse_loss
 from methods.logits.mlkd import batch_relation_loss, class_relation_loss, level_terms
+from methods.logits.model_compression import mean_probability_loss
 from methods.logits.rkd import rkd_terms
 from methods.logits.tf_kd_reg import virtual_teacher_loss
 from methods.logits.ttm import ttm_loss
@@ -149,6 +150,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "derivative_loss": ("embed", derivative_loss),
     "adjusted_loss": ("logits", lambda s, t: adjusted_loss(s, t, Y[: len(s)], 4.0, "smoothing")),
     "tempered_loss": ("logits", lambda s, t: tempered_loss(s, t, torch.linspace(1, 8, len(s)).to(s))),
+    "mean_probability_loss": ("logits", lambda s, t: mean_probability_loss(s, [t, t.flip(0)])),
     "vid_loss": ("map", lambda s, t: vid_loss(s, t, torch.linspace(-2, 6, 4).to(s))),
 }
 SOFT = {

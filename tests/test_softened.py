@@ -22,6 +22,7 @@ from methods.logits.dynamic_temperature import confusion, temperatures, tempered
 from methods.logits.eskd import ESKD
 from methods.logits.knowledge_adjustment import adjusted_loss, shifted
 from methods.logits.mlkd import OneViewMLKD, batch_relation_loss, class_relation_loss, uncertain
+from methods.logits.model_compression import munged
 from methods.logits.tf_kd_reg import virtual_teacher_loss
 from methods.logits.wsld import sample_weights
 
@@ -176,3 +177,10 @@ def test_derivatives_of_linear_networks_along_a_direction() -> None:
     v = torch.randn(5, 3, generator=torch.Generator().manual_seed(7))
     expected = ((v / v.norm(dim=1, keepdim=True)) @ (w_s - w_t)).square().sum(1).mean()
     assert terms["sobolev"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_munged_attributes_are_those_of_the_nearest_neighbour() -> None:
+    x = torch.tensor([[0.0, 0.0], [1.0, 4.0], [9.0, 9.0]])
+    swapped, noise = torch.tensor([[True, False]] * 3), torch.tensor([[1.0, 9.0], [0.0, 9.0], [-2.0, 9.0]])
+    assert munged(x, swapped, noise, 2.0).tolist() == [[1.5, 0.0], [0.0, 4.0], [-7.0, 9.0]]
+    assert munged(x[:1], swapped[:1], noise[:1], 2.0).tolist() == [[0.0, 0.0]]
