@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from methods.intermediate.at import AT, at_loss
 from methods.intermediate.crd import compared, log_normaliser, nce_loss, on_sphere
 from methods.intermediate.fitnet import Regressor, hint_loss
+from methods.intermediate.fsp import flow, fsp_loss
 from methods.intermediate.irg import edge_loss, edges, transform_loss, transformation, vertex_loss
+from methods.intermediate.nst import NST, nst_loss
 from methods.intermediate.pkt import PKT
 from methods.intermediate.sp import SP, sp_loss
 from methods.intermediate.vid import VariationalLayer
@@ -158,3 +160,22 @@ def irg_caffe(v: Arrays) -> dict[str, Tensor]:
         "out_student_transform": transformation(*ways[0]),
         "out_teacher_transform": transformation(*ways[1]),
     }
+
+
+@golden()
+def fsp(v: Arrays) -> dict[str, Tensor]:
+    s, t = [v.leaf(name) for name in v.layers("student")], [v[name] for name in v.layers("teacher")]
+    pairs = [fsp_loss(flow(s[i], s[i + 1]), flow(t[i], t[i + 1])) for i in range(2)]
+    return {"loss": pairs[0] + pairs[1], "loss_pair_0": pairs[0], "loss_pair_1": pairs[1]}
+
+
+@golden()
+def nst(v: Arrays) -> dict[str, Tensor]:
+    s, t = (
+        {name: v.leaf(f"student_{name}") for name in ("feat_0", "feat_1")},
+        {name: v[f"teacher_{name}"] for name in ("feat_0", "feat_1")},
+    )
+    method = NST()
+    method.pairs = [("feat_0", "feat_0"), ("feat_1", "feat_1")]
+    loss = terms_of(method, {**s, "logits": s["feat_0"].mean((2, 3))}, t, torch.zeros(8).long())["nst"]
+    return {"loss": loss, **{f"loss_layer_{i}": nst_loss(s[f"feat_{i}"], t[f"feat_{i}"]) for i in range(2)}}
