@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from methods.intermediate.ab import ab_loss, connector
 from methods.intermediate.at import AT, at_loss
 from methods.intermediate.crd import compared, log_normaliser, nce_loss, on_sphere
 from methods.intermediate.fitnet import Regressor, hint_loss
 from methods.intermediate.fsp import flow, fsp_loss
+from methods.intermediate.ft import Paraphraser, attention_factor_loss, factor_loss, reconstruction_loss, translator
 from methods.intermediate.irg import edge_loss, edges, transform_loss, transformation, vertex_loss
 from methods.intermediate.nst import NST, nst_loss
 from methods.intermediate.pkt import PKT
@@ -179,3 +181,72 @@ def nst(v: Arrays) -> dict[str, Tensor]:
     method.pairs = [("feat_0", "feat_0"), ("feat_1", "feat_1")]
     loss = terms_of(method, {**s, "logits": s["feat_0"].mean((2, 3))}, t, torch.zeros(8).long())["nst"]
     return {"loss": loss, **{f"loss_layer_{i}": nst_loss(s[f"feat_{i}"], t[f"feat_{i}"]) for i in range(2)}}
+
+
+def factors(v: Arrays, coders: dict[str, list[str]], norm: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The student's factor, the teacher's, and what the paraphraser tells of it; `coders`: the reference's layers."""
+    s, t = v.leaf("student_feat_0"), v["teacher_feat_0"]
+    paraphraser, translate = Paraphraser(t.shape[1], 8), translator(s.shape[1], 8, norm)
+    for module, name in ((paraphraser, "paraphraser"), (translate, "translator")):
+        theirs = [f"{name}.{layer}.{kind}" for layer in coders[name] for kind in ("weight", "bias")]
+        v.load(module, dict(zip(dict(module.named_parameters()), theirs, strict=True)))
+    return translate(s), paraphraser.encoder(t), paraphraser(t)
+
+
+@golden()
+def ft(v: Arrays) -> dict[str, Tensor]:
+    encoder = ["conv0", "conv1", "conv2"]
+    coders = {"paraphraser": [*encoder, "deconv0", "deconv1", "deconv2"], "translator": encoder}
+    s, t, told = factors(v, coders, norm=False)
+    return {
+        "loss": factor_loss(s, t.detach()),
+        "loss_reconstruction": reconstruction_loss(told, v["teacher_feat_0"]),
+        "out_factor_s": s,
+        "out_factor_t": t,
+    }
+
+
+@golden(
+    unused={
+        f"buffer_translator.encoder.{i}.running_{of}": "not used in train mode"
+        for i in (1, 4, 7)
+        for of in ("mean", "var")
+    }
+)
+def ft_repdistiller(v: Arrays) -> dict[str, Tensor]:
+    coders = {
+        "paraphraser": [f"{coder}.{i}" for coder in ("encoder", "decoder") for i in (0, 3, 6)],
+        "translator": [f"encoder.{i}" for i in (0, 1, 3, 4, 6, 7)],
+    }
+    s, t, told = factors(v, coders, norm=True)
+    return {
+        "loss": attention_factor_loss(s, t.detach()),
+        "loss_reconstruction": reconstruction_loss(told, v["teacher_feat_0"], "repdistiller"),
+        "out_factor_s": s,
+        "out_factor_t": t,
+    }
+
+
+@golden(
+    unused={
+        f"buffer_connector.connectors.{i}.bn.running_{of}": "not used in train mode"
+        for i in (1, 2)
+        for of in ("mean", "var")
+    }
+)
+def ab(v: Arrays) -> dict[str, Tensor]:
+    s, t = [v.leaf(name) for name in v.layers("student")], [v[name] for name in v.layers("teacher")]
+    connectors = [connector(tuple(a.shape[1:]), tuple(b.shape[1:])) for a, b in zip(s, t, strict=True)]
+    for i, module in enumerate(connectors):
+        theirs = [f"connector.connectors.{i}.{part}.{kind}" for part in ("conv", "bn") for kind in ("weight", "bias")]
+        v.load(module, dict(zip(dict(module.named_parameters()), theirs, strict=False)))
+    connected = [module(a) for module, a in zip(connectors, s, strict=True)]
+    layers = [3 / 1000 * ab_loss([a], [b]) * 2.0 ** (i - 2) for i, (a, b) in enumerate(zip(connected, t, strict=True))]
+    apart = [((a > 0) ^ (b > 0)).double().mean() for a, b in zip(connected, t, strict=True)]
+    return {
+        "loss": 3 / 1000 * ab_loss(connected, t),
+        "loss_zoo_mean": ab_loss(connected, t, variant="zoo"),
+        **{f"loss_layer_{i}": layer for i, layer in enumerate(layers)},
+        **{f"out_connected_{i}": a for i, a in enumerate(connected)},
+        **{f"out_disagreement_{i}": share for i, share in enumerate(apart)},
+    }
