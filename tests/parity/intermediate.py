@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.intermediate.ab import ab_loss, connector
@@ -12,6 +13,7 @@ from methods.intermediate.fitnet import Regressor, hint_loss
 from methods.intermediate.fsp import flow, fsp_loss
 from methods.intermediate.ft import Paraphraser, attention_factor_loss, factor_loss, reconstruction_loss, translator
 from methods.intermediate.irg import edge_loss, edges, transform_loss, transformation, vertex_loss
+from methods.intermediate.kdsvd import Matrix, as_matrices, decomposed, kdsvd_loss
 from methods.intermediate.nst import NST, nst_loss
 from methods.intermediate.pkt import PKT
 from methods.intermediate.sp import SP, sp_loss
@@ -250,3 +252,33 @@ def ab(v: Arrays) -> dict[str, Tensor]:
         **{f"out_connected_{i}": a for i, a in enumerate(connected)},
         **{f"out_disagreement_{i}": share for i, share in enumerate(apart)},
     }
+
+
+@golden()
+def kdsvd(v: Arrays, matrix: Matrix = "channels") -> dict[str, Tensor]:
+    def signed(feature: Tensor, k: int, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        """With the signs of the reference, which are free."""
+        vectors, values = decomposed(as_matrices(feature, matrix), k)
+        return vectors * (vectors.detach() * theirs).sum(1, keepdim=True).sign(), values
+
+    students = [signed(v.leaf(name), 4, v[f"out_student_v_{name[-1]}"])[0] for name in v.layers("student")]
+    told = [signed(v[name], 1, v[f"out_teacher_v_{name[-1]}"]) for name in v.layers("teacher")]
+    teachers, values = [t for t, _ in told], [s for _, s in told]
+    pairs = [slice(i, i + 2) for i in range(2)]
+    return {
+        "loss": kdsvd_loss(students, teachers, values),
+        **{f"loss_pair_{i}": kdsvd_loss(students[p], teachers[p], values[p]) for i, p in enumerate(pairs)},
+        **{f"out_student_v_{i}": s for i, s in enumerate(students)},
+        **{
+            f"out_student_singular_values_{i}": decomposed(as_matrices(v[f"student_feat_{i}"]), s.shape[1])[1]
+            for i, s in enumerate(students)
+        },
+        **{f"out_teacher_v_{i}": t for i, t in enumerate(teachers)},
+        **{f"out_teacher_s_{i}": F.normalize(s, dim=1) for i, s in enumerate(values)},
+    }
+
+
+@golden()
+def kdsvd_mdistiller(v: Arrays) -> dict[str, Tensor]:
+    found = kdsvd(v, "columns")
+    return {name: value for name, value in found.items() if not name.startswith(("loss_", "out_student_singular"))}
