@@ -15,6 +15,8 @@ from methods.intermediate.ft import Paraphraser, attention_factor_loss, factor_l
 from methods.intermediate.irg import edge_loss, edges, transform_loss, transformation, vertex_loss
 from methods.intermediate.kdsvd import Matrix, as_matrices, decomposed, kdsvd_loss
 from methods.intermediate.nst import NST, nst_loss
+from methods.intermediate.ofd import connector as ofd_connector
+from methods.intermediate.ofd import margin, ofd_loss, partial_l2
 from methods.intermediate.pkt import PKT
 from methods.intermediate.sp import SP, sp_loss
 from methods.intermediate.vid import VariationalLayer
@@ -282,3 +284,29 @@ def kdsvd(v: Arrays, matrix: Matrix = "channels") -> dict[str, Tensor]:
 def kdsvd_mdistiller(v: Arrays) -> dict[str, Tensor]:
     found = kdsvd(v, "columns")
     return {name: value for name, value in found.items() if not name.startswith(("loss_", "out_student_singular"))}
+
+
+@golden(
+    unused={
+        f"buffer_connectors.{i}.1.running_{of}": "not used in train mode" for i in range(3) for of in ("mean", "var")
+    }
+)
+def ofd(v: Arrays) -> dict[str, Tensor]:
+    s, t = [v.leaf(name) for name in v.layers("student")], [v[name] for name in v.layers("teacher")]
+    connected, margins = [], []
+    for i, (a, b) in enumerate(zip(s, t, strict=True)):
+        connect = ofd_connector(a.shape[1], b.shape[1])
+        v.load(connect, {name: f"connectors.{i}.{name}" for name in dict(connect.named_parameters())})
+        connected.append(connect(a))
+        # the reference rounds them so
+        margins.append(margin(v[f"teacher_bn_weight_{i}"], v[f"teacher_bn_bias_{i}"]).float().to(a.dtype))
+    total = ofd_loss(connected, t, margins)
+    layers = [partial_l2(a, b, m) * len(a) for a, b, m in zip(connected, t, margins, strict=True)]
+    return {
+        "loss": total / 1000,
+        "loss_sum": total * len(s[0]),
+        "loss_mdistiller": total,
+        **{f"loss_layer_{i}": layer for i, layer in enumerate(layers)},
+        **{f"out_margin_{i}": m for i, m in enumerate(margins)},
+        **{f"out_connected_{i}": c for i, c in enumerate(connected)},
+    }
