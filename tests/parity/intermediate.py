@@ -14,6 +14,7 @@ from methods.intermediate.fsp import flow, fsp_loss
 from methods.intermediate.ft import Paraphraser, attention_factor_loss, factor_loss, reconstruction_loss, translator
 from methods.intermediate.irg import edge_loss, edges, transform_loss, transformation, vertex_loss
 from methods.intermediate.kdsvd import Matrix, as_matrices, decomposed, kdsvd_loss
+from methods.intermediate.meal import Discriminator, similarity_loss, told_apart
 from methods.intermediate.nst import NST, nst_loss
 from methods.intermediate.ofd import connector as ofd_connector
 from methods.intermediate.ofd import margin, ofd_loss, partial_l2
@@ -309,4 +310,21 @@ def ofd(v: Arrays) -> dict[str, Tensor]:
         **{f"loss_layer_{i}": layer for i, layer in enumerate(layers)},
         **{f"out_margin_{i}": m for i, m in enumerate(margins)},
         **{f"out_connected_{i}": c for i, c in enumerate(connected)},
+    }
+
+
+@golden()
+def meal(v: Arrays) -> dict[str, Tensor]:
+    similar, apart = [], []
+    for i in range(2):
+        s, t = v.leaf(f"student_output_{i}"), v[f"teacher_output_{i}"]
+        judge = Discriminator(s.shape[1], rectified=True)
+        theirs = [f"{i}_conv{k}_{kind}" for k in (1, 2, 3) for kind in ("weight", "bias")]
+        v.load(judge, dict(zip(dict(judge.named_parameters()), theirs, strict=True)))
+        similar.append(similarity_loss(s, t))
+        apart.append(told_apart(judge(s), judge(t)))
+    return {
+        "loss": sum(similar) + sum(apart),
+        "loss_similarity": sum(similar),
+        "loss_discriminator": sum(apart),
     }
