@@ -126,7 +126,7 @@ class MEAL(Method):
         return torch.stack([told_apart(judge(s), judge(t)) for judge, s, t in triples]).sum()
 
     def turns(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        each = self.teacher_out(batch.for_teacher.x).each
+        each = self.teacher_out(batch.for_teacher.x).each  # all are asked, as cells in lockstep share what they say
         chosen = int(torch.randint(len(each), (1,), generator=self.rng))
         s, t = self.outputs(self.student_out(batch.x), self.own), self.outputs(each[chosen], self.theirs[chosen])
         similar = torch.stack([similarity_loss(a, b) for a, b in zip(s, t, strict=True)]).sum()
