@@ -42,7 +42,7 @@ def attention_factor_loss(student: Tensor, teacher: Tensor, p1: float = 2.0, p2:
 
 
 @in_float32
-def reconstruction_loss(decoded: Tensor, teacher: Tensor, variant: Variant = "authors") -> Tensor:
+def paraphrase_loss(decoded: Tensor, teacher: Tensor, variant: Variant = "authors") -> Tensor:
     """Mean over elements of |D(f) - t| in the authors' code, of (D(f) - t)² in the paper and in RepDistiller."""
     return F.l1_loss(decoded, teacher) if variant == "authors" else F.mse_loss(decoded, teacher)
 
@@ -77,7 +77,7 @@ def translator(channels: int, factors: int, norm: bool = False) -> nn.Sequential
 class FactorTransfer(Method):
     """Two stages: a paraphraser learns the teacher's map by heart; then the student's translator matches its factors.
 
-    Stage ``paraphrase``:  L = `reconstruction_loss`( D(E(t)), t ), without labels and without the student
+    Stage ``paraphrase``:  L = `paraphrase_loss`( D(E(t)), t ), without labels and without the student
     Stage ``transfer``:    L = CE(y, s) + β · `factor_loss`( translator(s), E(t) )
 
     of the last stages' maps, with factors of m = k · C channels, C those of the teacher. In the variant
@@ -134,7 +134,7 @@ class FactorTransfer(Method):
             yield from super().turns(batch)
             return
         told = self.teacher_out(batch.for_teacher.x)[self.taught]
-        yield "paraphraser", {"reconstruction": reconstruction_loss(self.paraphraser(told), told, self.variant)}
+        yield "paraphraser", {"reconstruction": paraphrase_loss(self.paraphraser(told), told, self.variant)}
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -11,7 +11,7 @@ from methods.intermediate.at import AT, at_loss
 from methods.intermediate.crd import compared, log_normaliser, nce_loss, on_sphere
 from methods.intermediate.fitnet import Regressor, hint_loss
 from methods.intermediate.fsp import flow, fsp_loss
-from methods.intermediate.ft import Paraphraser, attention_factor_loss, factor_loss, reconstruction_loss, translator
+from methods.intermediate.ft import Paraphraser, attention_factor_loss, factor_loss, paraphrase_loss, translator
 from methods.intermediate.irg import edge_loss, edges, transform_loss, transformation, vertex_loss
 from methods.intermediate.kdsvd import Matrix, as_matrices, decomposed, kdsvd_loss
 from methods.intermediate.meal import Discriminator, similarity_loss, told_apart
@@ -205,7 +205,7 @@ def ft(v: Arrays) -> dict[str, Tensor]:
     s, t, told = factors(v, coders, norm=False)
     return {
         "loss": factor_loss(s, t.detach()),
-        "loss_reconstruction": reconstruction_loss(told, v["teacher_feat_0"]),
+        "loss_reconstruction": paraphrase_loss(told, v["teacher_feat_0"]),
         "out_factor_s": s,
         "out_factor_t": t,
     }
@@ -226,7 +226,7 @@ def ft_repdistiller(v: Arrays) -> dict[str, Tensor]:
     s, t, told = factors(v, coders, norm=True)
     return {
         "loss": attention_factor_loss(s, t.detach()),
-        "loss_reconstruction": reconstruction_loss(told, v["teacher_feat_0"], "repdistiller"),
+        "loss_reconstruction": paraphrase_loss(told, v["teacher_feat_0"], "repdistiller"),
         "out_factor_s": s,
         "out_factor_t": t,
     }
