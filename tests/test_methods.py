@@ -81,6 +81,7 @@ STREAMS = {AGAIN, PAIRED, "unlabelled"}
 # none where the targets move at first (the keys of a memory bank), and not a head that tells eight images apart by
 # their cosines, too slowly to be seen.
 SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "anc": {"student"}, "crd": set(), "sskd": {"student"}}
+SETTLING |= {"meal": {"student"}}
 # Each batch of an environment is another play, each of a bias is drawn anew.
 SETTLING |= {"actor_critic": set(), "policy_distillation": set(), "bic": {"student"}}
 SETTLING["afd_online"] = {"peer0", "peer1"}

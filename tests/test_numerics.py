@@ -24,12 +24,19 @@ from methods.applications.self_ensembling import class_balance_loss
 from methods.data_free.dafl import activation_loss, information_entropy_loss, one_hot_loss
 from methods.data_free.deep_inversion import competition_loss, statistics_loss
 from methods.data_free.zskd import impression_loss
+from methods.intermediate.ab import ab_loss
 from methods.intermediate.at import at_loss
 from methods.intermediate.crd import nce_loss
 from methods.intermediate.fitnet import hint_loss
+from methods.intermediate.fsp import flow, fsp_loss
+from methods.intermediate.ft import attention_factor_loss, factor_loss, paraphrase_loss
 from methods.intermediate.irg import edge_loss, transform_loss, vertex_loss
 from methods.intermediate.jacobian import jacobian_loss
 from methods.intermediate.kdpp import norm_direction_loss
+from methods.intermediate.kdsvd import as_matrices, decomposed, kdsvd_loss
+from methods.intermediate.meal import similarity_loss
+from methods.intermediate.nst import nst_loss
+from methods.intermediate.ofd import ofd_loss
 from methods.intermediate.pkt import pkt_loss
 from methods.intermediate.sobolev import derivative_loss
 from methods.intermediate.sp import sp_loss
@@ -81,6 +88,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def depth(x: Tensor) -> Tensor:
     """Positive, whatever a ReLU left, and without losing a digit."""
     return 1 + x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def svd(s: Tensor, t: Tensor) -> Tensor:
+    """Of two layers, the second with its channels the other way round."""
+    students = [decomposed(as_matrices(x), 4)[0] for x in (s, s.flip(1))]
+    teachers, values = zip(*(decomposed(as_matrices(x), 1) for x in (t, t.flip(1))), strict=True)
+    return kdsvd_loss(students, teachers, values)
 
 
 LOSSES: dict[str, tuple[str, Loss]] = {
@@ -151,6 +165,15 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "adjusted_loss": ("logits", lambda s, t: adjusted_loss(s, t, Y[: len(s)], 4.0, "smoothing")),
     "tempered_loss": ("logits", lambda s, t: tempered_loss(s, t, torch.linspace(1, 8, len(s)).to(s))),
     "mean_probability_loss": ("logits", lambda s, t: mean_probability_loss(s, [t, t.flip(0)])),
+    "fsp_loss": ("map", lambda s, t: fsp_loss(flow(s, s.flip(1)), flow(t, t.flip(1)))),
+    "nst_loss": ("map", nst_loss),
+    "factor_loss": ("map", factor_loss),
+    "attention_factor_loss": ("map", attention_factor_loss),
+    "paraphrase_loss": ("map", paraphrase_loss),
+    "ab_loss": ("map", lambda s, t: ab_loss([s - 1, s], [t - 1, t])),
+    "kdsvd_loss": ("map", svd),
+    "ofd_loss": ("map", lambda s, t: ofd_loss([s - 1, s], [t - 1, t], [torch.full((4,), -0.5)] * 2)),
+    "similarity_loss": ("logits", similarity_loss),
     "vid_loss": ("map", lambda s, t: vid_loss(s, t, torch.linspace(-2, 6, 4).to(s))),
 }
 SOFT = {

@@ -161,5 +161,6 @@ def world_of(cls: type[Method]) -> World:
 QUICK: dict[str, dict[str, Any]] = {
     "zskd": {"impressions": 24, "iterations": 2, "image_batch": 12},
     "deep_inversion": {"images": 16, "iterations": 2, "image_batch": 8},
+    "stagewise": {"blocks": 1},
 }
 """What takes long by default, shortened."""

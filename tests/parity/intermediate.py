@@ -10,12 +10,20 @@ from torch import Tensor, nn
 
 from kdbench.data.batch import Batch
 from kdbench.taps import Out
+from methods.intermediate.ab import ab_loss, connector
 from methods.intermediate.at import AT, at_loss
 from methods.intermediate.crd import compared, log_normaliser, nce_loss, on_sphere
 from methods.intermediate.fitnet import Regressor, hint_loss
+from methods.intermediate.fsp import flow, fsp_loss
+from methods.intermediate.ft import Paraphraser, attention_factor_loss, factor_loss, paraphrase_loss, translator
 from methods.intermediate.irg import edge_loss, edges, transform_loss, transformation, vertex_loss
 from methods.intermediate.jacobian import JacobianMatching, input_gradient
 from methods.intermediate.kdpp import norm_direction_loss
+from methods.intermediate.kdsvd import Matrix, as_matrices, decomposed, kdsvd_loss
+from methods.intermediate.meal import Discriminator, similarity_loss, told_apart
+from methods.intermediate.nst import NST, nst_loss
+from methods.intermediate.ofd import connector as ofd_connector
+from methods.intermediate.ofd import margin, ofd_loss, partial_l2
 from methods.intermediate.pkt import PKT
 from methods.intermediate.sp import SP, sp_loss
 from methods.intermediate.vid import VariationalLayer
@@ -191,4 +199,165 @@ def sobolev(v: Arrays) -> dict[str, Tensor]:
         "out_teacher_logits": t,
         "out_student_input_grad": own.view_as(x),
         "out_teacher_input_grad": taught.view_as(x),
+    }
+
+
+@golden()
+def fsp(v: Arrays) -> dict[str, Tensor]:
+    s, t = [v.leaf(name) for name in v.layers("student")], [v[name] for name in v.layers("teacher")]
+    pairs = [fsp_loss(flow(s[i], s[i + 1]), flow(t[i], t[i + 1])) for i in range(2)]
+    return {"loss": pairs[0] + pairs[1], "loss_pair_0": pairs[0], "loss_pair_1": pairs[1]}
+
+
+@golden()
+def nst(v: Arrays) -> dict[str, Tensor]:
+    s, t = (
+        {name: v.leaf(f"student_{name}") for name in ("feat_0", "feat_1")},
+        {name: v[f"teacher_{name}"] for name in ("feat_0", "feat_1")},
+    )
+    method = NST()
+    method.pairs = [("feat_0", "feat_0"), ("feat_1", "feat_1")]
+    loss = terms_of(method, {**s, "logits": s["feat_0"].mean((2, 3))}, t, torch.zeros(8).long())["nst"]
+    return {"loss": loss, **{f"loss_layer_{i}": nst_loss(s[f"feat_{i}"], t[f"feat_{i}"]) for i in range(2)}}
+
+
+def factors(v: Arrays, coders: dict[str, list[str]], norm: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The student's factor, the teacher's, and what the paraphraser tells of it; `coders`: the reference's layers."""
+    s, t = v.leaf("student_feat_0"), v["teacher_feat_0"]
+    paraphraser, translate = Paraphraser(t.shape[1], 8), translator(s.shape[1], 8, norm)
+    for module, name in ((paraphraser, "paraphraser"), (translate, "translator")):
+        theirs = [f"{name}.{layer}.{kind}" for layer in coders[name] for kind in ("weight", "bias")]
+        v.load(module, dict(zip(dict(module.named_parameters()), theirs, strict=True)))
+    return translate(s), paraphraser.encoder(t), paraphraser(t)
+
+
+@golden()
+def ft(v: Arrays) -> dict[str, Tensor]:
+    encoder = ["conv0", "conv1", "conv2"]
+    coders = {"paraphraser": [*encoder, "deconv0", "deconv1", "deconv2"], "translator": encoder}
+    s, t, told = factors(v, coders, norm=False)
+    return {
+        "loss": factor_loss(s, t.detach()),
+        "loss_reconstruction": paraphrase_loss(told, v["teacher_feat_0"]),
+        "out_factor_s": s,
+        "out_factor_t": t,
+    }
+
+
+@golden(
+    unused={
+        f"buffer_translator.encoder.{i}.running_{of}": "not used in train mode"
+        for i in (1, 4, 7)
+        for of in ("mean", "var")
+    }
+)
+def ft_repdistiller(v: Arrays) -> dict[str, Tensor]:
+    coders = {
+        "paraphraser": [f"{coder}.{i}" for coder in ("encoder", "decoder") for i in (0, 3, 6)],
+        "translator": [f"encoder.{i}" for i in (0, 1, 3, 4, 6, 7)],
+    }
+    s, t, told = factors(v, coders, norm=True)
+    return {
+        "loss": attention_factor_loss(s, t.detach()),
+        "loss_reconstruction": paraphrase_loss(told, v["teacher_feat_0"], "repdistiller"),
+        "out_factor_s": s,
+        "out_factor_t": t,
+    }
+
+
+@golden(
+    unused={
+        f"buffer_connector.connectors.{i}.bn.running_{of}": "not used in train mode"
+        for i in (1, 2)
+        for of in ("mean", "var")
+    }
+)
+def ab(v: Arrays) -> dict[str, Tensor]:
+    s, t = [v.leaf(name) for name in v.layers("student")], [v[name] for name in v.layers("teacher")]
+    connectors = [connector(tuple(a.shape[1:]), tuple(b.shape[1:])) for a, b in zip(s, t, strict=True)]
+    for i, module in enumerate(connectors):
+        theirs = [f"connector.connectors.{i}.{part}.{kind}" for part in ("conv", "bn") for kind in ("weight", "bias")]
+        v.load(module, dict(zip(dict(module.named_parameters()), theirs, strict=False)))
+    connected = [module(a) for module, a in zip(connectors, s, strict=True)]
+    layers = [3 / 1000 * ab_loss([a], [b]) * 2.0 ** (i - 2) for i, (a, b) in enumerate(zip(connected, t, strict=True))]
+    apart = [((a > 0) ^ (b > 0)).double().mean() for a, b in zip(connected, t, strict=True)]
+    return {
+        "loss": 3 / 1000 * ab_loss(connected, t),
+        "loss_zoo_mean": ab_loss(connected, t, variant="zoo"),
+        **{f"loss_layer_{i}": layer for i, layer in enumerate(layers)},
+        **{f"out_connected_{i}": a for i, a in enumerate(connected)},
+        **{f"out_disagreement_{i}": share for i, share in enumerate(apart)},
+    }
+
+
+@golden()
+def kdsvd(v: Arrays, matrix: Matrix = "channels") -> dict[str, Tensor]:
+    def signed(feature: Tensor, k: int, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        """With the signs of the reference, which are free."""
+        vectors, values = decomposed(as_matrices(feature, matrix), k)
+        return vectors * (vectors.detach() * theirs).sum(1, keepdim=True).sign(), values
+
+    students = [signed(v.leaf(name), 4, v[f"out_student_v_{name[-1]}"])[0] for name in v.layers("student")]
+    told = [signed(v[name], 1, v[f"out_teacher_v_{name[-1]}"]) for name in v.layers("teacher")]
+    teachers, values = [t for t, _ in told], [s for _, s in told]
+    pairs = [slice(i, i + 2) for i in range(2)]
+    return {
+        "loss": kdsvd_loss(students, teachers, values),
+        **{f"loss_pair_{i}": kdsvd_loss(students[p], teachers[p], values[p]) for i, p in enumerate(pairs)},
+        **{f"out_student_v_{i}": s for i, s in enumerate(students)},
+        **{
+            f"out_student_singular_values_{i}": decomposed(as_matrices(v[f"student_feat_{i}"]), s.shape[1])[1]
+            for i, s in enumerate(students)
+        },
+        **{f"out_teacher_v_{i}": t for i, t in enumerate(teachers)},
+        **{f"out_teacher_s_{i}": F.normalize(s, dim=1) for i, s in enumerate(values)},
+    }
+
+
+@golden()
+def kdsvd_mdistiller(v: Arrays) -> dict[str, Tensor]:
+    found = kdsvd(v, "columns")
+    return {name: value for name, value in found.items() if not name.startswith(("loss_", "out_student_singular"))}
+
+
+@golden(
+    unused={
+        f"buffer_connectors.{i}.1.running_{of}": "not used in train mode" for i in range(3) for of in ("mean", "var")
+    }
+)
+def ofd(v: Arrays) -> dict[str, Tensor]:
+    s, t = [v.leaf(name) for name in v.layers("student")], [v[name] for name in v.layers("teacher")]
+    connected, margins = [], []
+    for i, (a, b) in enumerate(zip(s, t, strict=True)):
+        connect = ofd_connector(a.shape[1], b.shape[1])
+        v.load(connect, {name: f"connectors.{i}.{name}" for name in dict(connect.named_parameters())})
+        connected.append(connect(a))
+        # the reference rounds them so
+        margins.append(margin(v[f"teacher_bn_weight_{i}"], v[f"teacher_bn_bias_{i}"]).float().to(a.dtype))
+    total = ofd_loss(connected, t, margins)
+    layers = [partial_l2(a, b, m) * len(a) for a, b, m in zip(connected, t, margins, strict=True)]
+    return {
+        "loss": total / 1000,
+        "loss_sum": total * len(s[0]),
+        "loss_mdistiller": total,
+        **{f"loss_layer_{i}": layer for i, layer in enumerate(layers)},
+        **{f"out_margin_{i}": m for i, m in enumerate(margins)},
+        **{f"out_connected_{i}": c for i, c in enumerate(connected)},
+    }
+
+
+@golden()
+def meal(v: Arrays) -> dict[str, Tensor]:
+    similar, apart = [], []
+    for i in range(2):
+        s, t = v.leaf(f"student_output_{i}"), v[f"teacher_output_{i}"]
+        judge = Discriminator(s.shape[1], rectified=True)
+        theirs = [f"{i}_conv{k}_{kind}" for k in (1, 2, 3) for kind in ("weight", "bias")]
+        v.load(judge, dict(zip(dict(judge.named_parameters()), theirs, strict=True)))
+        similar.append(similarity_loss(s, t))
+        apart.append(told_apart(judge(s), judge(t)))
+    return {
+        "loss": sum(similar) + sum(apart),
+        "loss_similarity": sum(similar),
+        "loss_discriminator": sum(apart),
     }
