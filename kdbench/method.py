@@ -315,10 +315,14 @@ class Method(pl.LightningModule):
         """Whether nothing is ever trained: the plan has no epochs."""
         return not any(entry.length for entry in self._plan)
 
-    def student_out(self, x: Tensor, net: nn.Module | None = None) -> Out:
-        """A counted forward pass of the student (or of another trained `net` of its architecture), with its taps."""
+    def student_out(self, x: Tensor, net: nn.Module | None = None, *, twice: bool = False) -> Out:
+        """A counted forward pass of the student (or of another trained `net` of its architecture), with its taps.
+
+        Args:
+            twice: gradients are taken between its taps, and gradients of these, as no compiled pass allows.
+        """
         self.forwards["student"] += len(x)
-        return Out(self.tap_with(net or self.student, x, self._student_taps))
+        return Out((_tap if twice else self.tap_with)(net or self.student, x, self._student_taps))
 
     def teacher_out(self, x: Tensor, net: nn.Module | None = None, *, grad: bool = False) -> Out:
         """A counted forward pass of the frozen teacher, of all where there are several (see `Out.each`).
