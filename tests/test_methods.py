@@ -83,6 +83,8 @@ STREAMS = {AGAIN, PAIRED, "unlabelled"}
 SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "anc": {"student"}, "crd": set(), "sskd": {"student"}}
 # Each batch of an environment is another play, each of a bias is drawn anew.
 SETTLING |= {"actor_critic": set(), "policy_distillation": set(), "bic": {"student"}}
+# Maps of classes under a head that was made a hundred times as large are too far away for this rate.
+SETTLING |= {"catkd": set()}
 # Those that must be told more of the data than a plain loader shows: how many images there are, and which is which; how
 # pixels were normalised; another view of each image.
 INFORMED = {"crd", "ard", "ddgsd"}
@@ -90,7 +92,7 @@ INFORMED = {"crd", "ard", "ddgsd"}
 # A pair of its own for what fits no other.
 PAIRS = {"fskd": CHAIN}
 # Parameters of the student that have no part in what a method trains and ships.
-IDLE = {"lucir": {"head.weight", "head.bias"}}
+IDLE = {name: {"head.weight", "head.bias"} for name in ("lucir", "simkd")}
 
 PROTOCOL = Protocol(
     name="tiny",
@@ -265,7 +267,7 @@ def test_declares_its_place_and_its_source(name: str) -> None:
     if cls.control == "scratch":
         return
     assert cls.paper
-    assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi\.org/|DOI 10\.", module.__doc__ or ""), (
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi\.org/|DOI 10\.|openreview\.net/", module.__doc__ or ""), (
         "the source of the idea is missing"
     )
 
@@ -451,7 +453,7 @@ def test_the_student_learns_and_every_value_is_finite(name: str) -> None:
         (run.method.student, run.start, idle),
         (run.method.deployed(), run.shipped, {f"student.{key}" for key in idle}),
     ):
-        assert changed(net, before) == {key for key, _ in net.named_parameters()} - without
+        assert changed(net, before) == {key for key, value in net.named_parameters() if value.requires_grad} - without
     assert all(value.isfinite().all() for value in run.method.state_dict().values())
 
 
