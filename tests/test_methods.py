@@ -77,17 +77,20 @@ every_method = pytest.mark.parametrize("name", ENTRIES)
 STREAMS = {AGAIN, PAIRED, "unlabelled"}
 """What scenarios offer beside a batch."""
 
+# Those that keep an embedding of every training image.
+BANKS = ("crd", "crd_kd", "crd_infonce", "crd_bound")
 # Players whose loss is sure to fall on one repeated batch. By default all of them; in an adversarial game only some,
 # none where the targets move at first (the keys of a memory bank), and not a head that tells eight images apart by
 # their cosines, too slowly to be seen.
-SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "anc": {"student"}, "crd": set(), "sskd": {"student"}}
+SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "anc": {"student"}, "sskd": {"student"}}
+SETTLING |= {name: set() for name in BANKS}
 # Each batch of an environment is another play, each of a bias is drawn anew.
 SETTLING |= {"actor_critic": set(), "policy_distillation": set(), "bic": {"student"}}
 # Maps of classes under a head that was made a hundred times as large are too far away for this rate.
 SETTLING |= {"catkd": set()}
 # Those that must be told more of the data than a plain loader shows: how many images there are, and which is which; how
 # pixels were normalised; another view of each image.
-INFORMED = {"crd", "ard", "ddgsd"}
+INFORMED = {*BANKS, "ard", "ddgsd"}
 
 # A pair of its own for what fits no other.
 PAIRS = {"fskd": CHAIN}

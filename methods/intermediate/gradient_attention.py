@@ -1,4 +1,4 @@
-"""What Learning without Memorizing asks of attention (Dhar et al., CVPR 2019, arXiv:1811.08051), of a teacher."""
+"""Learning without memorizing, its attention distillation (Dhar et al., CVPR 2019, arXiv:1811.08051)."""
 
 from __future__ import annotations
 

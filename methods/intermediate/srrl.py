@@ -1,7 +1,4 @@
-"""Softmax regression representation learning (Yang, Martinez, Bulat, Tzimiropoulos, ICLR 2021).
-
-https://openreview.net/forum?id=ZzwDy_wiWv
-"""
+"""Softmax regression representation learning (Yang et al., ICLR 2021, OpenReview ZzwDy_wiWv)."""
 
 from __future__ import annotations
 
