@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from test_methods import BATCH, CLASSES, PROTOCOL, SPEC, batches, bind, network
+from torch import Tensor
 
 from kdbench import models
 from kdbench.engine.seeding import seeded
@@ -15,14 +17,20 @@ from kdbench.errors import DoesNotFit, UserError
 from kdbench.method import Method
 from kdbench.taps import probe
 from methods.intermediate.afd_attention import AFDAttention, matched_feature_loss
+from methods.intermediate.bounds import gaussian_bound, info_nce_bound, nce_bound
 from methods.intermediate.catkd import CATKD, activation_maps, binarized, cat_loss
 from methods.intermediate.connector import Norm1d, classifier
+from methods.intermediate.crd import nce_loss
+from methods.intermediate.crd_infonce import CRDInfoNCE, info_nce_loss, other_images
 from methods.intermediate.gradient_attention import GradientAttention, class_attention, class_attention_loss, slope
 from methods.intermediate.itrd import itrd_correlation_loss, itrd_mutual_loss
 from methods.intermediate.reviewkd import ReviewKD
 from methods.intermediate.semckd import Embedding, SemCKD, attention
 from methods.intermediate.simkd import SimKD
 from methods.intermediate.srrl import SRRL, Connector
+from methods.intermediate.vid import EPS, vid_loss
+from methods.theory.contrastive import ContrastiveBound
+from methods.theory.variational import VariationalBound
 
 
 def bound(method: Method, student: str = "resnet8x0.25", teacher: str = "resnet8x0.5", size: int = 16) -> Method:
@@ -215,3 +223,94 @@ def test_whose_attention_is_asked_for(variant: Any) -> None:
     other = replace(batch, y=(batch.y + 1) % CLASSES)
     same = torch.equal(*(method.losses(s, t, each)["attention"] for each in (batch, other)))
     assert same == (variant == "paper")  # which asks for the teacher's first choice
+
+
+# ---- bounds on the mutual information -----------------------------------------------------------------------------
+
+CORRELATION = 0.9
+INFORMATION = -0.5 * math.log(1 - CORRELATION**2)
+"""I(T; S) of two normal variables, in nats: 0.83."""
+
+
+def normal_pair(n: int) -> tuple[Tensor, Tensor]:
+    """(s, t), (n,), of variance one."""
+    s, noise = torch.randn(2, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return s, CORRELATION * s + (1 - CORRELATION**2) ** 0.5 * noise
+
+
+@pytest.mark.parametrize(
+    ("slope_of_mean", "variance"), [(CORRELATION, 1 - CORRELATION**2), (0.6, 0.3), (1.2, 0.5), (0, 1)]
+)
+def test_the_variational_bound_is_the_information_for_the_posterior_alone(
+    slope_of_mean: float, variance: float
+) -> None:
+    s, t = normal_pair(200_000)
+    rho = torch.tensor([math.log(math.expm1(variance - EPS))], dtype=torch.float64)
+    nll = vid_loss(slope_of_mean * s.view(-1, 1, 1, 1), t.view(-1, 1, 1, 1), rho).item()
+    entropy = 0.5 * math.log(2 * math.pi * math.e)
+    # E log q by hand: the error's mean square, 1 - 2 a rho + a^2, beside q's variance
+    error = 1 - 2 * slope_of_mean * CORRELATION + slope_of_mean**2
+    expected = -0.5 * (error / variance + math.log(2 * math.pi * variance))
+    assert gaussian_bound(nll) == pytest.approx(expected, abs=0.01)
+    gap = INFORMATION - (entropy + gaussian_bound(nll))
+    assert abs(gap) < 0.01 if slope_of_mean == CORRELATION else gap > 0.05
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 1.5])
+def test_contrastive_bounds_lie_below_the_information(sharpness: float) -> None:
+    """With the critic log p(t | s) / p(t), and with one that is too flat or too sharp."""
+    n, k = 1500, 1023
+    s, t = normal_pair(n)
+    keys = torch.randn(n, 1 + k, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    keys[:, 0] = t
+    spread = 1 - CORRELATION**2
+    ratio = 0.5 * (keys**2 - (keys - CORRELATION * s[:, None]) ** 2 / spread - math.log(spread))
+    nce = nce_bound(nce_loss(sharpness * ratio, torch.tensor(float(n)).log(), n).item(), k)
+    info = info_nce_bound(info_nce_loss(sharpness * ratio).item(), k)
+    assert nce < info < INFORMATION + 0.03
+    if sharpness == 1:
+        assert info == pytest.approx(INFORMATION, abs=0.05)
+        assert nce == pytest.approx(INFORMATION - 1, abs=0.05)  # the one nat that negatives cost
+    else:
+        assert info < INFORMATION - 0.02
+        assert nce < INFORMATION - 1
+
+
+def test_info_nce_never_exceeds_what_so_many_keys_can_tell() -> None:
+    certain = torch.tensor([[50.0, 0.0, 0.0, 0.0]])
+    assert info_nce_bound(info_nce_loss(certain).item(), 3) == pytest.approx(math.log(4))
+    assert info_nce_bound(info_nce_loss(torch.zeros(2, 4)).item(), 3) == pytest.approx(0, abs=1e-6)
+
+
+def test_negatives_are_any_other_image() -> None:
+    index = torch.tensor([0, 2, 4])
+    keys = other_images(index, 5, 4000, torch.Generator().manual_seed(0))
+    assert torch.equal(keys[:, 0], index)
+    for own, others in zip(index, keys[:, 1:], strict=True):
+        counts = torch.bincount(others, minlength=5)
+        assert counts[own] == 0
+        assert all(850 < n < 1150 for i, n in enumerate(counts.tolist()) if i != own)
+    assert other_images(torch.tensor([0]), 1, 2, torch.Generator()).tolist() == [[0, 0, 0]]  # there is no other
+
+
+@pytest.mark.parametrize("method", [VariationalBound(), ContrastiveBound(negatives=16), CRDInfoNCE(negatives=16)])
+def test_bounds_are_curves(method: Method) -> None:
+    """Of the means of an epoch's terms; beside them and not among them."""
+    bind(method)
+    means = {f"loss/{term}": 0.5 for term in method.terms}
+    ((name, value),) = method.epoch_bounds(means).items()
+    assert name.startswith("bound/")
+    by_hand = {
+        VariationalBound: -0.5 / 3 - 0.5 * math.log(2 * math.pi),  # of three stages
+        ContrastiveBound: math.log(16) - 0.25,
+        CRDInfoNCE: math.log(17) - 0.25,
+    }
+    assert value == pytest.approx(by_hand[type(method)])
+
+
+def test_the_bench_records_bounds(kd: Any) -> None:
+    assert kd.run("method=[vid_bound,vid]").code == 0
+    plain, own = (record.curves for record in sorted(kd.records(), key=lambda record: record.cell.method))
+    bound = [-(loss / 3) - 0.5 * math.log(2 * math.pi) for loss in own["loss/vid"]]  # of three stages
+    assert own["bound/log_likelihood"] == pytest.approx(bound)
+    assert own.keys() - plain.keys() == {"bound/log_likelihood"}

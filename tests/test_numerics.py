@@ -28,6 +28,7 @@ from methods.intermediate.afd_attention import matched_feature_loss
 from methods.intermediate.at import at_loss
 from methods.intermediate.catkd import cat_loss
 from methods.intermediate.crd import nce_loss
+from methods.intermediate.crd_infonce import info_nce_loss
 from methods.intermediate.fitnet import hint_loss
 from methods.intermediate.gradient_attention import class_attention_loss
 from methods.intermediate.irg import edge_loss, transform_loss, vertex_loss
@@ -100,6 +101,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "class_attention_loss": ("map", lambda s, t: class_attention_loss(s[:, :1], t[:, :1])),
     "itrd_correlation_loss": ("embed", itrd_correlation_loss),
     "itrd_mutual_loss": ("embed", itrd_mutual_loss),
+    "info_nce_loss": ("logits", lambda s, t: info_nce_loss(s)),
     "nce_loss": ("logits", lambda s, t: nce_loss(s, t.mean().detach(), 50)),
     "dirichlet_loss": ("logits", lambda s, t: dirichlet_loss(s, [t, t.flip(0)], 2.5)),
     "mixed_label_loss": ("logits", lambda s, t: mixed_label_loss(s, t, Y[: len(s)], 0.3)),
