@@ -11,7 +11,9 @@ Span = tuple[str, str]
 """A piece of a line and what it is: ``text``, ``code`` (a name in the file) or ``sub`` (a subscript)."""
 
 _WORK = re.compile(r"(?P<title>.+?) \((?P<inside>.+?)\)[.:]", re.DOTALL)
-_ADDRESS = re.compile(r"arXiv:(?P<arxiv>\d{4}\.\d{4,5})|DOI (?P<doi>10\.\d{4,9}/[^\s),;]*[^\s),;.])")
+_ADDRESS = re.compile(
+    r"arXiv:(?P<arxiv>\d{4}\.\d{4,5})|DOI (?P<doi>10\.\d{4,9}/[^\s),;]*[^\s),;.])|OpenReview (?P<forum>[\w-]+)"
+)
 _EQUATION = re.compile(r"[A-Z][\w >`]*: {2,}\S|(\d\. )?[^\W\d][\w\u0302]* = ")
 """A label and what stands apart from it, as ``Student:   KL(...)``; or a symbol, as ``L = ...``."""
 _PIECE = re.compile(r"``?(?P<code>[^`]+)``?|_(?:\{(?P<long>[^}]*)\}|(?P<sub>[A-Za-z0-9]+))")
@@ -19,7 +21,7 @@ _PIECE = re.compile(r"``?(?P<code>[^`]+)``?|_(?:\{(?P<long>[^}]*)\}|(?P<sub>[A-Z
 
 @dataclass(frozen=True)
 class Work:
-    """A publication; `url` is None where the file gives neither arXiv's number nor a DOI."""
+    """A publication; `url` is None where the file gives no number of arXiv's, DOI or forum of OpenReview's."""
 
     title: str
     authors: str
@@ -90,8 +92,9 @@ def _work(module: str) -> Work | None:
     address = _ADDRESS.search(text)
     url = None
     if address:
-        arxiv, doi = address["arxiv"], address["doi"]
-        url = f"https://arxiv.org/abs/{arxiv}" if arxiv else f"https://doi.org/{doi}"
+        arxiv, doi, forum = address["arxiv"], address["doi"], address["forum"]
+        url = f"https://arxiv.org/abs/{arxiv}" if arxiv else f"https://doi.org/{doi}" if doi else None
+        url = url or f"https://openreview.net/forum?id={forum}"
     return Work(found["title"], authors, venue, year[0], url)
 
 

@@ -49,7 +49,8 @@ For each batch, in this order:
 ``after_step``  averages, memory banks
 ==============  =====================================================================================
 
-And ``deployed`` is the network that is evaluated, counted and shipped.
+After each epoch ``bounds`` says what follows for the mutual information of teacher and student. And ``deployed`` is the
+network that is evaluated, counted and shipped.
 
 What the bench offers beside them, one line each; whoever writes DKD meets none:
 
@@ -112,6 +113,7 @@ NEEDS = frozenset({"teacher", "teachers", "labels", "no_data", "peers"})
 other word names a stream beside the batch."""
 OFFERED = frozenset({"bind", "check_weights", "close_epoch", "experience", "finish_epoch", "idle", "keep", "meter"})
 OFFERED |= {
+    "epoch_bounds",
     "positions",
     "scores",
     "spawn",
@@ -287,6 +289,10 @@ class Method(pl.LightningModule):
 
     def after_step(self, batch: Batch) -> None:
         """Called once per batch, after the last turn."""
+
+    def bounds(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """Lower bounds on I(T; S), in nats, by name, that follow from the means of an epoch's terms; for the curves."""
+        return {}
 
     def deployed(self) -> nn.Module:
         """What is evaluated and shipped."""
@@ -705,12 +711,17 @@ class Method(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         means = self.term_means()
-        self.log_dict(means)
+        self.log_dict(means | self.epoch_bounds(means))
         self.finish_epoch(means)
 
     def term_means(self) -> dict[str, float]:
         """The mean of every term over the steps of this epoch, as ``loss/TERM``."""
         return {f"loss/{name}": value for name, value in self._tally.means().items()}
+
+    def epoch_bounds(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What follows from the epoch's `term_means`, as ``bound/NAME``."""
+        told = self.bounds({name.removeprefix("loss/"): value for name, value in means.items()})
+        return {f"bound/{name}": value for name, value in told.items()}
 
     def finish_epoch(self, means: Mapping[str, float]) -> None:
         """Raises `Diverged` if one of the epoch's `term_means` is not finite; else the epoch counts."""

@@ -23,7 +23,8 @@ def test_every_method_names_its_work_with_a_link(entries: list[Entry]) -> None:
         if work is None:
             continue
         assert work.url, name
-        assert work.url.startswith(("https://arxiv.org/abs/", "https://doi.org/10.")), name
+        known = ("https://arxiv.org/abs/", "https://doi.org/10.", "https://openreview.net/forum?id=")
+        assert work.url.startswith(known), name
         assert work.title, name
         assert work.authors, name
         assert 2000 < int(work.year) < 2030, name

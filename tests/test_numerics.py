@@ -25,12 +25,17 @@ from methods.data_free.dafl import activation_loss, information_entropy_loss, on
 from methods.data_free.deep_inversion import competition_loss, statistics_loss
 from methods.data_free.zskd import impression_loss
 from methods.intermediate.ab import ab_loss
+from methods.intermediate.afd_attention import matched_feature_loss
 from methods.intermediate.at import at_loss
+from methods.intermediate.catkd import cat_loss
 from methods.intermediate.crd import nce_loss
+from methods.intermediate.crd_infonce import info_nce_loss
 from methods.intermediate.fitnet import hint_loss
 from methods.intermediate.fsp import flow, fsp_loss
 from methods.intermediate.ft import attention_factor_loss, factor_loss, paraphrase_loss
+from methods.intermediate.gradient_attention import class_attention_loss
 from methods.intermediate.irg import edge_loss, transform_loss, vertex_loss
+from methods.intermediate.itrd import itrd_correlation_loss, itrd_mutual_loss
 from methods.intermediate.jacobian import jacobian_loss
 from methods.intermediate.kdpp import norm_direction_loss
 from methods.intermediate.kdsvd import as_matrices, decomposed, kdsvd_loss
@@ -38,6 +43,8 @@ from methods.intermediate.meal import similarity_loss
 from methods.intermediate.nst import nst_loss
 from methods.intermediate.ofd import ofd_loss
 from methods.intermediate.pkt import pkt_loss
+from methods.intermediate.reviewkd import hcl_loss
+from methods.intermediate.semckd import semckd_loss
 from methods.intermediate.sobolev import derivative_loss
 from methods.intermediate.sp import sp_loss
 from methods.intermediate.vid import vid_loss
@@ -119,6 +126,17 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "attention_step_loss": ("map", attention_step_loss),
     "sp_loss": ("map", sp_loss),
     "hint_loss": ("map", hint_loss),
+    "hcl_loss": ("map", hcl_loss),
+    "cat_loss": ("map", lambda s, t: cat_loss(s, t, 2, normalize=True)),
+    "semckd_loss": ("map", lambda s, t: semckd_loss(t[:, 0], s[:, 0])),
+    "matched_feature_loss": (
+        "map",
+        lambda s, t: matched_feature_loss(t[:, 0], [s, s.flip(1), -s], [t, t.flip(2), t.flip(3)]),
+    ),
+    "class_attention_loss": ("map", lambda s, t: class_attention_loss(s[:, :1], t[:, :1])),
+    "itrd_correlation_loss": ("embed", itrd_correlation_loss),
+    "itrd_mutual_loss": ("embed", itrd_mutual_loss),
+    "info_nce_loss": ("logits", lambda s, t: info_nce_loss(s)),
     "nce_loss": ("logits", lambda s, t: nce_loss(s, t.mean().detach(), 50)),
     "dirichlet_loss": ("logits", lambda s, t: dirichlet_loss(s, [t, t.flip(0)], 2.5)),
     "mixed_label_loss": ("logits", lambda s, t: mixed_label_loss(s, t, Y[: len(s)], 0.3)),

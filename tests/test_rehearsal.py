@@ -36,7 +36,7 @@ from kdbench.method import Method, Player
 from kdbench.registry import methods
 from kdbench.rehearsal import _play
 from kdbench.tally import Tally
-from kdbench.taps import Out
+from kdbench.taps import Out, Taps
 from methods.applications.self_ensembling import SelfEnsembling
 from methods.controls.replay import Replay
 from methods.controls.scratch import Scratch
@@ -115,6 +115,22 @@ def test_the_last_batch_is_that_of_an_epoch() -> None:
     arriving = replace(SPEC, task="class-incremental", experiences=(3, 6), per_epoch=(2 * BATCH, BATCH + 1))
     with pytest.raises(UserError, match="last batch of 9 images"):
         bound(method, arriving, student="vgg8")
+
+
+def test_gradients_between_taps_are_rehearsed() -> None:
+    class Slopes(KD):
+        taps = Taps(student=("stage2",), teacher=("stage2",))
+
+        def teach(self, batch: Batch) -> Out:
+            return self.teacher_out(batch.x.detach().requires_grad_(), grad=True)
+
+        def turns(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
+            s, t = self.student_out(batch.x), self.teach(batch)
+            slopes = [torch.autograd.grad(out.logits.sum(), out["stage2"], create_graph=True)[0] for out in (s, t)]
+            assert slopes[0].requires_grad
+            yield "student", {"ce": slopes[0].square().mean(), "kd": slopes[1].detach().sum()}
+
+    assert _play(bound(Slopes(protocol=PROTOCOL)), ODD, 2) is None
 
 
 @pytest.mark.parametrize("name", ENTRIES)

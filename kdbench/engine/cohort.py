@@ -266,7 +266,7 @@ class Cohort(pl.LightningModule):
         self._stop_clock()
         for member in self.members[:]:
             means = member.method.term_means()
-            member.record(means, self.epoch)
+            member.record(means | member.method.epoch_bounds(means), self.epoch)
             member.loss = sum(member.method._weight[name.removeprefix("loss/")] * mean for name, mean in means.items())
             try:
                 member.method.finish_epoch(means)
