@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.losses import cross_entropy, kl
+from methods.logits.cc import NeighboursCC, correlation_loss, correlations
+from methods.logits.darkrank import rank_loss
 from methods.logits.dkd import DKD, dkd_terms
 from methods.logits.endd import dirichlet_loss
 from methods.logits.kd import KD
@@ -72,6 +74,32 @@ def rkd(v: Arrays) -> dict[str, Tensor]:
     terms = terms_of(RKD(), {"embed": s, "logits": s}, {"embed": v["teacher_embed"]}, torch.zeros(8).long())
     distance, angle = terms["distance"], terms["angle"]
     return {"loss": 25 * distance + 50 * angle, "loss_distance": distance, "loss_angle": angle}
+
+
+@golden()
+def cc_taylor(v: Arrays) -> dict[str, Tensor]:
+    s, t = v.leaf("student_embed"), v["teacher_embed"]
+    return {
+        "loss": correlation_loss(s, t, gamma=0.4, order=2),
+        "out_corr_s": correlations(s, 0.4, 2),
+        "out_corr_t": correlations(t, 0.4, 2),
+    }
+
+
+@golden()
+def cc_repdistiller(v: Arrays) -> dict[str, Tensor]:
+    s, t = v.leaf("student_embed"), v["teacher_embed"]
+    method = NeighboursCC(dim=12)
+    method.embed_s, method.embed_t = nn.Linear(16, 12), nn.Linear(24, 12)
+    for side in ("embed_s", "embed_t"):
+        names = {name: f"{side}.linear.{name}" for name in ("weight", "bias")}
+        v.load(getattr(method, side), names)
+    return {"loss": terms_of(method, {"embed": s, "logits": s}, {"embed": t}, torch.zeros(8).long())["cc"]}
+
+
+@golden()
+def darkrank(v: Arrays) -> dict[str, Tensor]:
+    return {"loss": rank_loss(v.leaf("student_embed"), v["teacher_embed"], alpha=3.0, beta=3.0, length=4)}
 
 
 @golden()
