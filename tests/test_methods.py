@@ -84,6 +84,8 @@ SETTLING: dict[str, set[str]] = {"dafl": {"generator"}, "anc": {"student"}, "crd
 # Each batch of an environment is another play, each of a bias is drawn anew.
 SETTLING |= {"actor_critic": set(), "policy_distillation": set(), "bic": {"student"}}
 SETTLING["afd_online"] = {"peer0", "peer1"}
+# Its temperature rises, and with it the value of its loss.
+SETTLING |= {"multi_exit": set()}
 # Those that must be told more of the data than a plain loader shows: how many images there are, and which is which; how
 # pixels were normalised; another view of each image.
 INFORMED = {"crd", "ard", "ddgsd", "ps_kd"}

@@ -13,10 +13,11 @@ from methods.logits.endd import dirichlet_loss
 from methods.logits.kd import KD
 from methods.logits.label_smoothing import LabelSmoothing
 from methods.logits.logits_mse import LogitsMSE, logits_mse_loss
+from methods.logits.multi_exit import MultiExit, annealed
 from methods.logits.noisy_teacher import noisy_logits
 from methods.logits.rkd import RKD
 from methods.logits.tf_kd_self import TfKDSelf
-from parity.arrays import Arrays, golden, terms_of
+from parity.arrays import Arrays, Given, golden, terms_of
 
 
 @golden()
@@ -132,3 +133,17 @@ def tfkd_self(v: Arrays) -> dict[str, Tensor]:
 def tf_kd_self(v: Arrays) -> dict[str, Tensor]:
     terms = self_taught(v, 20.0)
     return {"loss": 0.9 * terms["ce"] + 0.1 * 100.0 / 10 * terms["kd"]}
+
+
+@golden()
+def multi_exit(v: Arrays) -> dict[str, Tensor]:
+    method = MultiExit(temperature=2.0, confidence=0.0)
+    method.inner = ["stage1", "stage2"]
+    method.exits = nn.ModuleList(Given(torch.zeros(5, 1), v.leaf(f"exit_logits_{i}")) for i in range(2))
+    method.register_buffer("heat", torch.tensor(2.0, dtype=v.dtype))
+    last = v.leaf("exit_logits_2")
+    terms = terms_of(method, {"logits": last, "stage1": last, "stage2": last}, {}, v["target"])
+    return {
+        "loss": 0.5 * terms["ce"] + 0.5 * terms["kd"],
+        "out_temperature_after": annealed(method.heat, last, confidence=0.0, factor=1.05),
+    }
