@@ -1,4 +1,4 @@
-"""Ensemble distillation, the baseline of Malinin, Mlodozeniec, Gales (ICLR 2020, arXiv:1905.00076)."""
+"""Ensemble distillation, the baseline (Malinin, Mlodozeniec, Gales, ICLR 2020, arXiv:1905.00076)."""
 
 from __future__ import annotations
 
