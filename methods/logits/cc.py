@@ -19,7 +19,7 @@ from kdbench.taps import Out, Spec, Taps
 
 @in_float32
 def correlations(x: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """C (B, B) of embeddings (B, D): the Gaussian kernel exp(-γ ‖x̂_i - x̂_j‖²) by its Taylor series (equation 6).
+    """C (B, B) of embeddings (B, D): the Gaussian kernel exp(-γ ‖x̂_i - x̂_j‖²) by its Taylor series.
 
     C_ij = Σ_{p=0..P} e^(-2γ) (2γ)^p / p! · <x̂_i, x̂_j>^p,  x̂ = x / ‖x‖
 
@@ -33,7 +33,7 @@ def correlations(x: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
 
 @in_float32
 def correlation_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """1 / B² · ‖C_s - C_t‖² of embeddings (B, D_s) and (B, D_t) (equation 4); see `correlations`."""
+    """1 / B² · ‖C_s - C_t‖² of embeddings (B, D_s) and (B, D_t), see `correlations`."""
     return F.mse_loss(correlations(student, gamma, order), correlations(teacher, gamma, order))
 
 

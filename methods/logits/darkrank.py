@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Method
 from kdbench.settings import Count, Positive
 from kdbench.taps import Out, Taps
+from methods.intermediate.crd import on_sphere
 from methods.logits.distances import distances
 
 
@@ -65,8 +65,7 @@ class DarkRank(Method):
         self.alpha, self.beta, self.length = alpha, beta, length
 
     def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = (F.normalize(x.float(), dim=1) for x in (s.embed, t.embed))
         return {
             "ce": cross_entropy(s.logits, batch.y),
-            "rank": rank_loss(student, teacher, self.alpha, self.beta, self.length),
+            "rank": rank_loss(on_sphere(s.embed), on_sphere(t.embed), self.alpha, self.beta, self.length),
         }

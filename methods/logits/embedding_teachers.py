@@ -12,6 +12,7 @@ from kdbench.data.batch import Batch, DataSpec
 from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Method
 from kdbench.taps import Out, Spec, Taps
+from methods.intermediate.crd import on_sphere
 from methods.logits.distances import distances
 
 
@@ -28,12 +29,6 @@ def relative_loss(student: Tensor, teacher: Tensor) -> Tensor:
     One norm over all pairs of the batch, as in yulu0724/EmbeddingDistillation, train_distillation.py: it grows with B.
     """
     return torch.linalg.vector_norm(distances(student) - distances(teacher))
-
-
-@in_float32
-def on_sphere(x: Tensor) -> Tensor:
-    """Rows of length one."""
-    return F.normalize(x, dim=1)
 
 
 class AbsoluteTeacher(Method):
