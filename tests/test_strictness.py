@@ -21,7 +21,7 @@ from methods.learning.bss import base_samples, boundary_samples, soft_cross_entr
 from methods.logits.cc import correlation_loss, correlations, neighbours_loss
 from methods.logits.darkrank import rank_loss
 from methods.logits.embedding_teachers import absolute_loss, relative_loss
-from methods.logits.end import EnD
+from methods.logits.ensemble_distillation import EnD
 from methods.logits.multi_exit import MultiExit, annealed
 from methods.logits.noisy_collaboration import MessyCollaboration, SoftRandomization, another_class
 from methods.logits.noisy_student import NoisyStudent
