@@ -838,6 +838,8 @@ def test_dafl_teaches_the_images_of_the_generator_before_its_step() -> None:
 # the words may stand, but be compared with a `.control` only.
 ROLES = {"scratch", "kd", "KD"}  # the last as heads of columns write it
 KNOW_ROLES = ("method.py", "results/record.py", "report/")
+# What is called like a method and is none: the C compiler.
+HOMONYMS = {"compute/route.py": Counter({"cc": 1})}
 
 
 def mentions(path: Path, roles: Collection[str] = ()) -> Counter[str]:
@@ -869,6 +871,7 @@ def test_the_bench_names_no_method() -> None:
     for path in files:
         file = path.relative_to(root).as_posix()
         found = mentions(path, ROLES if file.startswith(KNOW_ROLES) else ())
+        found -= HOMONYMS.get(file, Counter())
         assert not found, f"{file} names methods: {dict(found)}"
 
 

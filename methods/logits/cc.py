@@ -48,7 +48,7 @@ def neighbours_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (delta[:-1] * delta[1:]).sum() / max(len(delta) - 1, 1)
 
 
-class CC(Method):
+class CorrelationCongruence(Method):
     """L = α · CE(y, s) + (1 - α) · KD(s, t) + β · `correlation_loss`(f_s, f_t) on pooled features (equation 7).
 
     KD is T² · KL( softmax(t / T) || softmax(s / T) ); α, 1 - α and β are the weights of ``ce``, ``kd`` and ``cc``. The
