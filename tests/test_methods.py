@@ -95,6 +95,8 @@ SETTLING: dict[str, set[str]] = {
     "bic": {"student"},
     # maps of classes under a head that was made a hundred times as large are too far away for this rate
     "catkd": set(),
+    # its temperature rises, and with it the value of its loss
+    "multi_exit": set(),
 }
 # Those that must be told more of the data than a plain loader shows: how many images there are, and which is which; how
 # pixels were normalised; another view of each image.
@@ -854,6 +856,8 @@ def test_dafl_teaches_the_images_of_the_generator_before_its_step() -> None:
 # the words may stand, but be compared with a `.control` only.
 ROLES = {"scratch", "kd", "KD"}  # the last as heads of columns write it
 KNOW_ROLES = ("method.py", "results/record.py", "report/")
+# What is called like a method and is none: the C compiler.
+HOMONYMS = {"compute/route.py": Counter({"cc": 1})}
 
 
 def mentions(path: Path, roles: Collection[str] = ()) -> Counter[str]:
@@ -885,6 +889,7 @@ def test_the_bench_names_no_method() -> None:
     for path in files:
         file = path.relative_to(root).as_posix()
         found = mentions(path, ROLES if file.startswith(KNOW_ROLES) else ())
+        found -= HOMONYMS.get(file, Counter())
         assert not found, f"{file} names methods: {dict(found)}"
 
 

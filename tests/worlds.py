@@ -160,6 +160,8 @@ def world_of(cls: type[Method]) -> World:
 
 QUICK: dict[str, dict[str, Any]] = {
     "zskd": {"impressions": 24, "iterations": 2, "image_batch": 12},
+    "snapshot_distillation": {"cycles": 2},
+    "noisy_student": {"generations": 2},
     "deep_inversion": {"images": 16, "iterations": 2, "image_batch": 8},
     "stagewise": {"blocks": 1},
 }

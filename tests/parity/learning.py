@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from kdbench.losses import cross_entropy, kl
 from kdbench.tasks.robust import ascend
 from methods.learning.bic import bias_loss, corrected
+from methods.learning.bss import base_samples, boundary_samples, soft_cross_entropy, target_classes
 from methods.learning.gkd import adjacency, gkd_loss
 from methods.learning.icarl import icarl_loss
 from methods.learning.lucir import CosineHead, less_forget_loss, margin_ranking_loss
@@ -150,3 +153,37 @@ def policy_distillation_kl(v: Arrays) -> dict[str, Tensor]:
     s = v.leaf("student_q")
     mean = policy_loss(s, v["teacher_q"], temperature=0.01)
     return {"loss": len(s) * mean, "loss_mean": mean}
+
+
+@golden()
+def bss(v: Arrays) -> dict[str, Tensor]:
+    def net(side: str, x: Tensor, get: Callable[[str], Tensor]) -> Tensor:
+        w1, b1, w2, b2 = (get(f"param_{side}.{name}") for name in ("l1.weight", "l1.bias", "l2.weight", "l2.bias"))
+        return (x.flatten(1) @ w1.T + b1).tanh() @ w2.T + b2
+
+    def teacher(x: Tensor) -> Tensor:
+        return net("teacher", x, v.__getitem__)
+
+    def student(x: Tensor) -> Tensor:
+        return net("student", x, v.leaf)
+
+    x, y, temperature = v["image"], v["target"], 3.0
+    s, t = student(x), teacher(x)
+    rows, base = base_samples(s, t, y, size=64)
+    target = target_classes(t[rows], v["uniform"])
+    moved = boundary_samples(teacher, x[rows], target, step=0.3, steps=10, limit=2.5)
+    moved_s, moved_t = student(moved), teacher(moved)
+    terms = {
+        "loss_ce": cross_entropy(s, y),
+        "loss_kd": soft_cross_entropy(s, t, temperature),
+        "loss_bss": soft_cross_entropy(moved_s, moved_t, temperature, base),
+    }
+    return {
+        "loss": terms["loss_ce"] + 3 * terms["loss_kd"] + 2 * terms["loss_bss"],
+        **terms,
+        "loss_bss_kl": kl(moved_s[base], moved_t[base], temperature) / temperature**2,
+        "out_attack_index": rows[base],
+        "out_attack_class": target[base],
+        "out_attacked_image": moved[base],
+        "out_predicted_after_attack": moved_t[base].argmax(1),
+    }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.losses import cross_entropy, kl
+from methods.logits.cc import NeighboursCC, correlation_loss, correlations
+from methods.logits.darkrank import rank_loss
 from methods.logits.dist import DIST, dist_terms
 from methods.logits.dkd import DKD, dkd_terms
 from methods.logits.endd import dirichlet_loss
@@ -14,13 +16,14 @@ from methods.logits.label_smoothing import LabelSmoothing
 from methods.logits.logit_std import LogitStd, LogitStdDKD
 from methods.logits.logits_mse import LogitsMSE, logits_mse_loss
 from methods.logits.mlkd import MLKD, uncertain
+from methods.logits.multi_exit import MultiExit, annealed
 from methods.logits.noisy_teacher import noisy_logits
 from methods.logits.rkd import RKD
 from methods.logits.tf_kd_reg import TfKDReg
 from methods.logits.tf_kd_self import TfKDSelf
 from methods.logits.ttm import TTM
 from methods.logits.wsld import WSLD
-from parity.arrays import Arrays, golden, terms_of
+from parity.arrays import Arrays, Given, golden, terms_of
 
 
 @golden()
@@ -78,6 +81,32 @@ def rkd(v: Arrays) -> dict[str, Tensor]:
     terms = terms_of(RKD(), {"embed": s, "logits": s}, {"embed": v["teacher_embed"]}, torch.zeros(8).long())
     distance, angle = terms["distance"], terms["angle"]
     return {"loss": 25 * distance + 50 * angle, "loss_distance": distance, "loss_angle": angle}
+
+
+@golden()
+def cc_taylor(v: Arrays) -> dict[str, Tensor]:
+    s, t = v.leaf("student_embed"), v["teacher_embed"]
+    return {
+        "loss": correlation_loss(s, t, gamma=0.4, order=2),
+        "out_corr_s": correlations(s, 0.4, 2),
+        "out_corr_t": correlations(t, 0.4, 2),
+    }
+
+
+@golden()
+def cc_repdistiller(v: Arrays) -> dict[str, Tensor]:
+    s, t = v.leaf("student_embed"), v["teacher_embed"]
+    method = NeighboursCC(dim=12)
+    method.embed_s, method.embed_t = nn.Linear(16, 12), nn.Linear(24, 12)
+    for side in ("embed_s", "embed_t"):
+        names = {name: f"{side}.linear.{name}" for name in ("weight", "bias")}
+        v.load(getattr(method, side), names)
+    return {"loss": terms_of(method, {"embed": s, "logits": s}, {"embed": t}, torch.zeros(8).long())["cc"]}
+
+
+@golden()
+def darkrank(v: Arrays) -> dict[str, Tensor]:
+    return {"loss": rank_loss(v.leaf("student_embed"), v["teacher_embed"], alpha=3.0, beta=3.0, length=4)}
 
 
 @golden()
@@ -175,3 +204,17 @@ def mlkd(v: Arrays) -> dict[str, Tensor]:
     }
     total = torch.stack(list(losses.values())).sum()
     return {**losses, "loss": total, "out_instance_mask": samples, "out_class_mask": classes}
+
+
+@golden()
+def multi_exit(v: Arrays) -> dict[str, Tensor]:
+    method = MultiExit(temperature=2.0, confidence=0.0)
+    method.inner = ["stage1", "stage2"]
+    method.exits = nn.ModuleList(Given(torch.zeros(5, 1), v.leaf(f"exit_logits_{i}")) for i in range(2))
+    method.register_buffer("heat", torch.tensor(2.0, dtype=v.dtype))
+    last = v.leaf("exit_logits_2")
+    terms = terms_of(method, {"logits": last, "stage1": last, "stage2": last}, {}, v["target"])
+    return {
+        "loss": 0.5 * terms["ce"] + 0.5 * terms["kd"],
+        "out_temperature_after": annealed(method.heat, last, confidence=0.0, factor=1.05),
+    }

@@ -18,18 +18,7 @@ from methods.teacher_free.frskd import FRSKD
 from methods.teacher_free.ps_kd import PSKD
 from methods.teacher_free.sad import SAD
 from methods.teacher_free.sla_sd import SLASD, aggregated
-from parity.arrays import Arrays, golden, terms_of
-
-
-class Given(nn.Module):
-    """Stands for an exit whose outputs are inputs of the case."""
-
-    def __init__(self, *outputs: Tensor | list[Tensor]) -> None:
-        super().__init__()
-        self.outputs = outputs
-
-    def forward(self, x: Tensor | list[Tensor]) -> tuple[Tensor | list[Tensor], ...]:
-        return self.outputs
+from parity.arrays import Arrays, Given, golden, terms_of
 
 
 class Told(nn.Module):
