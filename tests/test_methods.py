@@ -103,6 +103,7 @@ INFORMED = {
     "ard",
     "ddgsd",
     "kdpp",
+    "lfme",
     "ps_kd",
 }
 
