@@ -104,6 +104,7 @@ INFORMED = {
     "ddgsd",
     "kdpp",
     "lfme",
+    "pate",
     "ps_kd",
 }
 

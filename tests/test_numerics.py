@@ -76,8 +76,10 @@ from methods.multi_teacher.average import average_loss, members_loss
 from methods.multi_teacher.camkd import camkd_feature_loss, camkd_loss
 from methods.multi_teacher.cfl import mmd_loss, reconstruction_loss
 from methods.multi_teacher.ebkd import ebkd_loss
+from methods.multi_teacher.hydra import heads_loss
 from methods.multi_teacher.lfme import experts_loss, paced_cross_entropy_loss
 from methods.multi_teacher.pool import weighted_members_loss
+from methods.multi_teacher.triplets import triplet_voting_loss
 from methods.multi_teacher.uhc import uhc_loss
 from methods.online.dml import mutual_loss
 from methods.online.okddip import group_loss
@@ -162,6 +164,8 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "camkd_loss": ("logits", lambda s, t: camkd_loss(s, [t, t.flip(0)], Y[: len(s)])),
     "camkd_feature_loss": ("map", lambda s, t: camkd_feature_loss([s, s], [t, t.flip(0)], spread_out(s))),
     "aekd_loss": ("logits", lambda s, t: aekd_loss(s, [t, t.flip(0), t.flip(1)])),
+    "heads_loss": ("logits", lambda s, t: heads_loss([s, s.flip(0)], [t, t.flip(1)], 4.0)),
+    "triplet_voting_loss": ("map", lambda s, t: triplet_voting_loss(s, [t], torch.arange(9).view(3, 3) % len(s), 0.1)),
     "experts_loss": ("logits", lambda s, t: experts_loss(s, [t[:, :6], t[:, 4:]], HALVES, torch.tensor([1.0, 0.4]))),
     "paced_cross_entropy_loss": ("logits", lambda s, t: paced_cross_entropy_loss(s, Y[: len(s)], spread_out(s)[0])),
     "uhc_loss": ("logits", lambda s, t: uhc_loss(s, [t[:, :6], t[:, 4:]], HALVES, 3.0)),

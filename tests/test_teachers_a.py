@@ -10,10 +10,15 @@ from worlds import BATCH, IMAGES, SPEC, Data, batches, network
 
 from kdbench import models
 from kdbench.errors import DoesNotFit
+from kdbench.taps import Out
 from methods.multi_teacher.aekd import AEKD, balanced_weights, min_norm_weights
 from methods.multi_teacher.camkd import CAMKD, confidence_weights
 from methods.multi_teacher.ebkd import EBKD, entropy_weights
+from methods.multi_teacher.hydra import HydraKD
 from methods.multi_teacher.lfme import LFME, expert_weights, instance_weights
+from methods.multi_teacher.pate import PATE, laplace, noisy_votes
+from methods.multi_teacher.switching import Switching, told_by
+from methods.multi_teacher.triplets import triplet_voting_loss
 
 
 @pytest.mark.parametrize(
@@ -128,3 +133,87 @@ def test_lfme_asks_the_experts_which_samples_are_easy() -> None:
     with torch.no_grad():
         easiest = method.teachers[0].net.eval()(x[:10]).softmax(1)[:, 0].argmax()  # type: ignore[misc,union-attr]
     assert large.argmax() == easiest
+
+
+def test_hydra_is_one_head_at_first_and_then_the_mean_of_all() -> None:
+    method = HydraKD(body_share=0.5)
+    method.bind(network(IMAGES.student), [network(IMAGES.teacher, k) for k in range(3)], SPEC)
+    net, x = method.deployed().eval(), batches(1)[0].x
+    with torch.no_grad():
+        first = method.student(x).softmax(1)
+        assert torch.allclose(net(x).exp(), first, atol=1e-6)
+        method.hydra.grow()
+        assert torch.allclose(net(x).exp(), first, atol=1e-6)  # of three copies
+        (head, _) = method.hydra.others
+        head.head.bias += torch.arange(6.0)  # type: ignore[union-attr,operator]
+        logits = method.student(x)
+        mean = (2 * logits.softmax(1) + (logits + torch.arange(6.0)).softmax(1)) / 3
+        assert torch.allclose(net(x).exp(), mean, atol=1e-6)
+
+
+def test_hydra_trains_the_body_alone_before_there_are_heads() -> None:
+    method = HydraKD(body_share=0.5)
+    method.bind(network(IMAGES.student), [network(IMAGES.teacher, k) for k in range(2)], SPEC)
+    trained = []
+    for method._position in (0, 1):
+        (player,) = method.players()
+        trained.append({id(parameter) for parameter in player.parameters})
+    assert trained[0] == {id(parameter) for parameter in method.student.parameters()}
+    assert trained[1] == {id(parameter) for parameter in method.parameters()} > trained[0]
+
+
+def test_teachers_take_turns() -> None:
+    pool = [torch.full((4, 2), float(k)) for k in range(3)]
+    assert told_by(pool, torch.tensor([2, 0, 0, 1])).tolist() == [[2.0, 2.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
+    batch = batches(1)[0]
+    student = Out({"logits": torch.zeros(BATCH, 6)})
+    say = [Out({"logits": 5 * torch.eye(6)[[k] * BATCH]}) for k in range(2)]
+    losses = {}
+    for each in ("batch", "sample"):
+        method = Switching(each=each)
+        method.bind(network(IMAGES.student), [network(IMAGES.teacher, k) for k in range(2)], SPEC)
+        s = student.logits.clone().requires_grad_()
+        target = set()
+        for _ in range(20):
+            loss = method.losses(Out({"logits": s}), Out(say[0].taps, (say[1],)), batch)["kd"]
+            (slope,) = torch.autograd.grad(loss, s)
+            target.add(tuple(slope.argmin(1).tolist()))  # the class of whoever was asked
+        losses[each] = target
+    assert losses["batch"] == {(0,) * BATCH, (1,) * BATCH}
+    assert len(losses["sample"]) > 2
+
+
+def test_a_noisy_vote() -> None:
+    pool = [torch.eye(3)[[0, 1]], torch.eye(3)[[0, 2]], torch.eye(3)[[1, 2]]]
+    assert noisy_votes(pool, torch.zeros(2, 3)).tolist() == [0, 2]
+    assert noisy_votes(pool, torch.tensor([[0.0, 1.5, 0.0], [0.0, 0.0, -1.5]])).tolist() == [1, 1]
+    noise = laplace((400, 500), 2.0, torch.Generator().manual_seed(0))
+    assert noise.abs().mean().item() == pytest.approx(2.0, rel=0.02)  # the mean distance is the scale
+    assert noise.mean().item() == pytest.approx(0.0, abs=0.03)
+
+
+def test_pate_votes_once_for_each_image() -> None:
+    method, train = PATE(noise=0.0), batches(2)
+    pool = [network(IMAGES.teacher, k).eval() for k in range(3)]
+    method.bind(network(IMAGES.student), pool, SPEC)
+    method.samples = Data(train, None, IMAGES)
+    method.vote()
+    with torch.no_grad():
+        said = torch.stack([net(torch.cat([batch.x for batch in train])).argmax(1) for net in pool])
+    counts = torch.nn.functional.one_hot(said, 6).sum(0)
+    assert torch.equal(method.voted, counts.argmax(1))
+    assert method.teach(train[0]) is None
+
+
+def test_the_majority_says_which_of_two_is_nearer() -> None:
+    """Of the unit vectors at 0, 90 and 180 degrees squared distances from the first are 2 and 4."""
+    near, far = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    triplet = torch.tensor([[0], [1], [2]])
+    loss = [
+        triplet_voting_loss(near, [near, near, far], triplet, 0.5),  # agrees by 2, more than the margin
+        triplet_voting_loss(far, [near, near, far], triplet, 0.5),  # is wrong by 2
+        triplet_voting_loss(3 * far, [near, near, far], triplet, 0.5),  # lengths do not matter
+        triplet_voting_loss(far, [near, far], triplet, 0.5),  # a tie
+        triplet_voting_loss(near, [near], torch.tensor([[0], [1], [1]]), 0.5),  # nothing to compare
+    ]
+    assert [value.item() for value in loss] == pytest.approx([0.0, 2.5, 2.5, 0.0, 0.0])
