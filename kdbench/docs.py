@@ -13,7 +13,14 @@ Span = tuple[str, str]
 _WORK = re.compile(r"(?P<title>.+?) \((?P<inside>.+?)\)[.:]", re.DOTALL)
 _ADDRESS = re.compile(
     r"arXiv:(?P<arxiv>\d{4}\.\d{4,5})|DOI (?P<doi>10\.\d{4,9}/[^\s),;]*[^\s),;.])|OpenReview (?P<forum>[\w-]+)"
+    r"|(?P<page>https://proceedings\.[^\s),;]*[^\s),;.])"  # where there is none of these, as at NeurIPS
 )
+_SITES = {
+    "arxiv": "https://arxiv.org/abs/",
+    "doi": "https://doi.org/",
+    "forum": "https://openreview.net/forum?id=",
+    "page": "",
+}
 _EQUATION = re.compile(r"[A-Z][\w >`]*: {2,}\S|(\d\. )?[^\W\d][\w\u0302]* = ")
 """A label and what stands apart from it, as ``Student:   KL(...)``; or a symbol, as ``L = ...``."""
 _PIECE = re.compile(r"``?(?P<code>[^`]+)``?|_(?:\{(?P<long>[^}]*)\}|(?P<sub>[A-Za-z0-9]+))")
@@ -21,7 +28,7 @@ _PIECE = re.compile(r"``?(?P<code>[^`]+)``?|_(?:\{(?P<long>[^}]*)\}|(?P<sub>[A-Z
 
 @dataclass(frozen=True)
 class Work:
-    """A publication; `url` is None where the file gives no number of arXiv's, DOI or forum of OpenReview's."""
+    """A publication; `url` is None where its file gives no address, see ``_SITES``."""
 
     title: str
     authors: str
@@ -90,11 +97,8 @@ def _work(module: str) -> Work | None:
     if year is None:
         return None
     address = _ADDRESS.search(text)
-    url = None
-    if address:
-        arxiv, doi, forum = address["arxiv"], address["doi"], address["forum"]
-        url = f"https://arxiv.org/abs/{arxiv}" if arxiv else f"https://doi.org/{doi}" if doi else None
-        url = url or f"https://openreview.net/forum?id={forum}"
+    parts = address.groupdict() if address else {}
+    url = next((_SITES[kind] + part for kind, part in parts.items() if part), None)
     return Work(found["title"], authors, venue, year[0], url)
 
 

@@ -23,8 +23,8 @@ def test_every_method_names_its_work_with_a_link(entries: list[Entry]) -> None:
         if work is None:
             continue
         assert work.url, name
-        known = ("https://arxiv.org/abs/", "https://doi.org/10.", "https://openreview.net/forum?id=")
-        assert work.url.startswith(known), name
+        known = ("arxiv.org/abs/", "doi.org/10.", "openreview.net/forum?id=", "proceedings.")
+        assert work.url.startswith(tuple(f"https://{place}" for place in known)), name
         assert work.title, name
         assert work.authors, name
         assert 2000 < int(work.year) < 2030, name
@@ -88,6 +88,10 @@ def test_ideas_and_equations(text: str, idea: str, equations: tuple[str, ...]) -
         (
             "LUCIR: a classifier, learned (Hou et al.,\nCVPR 2019). More.\n\nDOI 10.1109/CVPR.2019.00092.",
             Work("LUCIR: a classifier, learned", "Hou et al.", "CVPR 2019", "2019", "https://doi.org/10.1109/CVPR.2019.00092"),
+        ),
+        (
+            "Printed (A, NeurIPS 2020).\n\nhttps://proceedings.neurips.cc/paper/2020/hash/9-Abstract.html.",
+            Work("Printed", "A", "NeurIPS 2020", "2020", "https://proceedings.neurips.cc/paper/2020/hash/9-Abstract.html"),
         ),
         ("A title (A, B, 2016).", Work("A title", "A, B", "2016", "2016", None)),
         ("No work (of anyone).", None),

@@ -71,8 +71,15 @@ from methods.logits.rkd import rkd_terms
 from methods.logits.tf_kd_reg import virtual_teacher_loss
 from methods.logits.ttm import ttm_loss
 from methods.logits.wsld import wsld_loss
+from methods.multi_teacher.aekd import aekd_loss
 from methods.multi_teacher.average import average_loss, members_loss
+from methods.multi_teacher.camkd import camkd_feature_loss, camkd_loss
 from methods.multi_teacher.cfl import mmd_loss, reconstruction_loss
+from methods.multi_teacher.ebkd import ebkd_loss
+from methods.multi_teacher.hydra import heads_loss
+from methods.multi_teacher.lfme import experts_loss, paced_cross_entropy_loss
+from methods.multi_teacher.pool import weighted_members_loss
+from methods.multi_teacher.triplets import triplet_voting_loss
 from methods.multi_teacher.uhc import uhc_loss
 from methods.online.dml import mutual_loss
 from methods.online.okddip import group_loss
@@ -102,6 +109,16 @@ def svd(s: Tensor, t: Tensor) -> Tensor:
     students = [decomposed(as_matrices(x), 4)[0] for x in (s, s.flip(1))]
     teachers, values = zip(*(decomposed(as_matrices(x), 1) for x in (t, t.flip(1))), strict=True)
     return kdsvd_loss(students, teachers, values)
+
+
+HALVES = [range(6), range(4, K)]
+"""What each of two teachers knows."""
+
+
+def spread_out(x: Tensor) -> Tensor:
+    """Weights of two teachers for each sample, (2, B)."""
+    w = torch.linspace(0, 1, len(x), dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.stack([w, 1 - w])
 
 
 LOSSES: dict[str, tuple[str, Loss]] = {
@@ -142,7 +159,16 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "mixed_label_loss": ("logits", lambda s, t: mixed_label_loss(s, t, Y[: len(s)], 0.3)),
     "members_loss": ("logits", lambda s, t: members_loss(s, [t, t.flip(0)], 4.0)),
     "average_loss": ("logits", lambda s, t: average_loss(s, [t, t.flip(0)], 4.0)),
-    "uhc_loss": ("logits", lambda s, t: uhc_loss(s, [t[:, :6], t[:, 4:]], [range(6), range(4, K)], 3.0)),
+    "weighted_members_loss": ("logits", lambda s, t: weighted_members_loss(s, [t, t.flip(0)], spread_out(s), 4.0)),
+    "ebkd_loss": ("logits", lambda s, t: ebkd_loss(s, [t, t.flip(0)])),
+    "camkd_loss": ("logits", lambda s, t: camkd_loss(s, [t, t.flip(0)], Y[: len(s)])),
+    "camkd_feature_loss": ("map", lambda s, t: camkd_feature_loss([s, s], [t, t.flip(0)], spread_out(s))),
+    "aekd_loss": ("logits", lambda s, t: aekd_loss(s, [t, t.flip(0), t.flip(1)])),
+    "heads_loss": ("logits", lambda s, t: heads_loss([s, s.flip(0)], [t, t.flip(1)], 4.0)),
+    "triplet_voting_loss": ("map", lambda s, t: triplet_voting_loss(s, [t], torch.arange(9).view(3, 3) % len(s), 0.1)),
+    "experts_loss": ("logits", lambda s, t: experts_loss(s, [t[:, :6], t[:, 4:]], HALVES, torch.tensor([1.0, 0.4]))),
+    "paced_cross_entropy_loss": ("logits", lambda s, t: paced_cross_entropy_loss(s, Y[: len(s)], spread_out(s)[0])),
+    "uhc_loss": ("logits", lambda s, t: uhc_loss(s, [t[:, :6], t[:, 4:]], HALVES, 3.0)),
     "native_ensemble_loss": ("logits", lambda s, t: native_ensemble_loss([s, s.flip(0)], t, 3.0)),
     "group_loss": ("logits", lambda s, t: group_loss([s, s.flip(0)], [t, t], 3.0)),
     "cwd_loss": ("map", cwd_loss),

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kdbench.data.batch import Batch
 from kdbench.losses import kl
+from kdbench.taps import Out
+from methods.intermediate.fitnet import Regressor, hint_loss
+from methods.multi_teacher.aekd import AEKD, logit_gradients, min_norm_weights
 from methods.multi_teacher.average import average_loss, members_loss
+from methods.multi_teacher.camkd import camkd_feature_loss, camkd_loss, confidence_weights
 from methods.multi_teacher.cfl import CommonSpace, mmd_loss, reconstruction_loss
+from methods.multi_teacher.ebkd import EBKD, entropy_weights
+from methods.multi_teacher.hints import AEKDHint, FitNetMKD, hint_weights
+from methods.multi_teacher.lfme import experts_loss
+from methods.multi_teacher.pool import Pool
 from methods.multi_teacher.uhc import uhc_loss
 from parity.arrays import Arrays, golden
 
 
 def teachers(v: Arrays, what: str = "logits", n: int = 3) -> list[Tensor]:
     return [v[f"teacher_{what}_{i}"] for i in range(n)]
+
+
+def terms_of_pool(
+    method: Pool, s: Mapping[str, Tensor], pool: Sequence[Mapping[str, Tensor]], y: Tensor | None = None
+) -> dict[str, Tensor]:
+    """A method's own terms, for given taps of the student and of each teacher."""
+    first, *others = map(Out, pool)
+    y = torch.zeros(len(s["logits"])).long() if y is None else y
+    batch = Batch(x=torch.zeros(len(y), 0), y=y, index=torch.arange(len(y)), view=torch.zeros(len(y), 3).long())
+    return method.losses(Out(s), Out(first.taps, tuple(others)), batch)
 
 
 @golden()
@@ -72,3 +91,71 @@ def cfl_conv(v: Arrays) -> dict[str, Tensor]:
     blocks += [f"{i}.bn{k}.{kind}" for i in range(2) for k in (1, 2) for kind in ("weight", "bias")]
     _, amalgamated, reconstructed = common_space(v, 3, layers(0, 1), blocks, layers(0, 1, 3))
     return {"loss": amalgamated + reconstructed, "loss_amal": amalgamated, "loss_recons": reconstructed}
+
+
+@golden()
+def ebkd(v: Arrays) -> dict[str, Tensor]:
+    pool = teachers(v)
+    torch.testing.assert_close(entropy_weights(pool), v["weights"])
+    s, y = v.leaf("student_logits"), v["target"]
+    return {"loss": terms_of_pool(EBKD(), {"logits": s}, [{"logits": t} for t in pool], y)["kd"]}
+
+
+@golden()
+def camkd_logits(v: Arrays) -> dict[str, Tensor]:
+    pool, y = teachers(v), v["target"]
+    torch.testing.assert_close(confidence_weights(pool, y), v["weights"])
+    return {"loss": camkd_loss(v.leaf("student_logits"), pool, y, 4.0)}
+
+
+@golden()
+def camkd_features(v: Arrays) -> dict[str, Tensor]:
+    weights = confidence_weights(teachers(v), v["target"])
+    torch.testing.assert_close(weights, v["weights"])
+    guided = [v.leaf(f"student_feature_{i}") for i in range(3)]
+    return {"loss": camkd_feature_loss(guided, teachers(v, "feature"), weights)}
+
+
+@golden()
+def aekd_logits(v: Arrays) -> dict[str, Tensor]:
+    s, pool = v.leaf("student_logits"), teachers(v)
+    weights = min_norm_weights(logit_gradients(s, pool, 4.0), 0.6)
+    torch.testing.assert_close(weights, v["weights"].double(), rtol=0, atol=1e-6)
+    single = {f"loss_teacher_{i}": kl(s, t, 4.0) for i, t in enumerate(pool)}
+    return {"loss": terms_of_pool(AEKD(), {"logits": s}, [{"logits": t} for t in pool])["kd"], **single}
+
+
+def hints_of(v: Arrays, method: FitNetMKD) -> tuple[Tensor, list[Tensor]]:
+    """(the method's term of hints, that of each teacher alone), by the reference's regressors."""
+    s, pool = v.leaf("feature_s"), teachers(v, "feature")
+    method.own, method.theirs = "map", ["map"] * 3
+    method.regressors = nn.ModuleList(Regressor(tuple(s.shape[1:]), tuple(t.shape[1:])) for t in pool)
+    layer = {"0": "conv", "1": "bn"}
+    names = [(k, n, kind) for k in range(3) for n in layer for kind in ("weight", "bias")]
+    v.load(method.regressors, {f"{k}.{n}.{kind}": f"{k}_{layer[n]}_{kind}" for k, n, kind in names})
+    logits = s.detach().mean((2, 3))
+    found = terms_of_pool(method, {"map": s, "logits": logits}, [{"map": t, "logits": logits} for t in pool])
+    return found["hint"], [hint_loss(r(s), t) for r, t in zip(method.regressors, pool, strict=True)]
+
+
+@golden()
+def fitnet_mkd(v: Arrays) -> dict[str, Tensor]:
+    loss, single = hints_of(v, FitNetMKD())
+    return {"loss": loss, **{f"loss_teacher_{i}": value for i, value in enumerate(single)}}
+
+
+@golden()
+def aekd_hint(v: Arrays) -> dict[str, Tensor]:
+    loss, single = hints_of(v, AEKDHint())
+    weights = hint_weights(torch.stack(single), v.leaf("feature_s"), 0.6)
+    torch.testing.assert_close(weights, v["weights"].double(), rtol=0, atol=1e-5)
+    return {"loss": loss, **{f"loss_teacher_{i}": value for i, value in enumerate(single)}}
+
+
+@golden()
+def lfme_distill(v: Arrays) -> dict[str, Tensor]:
+    s, pool = v.leaf("student_logits"), teachers(v)
+    classes = [[0, 2, 5], [1, 3, 4, 6], [7, 8]]
+    total = experts_loss(s, pool, classes, torch.tensor([1.0, 1.0, 0.4], dtype=torch.float64), 2.0)
+    single = {f"loss_group_{g}": experts_loss(s, pool, classes, torch.eye(3)[g], 2.0) for g in range(3)}
+    return {"loss": total, **single}
