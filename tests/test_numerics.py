@@ -28,7 +28,7 @@ from methods.intermediate.ab import ab_loss
 from methods.intermediate.afd_attention import matched_feature_loss
 from methods.intermediate.at import at_loss
 from methods.intermediate.catkd import cat_loss
-from methods.intermediate.crd import nce_loss
+from methods.intermediate.crd import nce_loss, on_sphere
 from methods.intermediate.crd_infonce import info_nce_loss
 from methods.intermediate.fitnet import hint_loss
 from methods.intermediate.fsp import flow, fsp_loss
@@ -57,16 +57,21 @@ from methods.learning.lucir import less_forget_loss, margin_ranking_loss
 from methods.learning.lwf import new_classes_loss, old_classes_loss
 from methods.learning.mean_teacher import consistency_loss
 from methods.learning.policy_distillation import policy_loss
+from methods.logits.cc import correlation_loss, neighbours_loss
+from methods.logits.darkrank import rank_loss
 from methods.logits.dist import dist_terms
 from methods.logits.distilled_labels import mixed_label_loss
 from methods.logits.dkd import dkd_loss, dkd_terms
 from methods.logits.dynamic_temperature import tempered_loss
+from methods.logits.embedding_teachers import absolute_loss, relative_loss
 from methods.logits.endd import dirichlet_loss
 from methods.logits.knowledge_adjustment import adjusted_loss
 from methods.logits.label_smoothing import label_smoothing_loss
 from methods.logits.logits_mse import logits_mse_loss
 from methods.logits.mlkd import batch_relation_loss, class_relation_loss, level_terms
 from methods.logits.model_compression import mean_probability_loss
+from methods.logits.multi_exit import early_exits_loss
+from methods.logits.pu_compression import pu_loss, robust_loss
 from methods.logits.rkd import rkd_terms
 from methods.logits.tf_kd_reg import virtual_teacher_loss
 from methods.logits.ttm import ttm_loss
@@ -81,9 +86,15 @@ from methods.multi_teacher.lfme import experts_loss, paced_cross_entropy_loss
 from methods.multi_teacher.pool import weighted_members_loss
 from methods.multi_teacher.triplets import triplet_voting_loss
 from methods.multi_teacher.uhc import uhc_loss
+from methods.online.afd import alignment_loss, fooling_loss, telling_loss
+from methods.online.cl_ilr import consensus_loss
+from methods.online.codistillation import agreement_loss
 from methods.online.dml import mutual_loss
+from methods.online.dml_joint import pairwise_loss
+from methods.online.ffl import fusion_loss
 from methods.online.okddip import group_loss
 from methods.online.one import native_ensemble_loss
+from methods.online.transfer_graph import transfer_loss
 from methods.teacher_free.bake import ensembled, ensembled_loss
 from methods.teacher_free.byot import exit_feature_loss, exit_kd_loss
 from methods.teacher_free.byot_final import feature_distance_loss
@@ -91,6 +102,7 @@ from methods.teacher_free.cwtm import confidence_weighted_loss
 from methods.teacher_free.ddgsd import mean_feature_loss, posterior_loss
 from methods.teacher_free.dks import synergy_loss
 from methods.teacher_free.sad import attention_step_loss
+from methods.teacher_free.snapshot_distillation import asymmetric_loss
 
 B, K = 6, 10
 Y = torch.arange(B) % K
@@ -218,6 +230,23 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "kdsvd_loss": ("map", svd),
     "ofd_loss": ("map", lambda s, t: ofd_loss([s - 1, s], [t - 1, t], [torch.full((4,), -0.5)] * 2)),
     "similarity_loss": ("logits", similarity_loss),
+    "correlation_loss": ("embed", correlation_loss),
+    "neighbours_loss": ("embed", neighbours_loss),
+    "rank_loss": ("embed", lambda s, t: rank_loss(on_sphere(s), on_sphere(t))),
+    "absolute_loss": ("embed", absolute_loss),
+    "relative_loss": ("embed", relative_loss),
+    "early_exits_loss": ("logits", lambda s, t: early_exits_loss([s, s.flip(1)], t, torch.tensor(3.0))),
+    "pu_loss": ("logits", lambda s, t: pu_loss(s[:, 0], s[:, 1], 0.3)),
+    "robust_loss": ("logits", lambda s, t: robust_loss(s, t, torch.linspace(0.5, 1.5, 2 * K).view(2, K))),
+    "fooling_loss": ("logits", lambda s, t: fooling_loss(s[:, 0].sigmoid())),
+    "telling_loss": ("logits", lambda s, t: telling_loss(s[:, 0].sigmoid(), t[:, 0].sigmoid())),
+    "alignment_loss": ("map", alignment_loss),
+    "consensus_loss": ("logits", lambda s, t: consensus_loss([s, t, s.flip(1)], 2.0)),
+    "agreement_loss": ("logits", lambda s, t: agreement_loss(s, [t, t.flip(1)])),
+    "pairwise_loss": ("logits", lambda s, t: pairwise_loss([s, t, s.flip(1)], 3.0)),
+    "fusion_loss": ("logits", lambda s, t: fusion_loss([s, s.flip(1)], t, 3.0)),
+    "transfer_loss": ("logits", lambda s, t: transfer_loss(s, t, Y[: len(s)], "linear", 0.5)),
+    "asymmetric_loss": ("logits", lambda s, t: asymmetric_loss(s, t, 2.0)),
     "vid_loss": ("map", lambda s, t: vid_loss(s, t, torch.linspace(-2, 6, 4).to(s))),
 }
 SOFT = {
