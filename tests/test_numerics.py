@@ -77,6 +77,7 @@ from methods.multi_teacher.camkd import camkd_feature_loss, camkd_loss
 from methods.multi_teacher.cfl import mmd_loss, reconstruction_loss
 from methods.multi_teacher.ebkd import ebkd_loss
 from methods.multi_teacher.hydra import heads_loss
+from methods.multi_teacher.ka import amalgamation_loss
 from methods.multi_teacher.lfme import experts_loss, paced_cross_entropy_loss
 from methods.multi_teacher.pool import weighted_members_loss
 from methods.multi_teacher.triplets import triplet_voting_loss
@@ -159,6 +160,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "mixed_label_loss": ("logits", lambda s, t: mixed_label_loss(s, t, Y[: len(s)], 0.3)),
     "members_loss": ("logits", lambda s, t: members_loss(s, [t, t.flip(0)], 4.0)),
     "average_loss": ("logits", lambda s, t: average_loss(s, [t, t.flip(0)], 4.0)),
+    "amalgamation_loss": ("map", amalgamation_loss),
     "weighted_members_loss": ("logits", lambda s, t: weighted_members_loss(s, [t, t.flip(0)], spread_out(s), 4.0)),
     "ebkd_loss": ("logits", lambda s, t: ebkd_loss(s, [t, t.flip(0)])),
     "camkd_loss": ("logits", lambda s, t: camkd_loss(s, [t, t.flip(0)], Y[: len(s)])),

@@ -1,0 +1,57 @@
+"""Several teachers' features, unions of classes, and students that are customised: what golden numbers do not cover."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_methods import batches
+from test_pools import pooled
+from torch import Tensor
+
+from kdbench.data.batch import Batch
+from kdbench.method import Method
+from kdbench.taps import Spec
+from methods.multi_teacher.ka import KA, groups_of_taps, of_one_size
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(LeafSpec|many workers|logging interval|no `val_dataloader|eval mode)"
+)
+
+
+def kl(log_p: Tensor, q: Tensor) -> Tensor:
+    return (q * (q.log() - log_p)).sum(1).mean()
+
+
+def terms(method: Method, batch: Batch) -> dict[str, Tensor]:
+    return method.losses(method.student_out(batch.x), method.teach(batch), batch)  # type: ignore[arg-type]
+
+
+# ---- KA -----------------------------------------------------------------------------------------------------------
+
+
+def test_stages_are_grouped_from_the_deepest() -> None:
+    def spec(name: str, stages: int) -> Spec:
+        return Spec(name, {f"stage{k}": (k, 8, 8) for k in range(1, stages + 1)})
+
+    groups = groups_of_taps(spec("student", 3), [spec("wide", 3), spec("deep", 4)])
+    assert groups == [("stage1", "stage1", "stage2"), ("stage2", "stage2", "stage3"), ("stage3", "stage3", "stage4")]
+    groups = groups_of_taps(spec("student", 3), [spec("deep", 4), spec("shallow", 2)])
+    assert groups == [("stage2", "stage3", "stage1"), ("stage3", "stage4", "stage2")]
+
+
+def test_larger_maps_are_pooled_to_the_smallest() -> None:
+    a, b = torch.arange(16.0).view(1, 1, 4, 4), torch.zeros(1, 2, 2, 2)
+    pooled_a, same_b = of_one_size([a, b])
+    assert pooled_a.tolist() == [[[[2.5, 4.5], [10.5, 12.5]]]]
+    assert same_b is b
+
+
+def test_logits_may_be_amalgamated_as_in_the_paper() -> None:
+    method, (batch,) = pooled(KA(targets="mse"), (4, 0, 2), (1, 3, 5)), batches(1)
+    t = method.teach(batch)
+    assert t is not None
+    s = method.student_out(batch.x).logits
+    squares = (s[:, [4, 0, 2, 1, 3, 5]] - torch.cat([each.logits for each in t.each], dim=1)).square()
+    (player, told), (other, _) = method.turns(batch)
+    assert (player, other) == ("student", "codes")
+    assert told["kd"].item() == pytest.approx(squares.mean().item(), rel=1e-5)
