@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_methods import batches
+import torch.nn.functional as F
+from test_methods import PLAIN, batches, bind, changed, fit, state, watch
 from test_pools import pooled
 from torch import Tensor
 
 from kdbench.data.batch import Batch
 from kdbench.method import Method
 from kdbench.taps import Spec
+from methods.multi_teacher.feed import ParallelFEED, SequentialFEED
 from methods.multi_teacher.ka import KA, groups_of_taps, of_one_size
 
 pytestmark = pytest.mark.filterwarnings(
@@ -55,3 +57,35 @@ def test_logits_may_be_amalgamated_as_in_the_paper() -> None:
     (player, told), (other, _) = method.turns(batch)
     assert (player, other) == ("student", "codes")
     assert told["kd"].item() == pytest.approx(squares.mean().item(), rel=1e-5)
+
+
+# ---- FEED ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_teacher_has_a_transformation_of_its_own() -> None:
+    method, (batch,) = pooled(ParallelFEED(), None, None), batches(1)
+    assert isinstance(method, ParallelFEED)
+    s, t = method.student_out(batch.x), method.teach(batch)
+    assert t is not None
+    parts = [
+        (F.normalize(layers(s["stage3"]).flatten(1)) - F.normalize(each["stage3"].flatten(1))).abs().mean()
+        for layers, each in zip(method.transforms, t.each, strict=True)
+    ]
+    assert terms(method, batch)["feed"].item() == pytest.approx(sum(part.item() for part in parts), rel=1e-6)
+    assert parts[0].item() != pytest.approx(parts[1].item(), rel=1e-3)
+
+
+def test_each_generation_is_transformed_afresh() -> None:
+    method = bind(SequentialFEED(generations=3, protocol=PLAIN.model_copy(update={"epochs": 3})))
+    assert isinstance(method, SequentialFEED)
+    turns, first, learned = watch(method), state(method), {}
+    after = method.after_step
+
+    def note(batch: Batch) -> None:
+        learned[method.stage] = {name.split(".")[1] for name in changed(method, first) if name.startswith("transforms")}
+        after(batch)
+
+    method.after_step = note  # type: ignore[method-assign]
+    fit(method, batches(1), 3)
+    assert learned == {"generation1": set(), "generation2": {"0"}, "generation3": {"0", "1"}}
+    assert [sorted(turn.terms) for turn in turns] == [["first"], ["ce", "feed"], ["ce", "feed"]]
