@@ -82,6 +82,7 @@ from methods.multi_teacher.lfme import experts_loss, paced_cross_entropy_loss
 from methods.multi_teacher.pool import weighted_members_loss
 from methods.multi_teacher.triplets import triplet_voting_loss
 from methods.multi_teacher.uhc import uhc_loss
+from methods.multi_teacher.uhc_factorised import soft_label_loss
 from methods.online.dml import mutual_loss
 from methods.online.okddip import group_loss
 from methods.online.one import native_ensemble_loss
@@ -160,6 +161,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "mixed_label_loss": ("logits", lambda s, t: mixed_label_loss(s, t, Y[: len(s)], 0.3)),
     "members_loss": ("logits", lambda s, t: members_loss(s, [t, t.flip(0)], 4.0)),
     "average_loss": ("logits", lambda s, t: average_loss(s, [t, t.flip(0)], 4.0)),
+    "soft_label_loss": ("logits", lambda s, t: soft_label_loss(s, t.float().softmax(1), 3.0)),
     "amalgamation_loss": ("map", amalgamation_loss),
     "weighted_members_loss": ("logits", lambda s, t: weighted_members_loss(s, [t, t.flip(0)], spread_out(s), 4.0)),
     "ebkd_loss": ("logits", lambda s, t: ebkd_loss(s, [t, t.flip(0)])),

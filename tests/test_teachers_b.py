@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from test_methods import PLAIN, batches, bind, changed, fit, state, watch
-from test_pools import pooled
+from test_pools import pooled, random
 from torch import Tensor
 
 from kdbench.data.batch import Batch
@@ -14,6 +16,7 @@ from kdbench.method import Method
 from kdbench.taps import Spec
 from methods.multi_teacher.feed import ParallelFEED, SequentialFEED
 from methods.multi_teacher.ka import KA, groups_of_taps, of_one_size
+from methods.multi_teacher.uhc_factorised import FactorisedUHC, factorised_probabilities, logit_factors
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(LeafSpec|many workers|logging interval|no `val_dataloader|eval mode)"
@@ -89,3 +92,58 @@ def test_each_generation_is_transformed_afresh() -> None:
     fit(method, batches(1), 3)
     assert learned == {"generation1": set(), "generation2": {"0"}, "generation3": {"0", "1"}}
     assert [sorted(turn.terms) for turn in turns] == [["first"], ["ce", "feed"], ["ce", "feed"]]
+
+
+# ---- UHC by factorisation -----------------------------------------------------------------------------------------
+
+
+def consistent(classes: list[tuple[int, ...]], n: int, scale: float = 2.0) -> tuple[Tensor, list[Tensor]]:
+    """A distribution over `n` classes for each of 8 samples, and what specialists would say if they knew it."""
+    q = (scale * random(8, n)).softmax(1)
+    return q, [q[:, own] / q[:, own].sum(1, keepdim=True) for own in classes]
+
+
+@pytest.mark.parametrize("classes", [[(0, 3, 2), (2, 1, 4)], [(4, 0), (0, 1, 2), (2, 3)], [(0, 1, 2, 3, 4), (3, 1)]])
+def test_teachers_who_agree_are_unified_exactly(classes: list[tuple[int, ...]]) -> None:
+    q, told = consistent(classes, 5)
+    weak = logit_factors(classes, 5, ridge=1e-9)
+    logits = torch.cat([p.log() + 7 * k for k, p in enumerate(told)], dim=1)  # logits are known but for a constant
+    assert torch.allclose((logits @ weak.T).softmax(1), q, atol=1e-6)
+    assert torch.allclose(factorised_probabilities(told, classes, weak), q, atol=1e-6)
+
+
+def test_two_teachers_need_no_start_near_the_answer() -> None:
+    classes = [(0, 1, 2), (2, 3, 4)]
+    q, told = consistent(classes, 5)
+    assert torch.allclose(factorised_probabilities(told, classes, torch.zeros(5, 6).double(), steps=1), q, atol=1e-12)
+
+
+def test_factors_of_logits_are_those_of_least_squares() -> None:
+    classes, ridge = [(0, 1, 2), (2, 3), (1, 3, 4)], 0.3
+    z, factors = random(8), logit_factors(classes, 5, ridge)
+    u = (factors @ z).requires_grad_()
+    c = torch.stack([(part - u[list(own)]).mean() for part, own in zip(z.split([3, 2, 3]), classes, strict=True)])
+    parts = zip(z.split([3, 2, 3]), classes, c, strict=True)
+    error = sum(((part - u[list(own)] - c_n).square().sum() for part, own, c_n in parts), ridge * u.square().sum())
+    (slope,) = torch.autograd.grad(error, u)
+    assert slope.abs().max() < 1e-12
+
+
+def test_separate_teachers_logits_are_centred() -> None:
+    factors = logit_factors([(0, 1), (2, 3, 4)], 5, ridge=1e-9)
+    u = factors @ torch.tensor([4.0, 6.0, -1.0, 0.0, 4.0], dtype=torch.float64)
+    assert u.tolist() == pytest.approx([-1, 1, -2, -1, 3], abs=1e-6)
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+def test_the_student_learns_the_estimate(space: Any) -> None:
+    method, (batch,) = pooled(FactorisedUHC(temperature=2.0, space=space, ridge=1e-6), (0, 1, 2), (3, 4, 5)), batches(1)
+    t = method.teach(batch)
+    assert t is not None
+    z = [each.logits.double() - each.logits.double().mean(1, keepdim=True) for each in t.each]
+    q = (torch.cat(z, dim=1) / 2).softmax(1)
+    if space == "probabilities":  # of separate teachers every weighting fits; that of the logarithms is taken
+        logs = [(each.logits.double() / 2).log_softmax(1) for each in t.each]
+        q = torch.cat([log - log.mean(1, keepdim=True) for log in logs], dim=1).softmax(1)
+    log_p = (method.student_out(batch.x).logits.double() / 2).log_softmax(1)
+    assert terms(method, batch)["kd"].item() == pytest.approx(4 * kl(log_p, q).item(), rel=1e-4)
