@@ -75,6 +75,7 @@ from methods.multi_teacher.aekd import aekd_loss
 from methods.multi_teacher.average import average_loss, members_loss
 from methods.multi_teacher.camkd import camkd_feature_loss, camkd_loss
 from methods.multi_teacher.cfl import mmd_loss, reconstruction_loss
+from methods.multi_teacher.customize import selective_loss, unit_norm_loss
 from methods.multi_teacher.ebkd import ebkd_loss
 from methods.multi_teacher.hydra import heads_loss
 from methods.multi_teacher.ka import amalgamation_loss
@@ -163,6 +164,8 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "average_loss": ("logits", lambda s, t: average_loss(s, [t, t.flip(0)], 4.0)),
     "soft_label_loss": ("logits", lambda s, t: soft_label_loss(s, t.float().softmax(1), 3.0)),
     "amalgamation_loss": ("map", amalgamation_loss),
+    "selective_loss": ("map", lambda s, t: selective_loss([s, s.flip(1)], [t, t], torch.arange(len(s)) % 2)),
+    "unit_norm_loss": ("map", lambda s, t: unit_norm_loss(s)),
     "weighted_members_loss": ("logits", lambda s, t: weighted_members_loss(s, [t, t.flip(0)], spread_out(s), 4.0)),
     "ebkd_loss": ("logits", lambda s, t: ebkd_loss(s, [t, t.flip(0)])),
     "camkd_loss": ("logits", lambda s, t: camkd_loss(s, [t, t.flip(0)], Y[: len(s)])),

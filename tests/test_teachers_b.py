@@ -14,6 +14,7 @@ from torch import Tensor
 from kdbench.data.batch import Batch
 from kdbench.method import Method
 from kdbench.taps import Spec
+from methods.multi_teacher.customize import AdaptiveKA, least_ambiguous, selective_loss, unit_norm_loss
 from methods.multi_teacher.feed import ParallelFEED, SequentialFEED
 from methods.multi_teacher.ka import KA, groups_of_taps, of_one_size
 from methods.multi_teacher.uhc_factorised import FactorisedUHC, factorised_probabilities, logit_factors
@@ -147,3 +148,41 @@ def test_the_student_learns_the_estimate(space: Any) -> None:
         q = torch.cat([log - log.mean(1, keepdim=True) for log in logs], dim=1).softmax(1)
     log_p = (method.student_out(batch.x).logits.double() / 2).log_softmax(1)
     assert terms(method, batch)["kd"].item() == pytest.approx(4 * kl(log_p, q).item(), rel=1e-4)
+
+
+# ---- adaptive amalgamation ----------------------------------------------------------------------------------------
+
+
+def test_the_surest_teacher_of_each_sample_is_chosen() -> None:
+    a = torch.tensor([[5.0, 0.0, 0.0], [1.0, 1.0, 1.0], [9.0, 9.0, 0.0]])
+    b = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 30.0]])
+    assert least_ambiguous([a, b]).tolist() == [0, 1, 1]
+    s = [torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([[9.0, 9.0], [3.0, 0.0]])]
+    t = [torch.tensor([[0.0, 3.0], [8.0, 8.0]]), torch.tensor([[0.0, 0.0], [1.0, 2.0]])]
+    assert selective_loss(s, t, torch.tensor([0, 1])).item() == pytest.approx(((1 + 4) / 2 + (4 + 4) / 2) / 2)
+
+
+def test_filters_of_norm_one_cost_nothing() -> None:
+    weight = torch.tensor([[0.6, 0.8], [1.0, 1.0]])[..., None, None]
+    assert unit_norm_loss(weight).item() == pytest.approx((0 + 1) / 2)
+
+
+def test_components_come_first_and_then_the_student() -> None:
+    protocol = PLAIN.model_copy(update={"epochs": 2})
+    method = pooled(AdaptiveKA(protocol=protocol), (0, 1, 2), (3, 4, 5), (2, 1, 0))
+    assert isinstance(method, AdaptiveKA)
+    assert method.sources == [[0, 2], [1]]
+    first, turns, seen = state(method), watch(method), {}
+    after = method.after_step
+
+    def note(batch: Batch) -> None:
+        seen[method.stage] = {name.partition(".")[0] for name in changed(method, first)}
+        after(batch)
+
+    method.after_step = note  # type: ignore[method-assign]
+    fit(method, batches(1), 2)
+    assert [(turn.stage, turn.player) for turn in turns] == [("components", "components"), ("target", "student")]
+    assert seen["components"] == {"components", "alignments"}
+    assert {"student", "adapters"} <= seen["target"]
+    for net, snapshot in zip(method.components, method.finished, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), snapshot.parameters(), strict=True))
