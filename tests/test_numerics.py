@@ -77,6 +77,7 @@ from methods.multi_teacher.camkd import camkd_feature_loss, camkd_loss
 from methods.multi_teacher.cfl import mmd_loss, reconstruction_loss
 from methods.multi_teacher.customize import selective_loss, unit_norm_loss
 from methods.multi_teacher.ebkd import ebkd_loss
+from methods.multi_teacher.hne import hierarchical_loss
 from methods.multi_teacher.hydra import heads_loss
 from methods.multi_teacher.ka import amalgamation_loss
 from methods.multi_teacher.lfme import experts_loss, paced_cross_entropy_loss
@@ -163,6 +164,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "members_loss": ("logits", lambda s, t: members_loss(s, [t, t.flip(0)], 4.0)),
     "average_loss": ("logits", lambda s, t: average_loss(s, [t, t.flip(0)], 4.0)),
     "soft_label_loss": ("logits", lambda s, t: soft_label_loss(s, t.float().softmax(1), 3.0)),
+    "hierarchical_loss": ("logits", lambda s, t: hierarchical_loss([s, s.flip(0), t, s.flip(1)])),
     "amalgamation_loss": ("map", amalgamation_loss),
     "selective_loss": ("map", lambda s, t: selective_loss([s, s.flip(1)], [t, t], torch.arange(len(s)) % 2)),
     "unit_norm_loss": ("map", lambda s, t: unit_norm_loss(s)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from test_pools import pooled, random
 from torch import Tensor
 
 from kdbench.data.batch import Batch
+from kdbench.errors import DoesNotFit
 from kdbench.method import Method
 from kdbench.taps import Spec
 from methods.multi_teacher.customize import AdaptiveKA, least_ambiguous, selective_loss, unit_norm_loss
 from methods.multi_teacher.feed import ParallelFEED, SequentialFEED
+from methods.multi_teacher.hne import HNE, hierarchical_loss
 from methods.multi_teacher.ka import KA, groups_of_taps, of_one_size
 from methods.multi_teacher.uhc_factorised import FactorisedUHC, factorised_probabilities, logit_factors
 
@@ -186,3 +189,40 @@ def test_components_come_first_and_then_the_student() -> None:
     assert {"student", "adapters"} <= seen["target"]
     for net, snapshot in zip(method.components, method.finished, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(net.parameters(), snapshot.parameters(), strict=True))
+
+
+# ---- a tree of networks -------------------------------------------------------------------------------------------
+
+
+def test_the_whole_ensemble_teaches_the_nested() -> None:
+    leaves = [random(3, 5, seed=seed).requires_grad_() for seed in range(4)]
+    loss = hierarchical_loss(leaves, temperature=2.0)
+    whole = (sum(leaves) / 4 / 2).detach().softmax(1)  # type: ignore[operator]
+    nested = [leaves[0], (leaves[0] + leaves[1]) / 2]
+    assert loss.item() == pytest.approx(sum(4 * kl((e / 2).log_softmax(1), whole).item() for e in nested), rel=1e-12)
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    assert [gradient is not None and bool(gradient.any()) for gradient in gradients] == [True, True, False, False]
+
+
+def test_leaves_next_to_each_other_share_most() -> None:
+    method, (batch,) = bind(HNE(forks=2)), batches(1)
+    assert isinstance(method, HNE)
+    assert method.forks == ("stage1", "stage2")
+
+    def leaves() -> list[Tensor]:
+        return method.leaves(method.student_out(batch.x).taps, [iter(level) for level in method.branches])  # type: ignore[call-overload]
+
+    assert len({tuple(z.flatten().tolist()) for z in leaves()}) == 4  # each is another
+    (lower,), (one, two) = ([*level] for level in method.branches)  # type: ignore[misc]
+    one.load_state_dict(copy.deepcopy(method.student).tail("stage2").state_dict())  # type: ignore[operator]
+    z = leaves()
+    assert torch.equal(z[1], z[0])
+    assert not torch.equal(z[2], z[0])
+    lower.load_state_dict(copy.deepcopy(method.student).tail("stage1").state_dict())  # type: ignore[operator]
+    two.load_state_dict(one.state_dict())
+    assert all(torch.equal(each, z[0]) for each in leaves())
+
+
+def test_a_tree_needs_stages_to_fork_behind() -> None:
+    with pytest.raises(DoesNotFit, match=r"has 3 with the last: choose fewer \(method.hne.forks\)"):
+        bind(HNE(forks=3))
