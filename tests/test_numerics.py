@@ -81,6 +81,7 @@ from methods.multi_teacher.hne import hierarchical_loss
 from methods.multi_teacher.hydra import heads_loss
 from methods.multi_teacher.ka import amalgamation_loss
 from methods.multi_teacher.lfme import experts_loss, paced_cross_entropy_loss
+from methods.multi_teacher.log_euclidean import log_euclidean_loss
 from methods.multi_teacher.pool import weighted_members_loss
 from methods.multi_teacher.triplets import triplet_voting_loss
 from methods.multi_teacher.uhc import uhc_loss
@@ -165,6 +166,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "average_loss": ("logits", lambda s, t: average_loss(s, [t, t.flip(0)], 4.0)),
     "soft_label_loss": ("logits", lambda s, t: soft_label_loss(s, t.float().softmax(1), 3.0)),
     "hierarchical_loss": ("logits", lambda s, t: hierarchical_loss([s, s.flip(0), t, s.flip(1)])),
+    "log_euclidean_loss": ("embed", lambda s, t: log_euclidean_loss(s, [t, t.flip(0)], 0.1)),
     "amalgamation_loss": ("map", amalgamation_loss),
     "selective_loss": ("map", lambda s, t: selective_loss([s, s.flip(1)], [t, t], torch.arange(len(s)) % 2)),
     "unit_norm_loss": ("map", lambda s, t: unit_norm_loss(s)),

@@ -20,6 +20,7 @@ from methods.multi_teacher.customize import AdaptiveKA, least_ambiguous, selecti
 from methods.multi_teacher.feed import ParallelFEED, SequentialFEED
 from methods.multi_teacher.hne import HNE, hierarchical_loss
 from methods.multi_teacher.ka import KA, groups_of_taps, of_one_size
+from methods.multi_teacher.log_euclidean import MatrixLog, log_euclidean_loss
 from methods.multi_teacher.uhc_factorised import FactorisedUHC, factorised_probabilities, logit_factors
 
 pytestmark = pytest.mark.filterwarnings(
@@ -226,3 +227,38 @@ def test_leaves_next_to_each_other_share_most() -> None:
 def test_a_tree_needs_stages_to_fork_behind() -> None:
     with pytest.raises(DoesNotFit, match=r"has 3 with the last: choose fewer \(method.hne.forks\)"):
         bind(HNE(forks=3))
+
+
+# ---- logarithms of similarities -----------------------------------------------------------------------------------
+
+
+def symmetric(x: Tensor) -> Tensor:
+    return MatrixLog.apply(x @ x.T + 0.1 * torch.eye(len(x), dtype=x.dtype))  # type: ignore[no-any-return]
+
+
+def test_the_logarithm_of_a_matrix_is_that_of_its_exponential() -> None:
+    a = random(4, 4)
+    a = a + a.T
+    assert torch.allclose(MatrixLog.apply(torch.matrix_exp(a)), a, atol=1e-9)
+    assert torch.autograd.gradcheck(symmetric, random(4, 6).requires_grad_())
+    assert torch.autograd.gradcheck(symmetric, random(5, 2).requires_grad_())  # three eigenvalues are 0.1
+
+
+def test_equal_eigenvalues_have_a_gradient() -> None:
+    a = (3 * torch.eye(3, dtype=torch.float64)).requires_grad_()
+    g = random(3, 3)
+    (found,) = torch.autograd.grad(MatrixLog.apply(a), a, g)
+    assert torch.allclose(found, g / 3, atol=1e-12)
+
+
+def test_similarities_are_compared_by_their_logarithms() -> None:
+    s, pool = random(3, 4).abs(), [random(3, 7, seed=1).abs(), random(3, 5, seed=2).abs()]
+
+    def log(x: Tensor) -> Tensor:
+        x = x / x.norm(dim=1, keepdim=True)
+        values, vectors = torch.linalg.eigh(x @ x.T + 0.2 * torch.eye(3, dtype=x.dtype))
+        return vectors @ values.log().diag() @ vectors.T
+
+    expected = sum((log(s) - log(t)).square().sum().item() / 9 for t in pool) / 2
+    assert log_euclidean_loss(s, pool, 0.2).item() == pytest.approx(expected, rel=1e-9)
+    assert log_euclidean_loss(5 * s, [s], 0.2).item() == pytest.approx(0, abs=1e-20)
