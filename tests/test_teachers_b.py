@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_methods import PLAIN, batches, bind, changed, fit, state, watch
+from test_methods import PLAIN, STUDENT, batches, bind, changed, fit, network, state, watch
 from test_pools import pooled, random
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from kdbench.errors import DoesNotFit
 from kdbench.method import Method
 from kdbench.taps import Spec
 from methods.multi_teacher.customize import AdaptiveKA, least_ambiguous, selective_loss, unit_norm_loss
+from methods.multi_teacher.data_distillation import DataDistillation, ensembled_labels
 from methods.multi_teacher.feed import ParallelFEED, SequentialFEED
 from methods.multi_teacher.hne import HNE, hierarchical_loss
 from methods.multi_teacher.ka import KA, groups_of_taps, of_one_size
@@ -262,3 +263,27 @@ def test_similarities_are_compared_by_their_logarithms() -> None:
     expected = sum((log(s) - log(t)).square().sum().item() / 9 for t in pool) / 2
     assert log_euclidean_loss(s, pool, 0.2).item() == pytest.approx(expected, rel=1e-9)
     assert log_euclidean_loss(5 * s, [s], 0.2).item() == pytest.approx(0, abs=1e-20)
+
+
+# ---- data distillation --------------------------------------------------------------------------------------------
+
+
+def test_views_are_ensembled_before_the_label_is_taken() -> None:
+    sure, unsure = torch.tensor([[4.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.5, 0.4]])
+    assert ensembled_labels([sure, unsure]).tolist() == [0]
+    # two classes are first in one view each, the third is second in both
+    views = [torch.tensor([[0.5, 0.1, 0.4]]).log(), torch.tensor([[0.1, 0.5, 0.4]]).log()]
+    assert ensembled_labels(views).tolist() == [2]
+
+
+def test_the_teacher_labels_what_has_no_label() -> None:
+    method, (batch,) = bind(DataDistillation()), batches(1)
+    free = batch["unlabelled"]
+    ((player, told),) = method.turns(batch)
+    with torch.no_grad():
+        views = [method.teacher(view.x).softmax(1) for view in (free, free["again"])]
+        s = network(STUDENT, 0)(torch.cat([batch.x, free.x]))
+    assert player == "student"
+    assert told["ce"].item() == pytest.approx(F.cross_entropy(s[:8], batch.y).item(), rel=1e-5)
+    labels = (views[0] + views[1]).argmax(1)
+    assert told["distilled"].item() == pytest.approx(F.cross_entropy(s[8:], labels).item(), rel=1e-5)
