@@ -80,6 +80,7 @@ from methods.multi_teacher.ebkd import ebkd_loss
 from methods.multi_teacher.hne import hierarchical_loss
 from methods.multi_teacher.hydra import heads_loss
 from methods.multi_teacher.ka import amalgamation_loss
+from methods.multi_teacher.knowledge_flow import dependence_loss
 from methods.multi_teacher.lfme import experts_loss, paced_cross_entropy_loss
 from methods.multi_teacher.log_euclidean import log_euclidean_loss
 from methods.multi_teacher.pool import weighted_members_loss
@@ -166,6 +167,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "average_loss": ("logits", lambda s, t: average_loss(s, [t, t.flip(0)], 4.0)),
     "soft_label_loss": ("logits", lambda s, t: soft_label_loss(s, t.float().softmax(1), 3.0)),
     "hierarchical_loss": ("logits", lambda s, t: hierarchical_loss([s, s.flip(0), t, s.flip(1)])),
+    "dependence_loss": ("logits", lambda s, t: dependence_loss(s)),
     "log_euclidean_loss": ("embed", lambda s, t: log_euclidean_loss(s, [t, t.flip(0)], 0.1)),
     "amalgamation_loss": ("map", amalgamation_loss),
     "selective_loss": ("map", lambda s, t: selective_loss([s, s.flip(1)], [t, t], torch.arange(len(s)) % 2)),

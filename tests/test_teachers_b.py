@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_methods import PLAIN, STUDENT, batches, bind, changed, fit, network, state, watch
+from test_methods import PLAIN, SPEC, STUDENT, TEACHER, batches, bind, changed, fit, network, state, watch
 from test_pools import pooled, random
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.data.batch import Batch
 from kdbench.errors import DoesNotFit
@@ -21,6 +21,7 @@ from methods.multi_teacher.data_distillation import DataDistillation, ensembled_
 from methods.multi_teacher.feed import ParallelFEED, SequentialFEED
 from methods.multi_teacher.hne import HNE, hierarchical_loss
 from methods.multi_teacher.ka import KA, groups_of_taps, of_one_size
+from methods.multi_teacher.knowledge_flow import KnowledgeFlow, dependence_loss, flowed
 from methods.multi_teacher.log_euclidean import MatrixLog, log_euclidean_loss
 from methods.multi_teacher.uhc_factorised import FactorisedUHC, factorised_probabilities, logit_factors
 
@@ -287,3 +288,47 @@ def test_the_teacher_labels_what_has_no_label() -> None:
     assert told["ce"].item() == pytest.approx(F.cross_entropy(s[:8], batch.y).item(), rel=1e-5)
     labels = (views[0] + views[1]).argmax(1)
     assert told["distilled"].item() == pytest.approx(F.cross_entropy(s[8:], labels).item(), rel=1e-5)
+
+
+# ---- knowledge flow -----------------------------------------------------------------------------------------------
+
+
+def test_layers_are_mixed_by_normalised_weights() -> None:
+    scores = torch.tensor([0.0, 2.0]).log1p()  # of 1 and 3
+    own, other = torch.full((1, 1, 1, 1), 4.0), torch.tensor([[[[0.0, 8.0], [8.0, 16.0]]]])
+    assert flowed(scores, own, [other]).item() == pytest.approx(0.25 * 4 + 0.75 * 8)
+    assert dependence_loss(torch.stack([scores, scores.flip(0)])).item() == pytest.approx(1.3862944 + 0.2876821)
+
+
+def test_a_student_that_depends_on_no_one_is_itself() -> None:
+    method, (batch,) = pooled(KnowledgeFlow(), (0, 1, 2), None), batches(1)
+    assert isinstance(method, KnowledgeFlow)
+    method.eval()
+    alone = F.cross_entropy(method.student(batch.x), batch.y).item()
+    assert terms(method, batch)["ce"].item() != pytest.approx(alone, rel=1e-3)
+    assert terms(method, batch)["dependence"].item() == pytest.approx(3 * torch.tensor(3.0).log().item())
+    with torch.no_grad():
+        method.layer_scores[:, 0] = 200.0
+    assert terms(method, batch)["ce"].item() == pytest.approx(alone, rel=1e-6)
+    assert terms(method, batch)["dependence"].item() == 0
+
+
+def test_knowledge_flows_into_the_students_own_layers_alone() -> None:
+    method = bind(KnowledgeFlow(protocol=PLAIN))
+    names = {name for name, _ in method.named_parameters()}
+    assert {name.partition(".")[0] for name in names} == {"student", "inflows", "layer_scores"}
+    assert {name.partition(".")[0] for name in method.state_dict()} >= {"student", "inflows", "layer_scores"}
+    assert not any(name.startswith("tails") for name in method.state_dict())
+
+
+def test_knowledge_cannot_flow_into_what_cannot_be_cut() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network(STUDENT, 0)
+
+        def tap(self, x: Tensor, names: Any = None) -> dict[str, Tensor]:
+            return self.net.tap(x, names)  # type: ignore[operator,no-any-return]
+
+    with pytest.raises(DoesNotFit, match="can be cut behind a stage"):
+        KnowledgeFlow().bind(Whole(), [network(TEACHER, "teacher")], SPEC)
