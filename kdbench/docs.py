@@ -12,7 +12,8 @@ Span = tuple[str, str]
 
 _WORK = re.compile(r"(?P<title>.+?) \((?P<inside>.+?)\)[.:]", re.DOTALL)
 _ADDRESS = re.compile(
-    r"arXiv:(?P<arxiv>\d{4}\.\d{4,5})|DOI (?P<doi>10\.\d{4,9}/[^\s),;]*[^\s),;.])|OpenReview (?P<forum>(?!\d{4}\b)[\w-]+)"
+    r"arXiv:(?P<arxiv>\d{4}\.\d{4,5})|DOI (?P<doi>10\.\d{4,9}/[^\s),;]*[^\s),;.])"
+    r"|OpenReview (?P<forum>(?!\d{4}\b)[\w-]+)"
     r"|(?P<page>https://proceedings\.[^\s),;]*[^\s),;.])"  # where there is none of these, as at NeurIPS
 )
 _SITES = {

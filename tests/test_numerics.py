@@ -80,12 +80,18 @@ from methods.multi_teacher.aekd import aekd_loss
 from methods.multi_teacher.average import average_loss, members_loss
 from methods.multi_teacher.camkd import camkd_feature_loss, camkd_loss
 from methods.multi_teacher.cfl import mmd_loss, reconstruction_loss
+from methods.multi_teacher.customize import selective_loss, unit_norm_loss
 from methods.multi_teacher.ebkd import ebkd_loss
+from methods.multi_teacher.hne import hierarchical_loss
 from methods.multi_teacher.hydra import heads_loss
+from methods.multi_teacher.ka import amalgamation_loss
+from methods.multi_teacher.knowledge_flow import dependence_loss
 from methods.multi_teacher.lfme import experts_loss, paced_cross_entropy_loss
+from methods.multi_teacher.log_euclidean import log_euclidean_loss
 from methods.multi_teacher.pool import weighted_members_loss
 from methods.multi_teacher.triplets import triplet_voting_loss
 from methods.multi_teacher.uhc import uhc_loss
+from methods.multi_teacher.uhc_factorised import soft_label_loss
 from methods.online.afd import alignment_loss, fooling_loss, telling_loss
 from methods.online.cl_ilr import consensus_loss
 from methods.online.codistillation import agreement_loss
@@ -114,6 +120,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def depth(x: Tensor) -> Tensor:
     """Positive, whatever a ReLU left, and without losing a digit."""
     return 1 + x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def chance(x: Tensor) -> Tensor:
+    """What a discriminator says, (B,), without losing a digit."""
+    return x[:, 0].to(torch.promote_types(x.dtype, torch.float32)).sigmoid()
 
 
 def svd(s: Tensor, t: Tensor) -> Tensor:
@@ -171,6 +182,13 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "mixed_label_loss": ("logits", lambda s, t: mixed_label_loss(s, t, Y[: len(s)], 0.3)),
     "members_loss": ("logits", lambda s, t: members_loss(s, [t, t.flip(0)], 4.0)),
     "average_loss": ("logits", lambda s, t: average_loss(s, [t, t.flip(0)], 4.0)),
+    "soft_label_loss": ("logits", lambda s, t: soft_label_loss(s, t.float().softmax(1), 3.0)),
+    "hierarchical_loss": ("logits", lambda s, t: hierarchical_loss([s, s.flip(0), t, s.flip(1)])),
+    "dependence_loss": ("logits", lambda s, t: dependence_loss(s)),
+    "log_euclidean_loss": ("embed", lambda s, t: log_euclidean_loss(s, [t, t.flip(0)], 0.1)),
+    "amalgamation_loss": ("map", amalgamation_loss),
+    "selective_loss": ("map", lambda s, t: selective_loss([s, s.flip(1)], [t, t], torch.arange(len(s)) % 2)),
+    "unit_norm_loss": ("map", lambda s, t: unit_norm_loss(s)),
     "weighted_members_loss": ("logits", lambda s, t: weighted_members_loss(s, [t, t.flip(0)], spread_out(s), 4.0)),
     "ebkd_loss": ("logits", lambda s, t: ebkd_loss(s, [t, t.flip(0)])),
     "camkd_loss": ("logits", lambda s, t: camkd_loss(s, [t, t.flip(0)], Y[: len(s)])),
@@ -232,14 +250,14 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "similarity_loss": ("logits", similarity_loss),
     "correlation_loss": ("embed", correlation_loss),
     "neighbours_loss": ("embed", neighbours_loss),
-    "rank_loss": ("embed", lambda s, t: rank_loss(on_sphere(s), on_sphere(t))),
+    "rank_loss": ("embed", lambda s, t: rank_loss(on_sphere(depth(s)), on_sphere(depth(t)))),  # no ties
     "absolute_loss": ("embed", absolute_loss),
     "relative_loss": ("embed", relative_loss),
     "early_exits_loss": ("logits", lambda s, t: early_exits_loss([s, s.flip(1)], t, torch.tensor(3.0))),
     "pu_loss": ("logits", lambda s, t: pu_loss(s[:, 0], s[:, 1], 0.3)),
     "robust_loss": ("logits", lambda s, t: robust_loss(s, t, torch.linspace(0.5, 1.5, 2 * K).view(2, K))),
-    "fooling_loss": ("logits", lambda s, t: fooling_loss(s[:, 0].sigmoid())),
-    "telling_loss": ("logits", lambda s, t: telling_loss(s[:, 0].sigmoid(), t[:, 0].sigmoid())),
+    "fooling_loss": ("logits", lambda s, t: fooling_loss(chance(s))),
+    "telling_loss": ("logits", lambda s, t: telling_loss(chance(s), chance(t))),
     "alignment_loss": ("map", alignment_loss),
     "consensus_loss": ("logits", lambda s, t: consensus_loss([s, t, s.flip(1)], 2.0)),
     "agreement_loss": ("logits", lambda s, t: agreement_loss(s, [t, t.flip(1)])),

@@ -17,6 +17,7 @@ from methods.multi_teacher.camkd import camkd_feature_loss, camkd_loss, confiden
 from methods.multi_teacher.cfl import CommonSpace, mmd_loss, reconstruction_loss
 from methods.multi_teacher.ebkd import EBKD, entropy_weights
 from methods.multi_teacher.hints import AEKDHint, FitNetMKD, hint_weights
+from methods.multi_teacher.ka import AmalgamationBlock, amalgamation_loss
 from methods.multi_teacher.lfme import experts_loss
 from methods.multi_teacher.pool import Pool
 from methods.multi_teacher.uhc import uhc_loss
@@ -90,6 +91,20 @@ def cfl_conv(v: Arrays) -> dict[str, Tensor]:
     blocks = [f"{i}.conv{k}.weight" for i in range(2) for k in (1, 2)]
     blocks += [f"{i}.bn{k}.{kind}" for i in range(2) for k in (1, 2) for kind in ("weight", "bias")]
     _, amalgamated, reconstructed = common_space(v, 3, layers(0, 1), blocks, layers(0, 1, 3))
+    return {"loss": amalgamated + reconstructed, "loss_amal": amalgamated, "loss_recons": reconstructed}
+
+
+@golden()
+def ka_layerwise(v: Arrays) -> dict[str, Tensor]:
+    s, pool = v.leaf("student_feature"), teachers(v, "feature", 2)
+    block = AmalgamationBlock(s.shape[1], [t.shape[1] for t in pool])
+    names = {"encoder": "enc", "adapter": "fam", "decoder": "dec"}
+    v.load(
+        block, {f"{ours}.{kind}": f"{theirs}_{kind}" for ours, theirs in names.items() for kind in ("weight", "bias")}
+    )
+    adapted, code, decoded = block(s, pool)
+    amalgamated = amalgamation_loss(adapted, code)
+    reconstructed = torch.stack([reconstruction_loss(d, t) for d, t in zip(decoded, pool, strict=True)]).sum()
     return {"loss": amalgamated + reconstructed, "loss_amal": amalgamated, "loss_recons": reconstructed}
 
 
