@@ -45,7 +45,7 @@ def bench(kd: Kdbench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Kdbench
 def together(bench: Kdbench, folder: Path, place: str, route: str) -> Path:
     """The store of all methods of a place, trained in one lockstep, and only once."""
     store = folder / f"{place}-{route}"
-    result = run(bench, place, *ROUTES[route], "cohort.max_students=100", f"paths.results={store}")
+    result = run(bench, place, *ROUTES[route], "cohort.max_students=1000", f"paths.results={store}")
     assert result.code == 0, result
     assert sorted(records_in(bench, store)) == sorted(methods_in(place))
     return store
@@ -58,8 +58,19 @@ def test_every_method_and_every_scenario_has_its_place() -> None:
     assert all(f"scenario={name}" in PLACES[name].settings.split() for name in SCENARIOS)
 
 
-@pytest.mark.parametrize("route", ["fast", "plain", pytest.param("bf16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("place", PLACES)
+CROWDED = "semi_supervised"
+"""Where most of the methods stand: seconds for a route become minutes."""
+
+
+@pytest.mark.parametrize(
+    ("place", "route"),
+    [
+        pytest.param(place, route, marks=[pytest.mark.slow] if route == "bf16" or slow else [])
+        for place in PLACES
+        for route in ROUTES
+        for slow in [(place, route) == (CROWDED, "plain")]
+    ],
+)
 def test_alone_as_in_company(bench: Kdbench, folder: Path, place: str, route: str) -> None:
     if route == "bf16" and PLACES[place].task == "policy":
         pytest.skip("what is observed is not flipped")
@@ -93,7 +104,7 @@ def killed_after_checkpoints(monkeypatch: pytest.MonkeyPatch, count: int) -> Non
 def test_killed_in_every_epoch(bench: Kdbench, folder: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kill comes when the checkpoints of all have moved, the last one behind the last epoch, before any record."""
     store = together(bench, folder, place, "fast")
-    command = ("cohort.max_students=100", "checkpoint_seconds=0", "keep=student")
+    command = ("cohort.max_students=1000", "checkpoint_seconds=0", "keep=student")
     epochs = next(iter(records_in(bench, store).values())).config["protocol"]["epochs"]
     for _ in range(epochs):
         with monkeypatch.context() as patch:
@@ -129,7 +140,7 @@ def test_a_robust_cell_is_attacked_in_every_way_of_evaluating(
 ) -> None:
     """Lightning evaluates under ``no_grad`` within training and, after it, would under ``inference_mode``."""
     chosen = ["scratch", "ard"]
-    longer = ("protocol.epochs=4", "cohort.max_students=100", "checkpoint_seconds=0")
+    longer = ("protocol.epochs=4", "cohort.max_students=1000", "checkpoint_seconds=0")
     store = folder / "robust-longer"
     assert run(bench, "robust", *longer, f"paths.results={store}", chosen=chosen).code == 0
     with monkeypatch.context() as patch:
@@ -152,7 +163,7 @@ def test_a_robust_cell_is_attacked_in_every_way_of_evaluating(
 def test_killed_in_the_middle_of_whatever_it_does(bench: Kdbench, folder: Path, place: str) -> None:
     """SIGKILL, at any moment behind a fresh checkpoint."""
     store = together(bench, folder, place, "fast")
-    command = ("run", *settings_of(place, methods_in(place)), "cohort.max_students=100", "checkpoint_seconds=0")
+    command = ("run", *settings_of(place, methods_in(place)), "cohort.max_students=1000", "checkpoint_seconds=0")
     rng, kills = random.Random(place), 0
     for _ in range(20):
         marks = {path: path.stat().st_mtime_ns for path in bench.work.glob(f"cells/*/{CHECKPOINT}")}
