@@ -287,15 +287,20 @@ def test_all_about_a_leaf(kd: Kdbench) -> None:
     assert "zagoruyko2016paying" not in absent
 
 
+def on(leaves: str) -> set[str]:
+    """The methods whose leaf's id begins so."""
+    return {name for name, entry in ENTRIES.items() if entry.leaf.startswith(leaves)}
+
+
 @pytest.mark.parametrize(
     ("what", "names"),
     [
         ("rkd", {"rkd"}),
-        ("4.1.3", {"rkd"}),
-        ("4.1", {"kd", "dkd", "ls", "logits_mse", "distilled_labels", "noisy_teacher", "rkd", "endd"}),
-        ("logits", {"kd", "dkd", "ls", "logits_mse", "distilled_labels", "noisy_teacher", "rkd", "endd"}),
-        ("multi-teacher/amalgamation", {"cfl"}),
-        ("3", set()),
+        ("4.1.3", on("logits/strictness")),
+        ("4.1", on("logits/")),
+        ("logits", on("logits/")),
+        ("multi-teacher/amalgamation", on("multi-teacher/amalgamation")),
+        ("10.2", set()),
     ],
 )
 def test_a_section_a_leaf_or_a_method(kd: Kdbench, what: str, names: set[str]) -> None:
@@ -303,7 +308,7 @@ def test_a_section_a_leaf_or_a_method(kd: Kdbench, what: str, names: set[str]) -
     out = kd("methods", what, "--results", str(kd.root)).out
     assert set(re.findall(r"^(\w+): ", out, re.M)) == names
     if not names:
-        assert "open: needs measures of its own" in out
+        assert "open: " in out
 
 
 def test_an_unknown_one(kd: Kdbench) -> None:
