@@ -113,7 +113,7 @@ INFORMED = {
 # A pair of its own for what fits no other.
 PAIRS = {"fskd": CHAIN}
 # Parameters of the student that have no part in what a method trains and ships.
-IDLE = {name: {"head.weight", "head.bias"} for name in ("lucir", "simkd")}
+IDLE = {name: {"head.weight", "head.bias"} for name in ("lucir", "simkd", "supervision_transfer")}
 
 PROTOCOL = Protocol(
     name="tiny",
