@@ -71,7 +71,7 @@ PLACES = {
         " teachers=[{seed:1}]",
         guests=("scratch", "kd", "ensemble_to_one"),
     ),
-    "paired": Place(f"{DIGITS} scenario=paired {CLEAN}", guests=("scratch", "kd", "at", "crd")),
+    "paired": Place(f"{DIGITS} scenario=paired {CLEAN}", guests=("scratch", "kd", "at", "crd", "supervision_transfer")),
     "robust": Place(f"{DIGITS} scenario=robust dataset.scenario.steps=2 {CLEAN}", guests=("scratch", "kd", "ard")),
     "target": Place(
         f"{DIGITS} scenario=target dataset.scenario.per_batch=8 {CLEAN}",

@@ -20,6 +20,7 @@ from methods.intermediate.fsp import flow, fsp_loss
 from methods.intermediate.ft import Paraphraser, attention_factor_loss, factor_loss, paraphrase_loss, translator
 from methods.intermediate.gradient_attention import GradientAttention
 from methods.intermediate.irg import edge_loss, edges, transform_loss, transformation, vertex_loss
+from methods.intermediate.irg_forms import IRGChanges, change_loss, graph_loss
 from methods.intermediate.itrd import ITRD
 from methods.intermediate.jacobian import JacobianMatching, input_gradient
 from methods.intermediate.kdpp import norm_direction_loss
@@ -316,6 +317,21 @@ def afd_attention(v: Arrays) -> dict[str, Tensor]:
     v.load(attention, names_of_afd(len(s), len(t)))
     weights = attention(s, t)
     return {"loss": matched_feature_loss(weights, s, t), "out_attention": weights}
+
+
+@golden()
+def irg(v: Arrays) -> dict[str, Tensor]:
+    names = ("embed", "feat_0", "feat_1")
+    s, t = {name: v.leaf(f"student_{name}") for name in names}, {name: v[f"teacher_{name}"] for name in names}
+    method = IRGChanges()
+    method.ways = [(("feat_0", "feat_0"), ("feat_1", "feat_1"))]
+    logits = {"logits": torch.zeros(8, 2, dtype=v.dtype)}
+    terms = terms_of(method, s | logits, t | logits, torch.zeros(8).long())
+    return {
+        "loss": terms["graph"] + terms["transform"],
+        "loss_graph": graph_loss(s["embed"], t["embed"]),
+        "loss_transform": change_loss((s["feat_0"], s["feat_1"]), (t["feat_0"], t["feat_1"])),
+    }
 
 
 @golden()
