@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.losses import cross_entropy, kl
 from kdbench.tasks.robust import ascend
+from methods.learning.actor_mimic import feature_loss, mimic_loss
 from methods.learning.bic import bias_loss, corrected
 from methods.learning.bss import base_samples, boundary_samples, soft_cross_entropy, target_classes
 from methods.learning.eeil import heads_loss
@@ -228,3 +229,10 @@ def podnet_nca(v: Arrays) -> dict[str, Tensor]:
         "loss_hinge": nca_rows(s, y, scale=3.0, margin=0.6, form="authors").clamp(min=0).mean(),
         "loss_including_positive": cross_entropy(3.0 * (s - 0.6), y),
     }
+
+
+@golden()
+def actor_mimic(v: Arrays) -> dict[str, Tensor]:
+    s, h = v.leaf("student_q"), v.leaf("student_feature")
+    policy = mimic_loss(s, v["teacher_q"], temperature=0.1, form="both")
+    return {"loss": len(s) * policy + feature_loss(h, v["teacher_feature"]) / h.shape[1]}
