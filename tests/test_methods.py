@@ -79,6 +79,10 @@ STREAMS = {AGAIN, PAIRED, "unlabelled"}
 
 # Those that keep an embedding of every training image.
 BANKS = ("crd", "crd_kd", "crd_infonce", "crd_bound")
+# Those that play.
+PLAYING = ("actor_critic", "actor_mimic", "piekd", "rnd")
+PLAYING += tuple(f"policy_distillation{loss}" for loss in ("", "_mse", "_nll"))
+
 # Players whose loss is sure to fall on one repeated batch. By default all of them; in an adversarial game only some,
 # none where the targets move at first (the keys of a memory bank), and not a head that tells eight images apart by
 # their cosines, too slowly to be seen.
@@ -92,10 +96,9 @@ SETTLING: dict[str, set[str]] = {
     "portable_student": {"student"},
     "sskd": {"student"},
     **{name: set() for name in BANKS},
-    # each batch of an environment is another play, each of a bias is drawn anew
-    "actor_critic": set(),
-    "policy_distillation": set(),
-    "bic": {"student"},
+    # each batch of an environment is another play; those of a bias, and those of balanced classes, are drawn anew
+    **{name: set() for name in PLAYING},
+    **{name: {"student"} for name in ("bic", "eeil", "eeil_facil", "podnet", "podnet_authors")},
     # maps of classes under a head that was made a hundred times as large are too far away for this rate
     "catkd": set(),
     # its temperature rises, and with it the value of its loss
@@ -118,7 +121,8 @@ PAIRS = {"fskd": CHAIN}
 # Those whose teacher is nothing but where a network of their own begins.
 BEGINNINGS = {"kdgan"}
 # Parameters of the student that have no part in what a method trains and ships.
-IDLE = {name: {"head.weight", "head.bias"} for name in ("lucir", "simkd", "supervision_transfer")}
+HEADLESS = ("lucir", "podnet", "podnet_authors", "simkd", "supervision_transfer")
+IDLE = {name: {"head.weight", "head.bias"} for name in HEADLESS}
 # Parameters of what is shipped that are the teacher's, and stay so.
 TAKEN_OVER = {"simkd": {"head.weight", "head.bias"}}
 

@@ -278,6 +278,8 @@ def test_examples_without_a_score_or_a_difference_do_not_count() -> None:
     a, b = np.array([1.0, 2.0, math.nan, 4.0, math.inf, 7.0]), np.array([0.0, 1.0, 3.0, math.nan, math.inf, 7.0])
     assert sign_flip_scores([(a, b)]) == pytest.approx(all_signs(np.array([1.0, 1.0])))
     assert sign_flip_scores([(b[:1], b[:1])]) == 1.0
+    one = np.array([500.0, 500.0, 9.0])
+    assert sign_flip_scores([(one, np.array([500.0, 500.0, 10.0]))]) == all_signs(np.array([1.0])) == 1.0
     with pytest.raises(ValueError, match="at least one pair"):
         sign_flip_scores([])
     with pytest.raises(ValueError, match="not of the same examples"):

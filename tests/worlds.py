@@ -164,5 +164,6 @@ QUICK: dict[str, dict[str, Any]] = {
     "noisy_student": {"generations": 2},
     "deep_inversion": {"images": 16, "iterations": 2, "image_batch": 8},
     "stagewise": {"blocks": 1},
+    "piekd": {"interval": 16, "passes": 1},
 }
 """What takes long by default, shortened."""

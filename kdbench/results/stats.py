@@ -222,7 +222,7 @@ def sign_flip_scores(pairs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     with np.errstate(invalid="ignore"):  # of infinities
         differences = np.sum([a - b for a, b in columns], axis=0)
     differences = differences[np.isfinite(differences) & (differences != 0)]
-    if not len(differences):
+    if len(differences) < 2:  # either sign of one is as far from 0
         return 1.0
     observed = abs(math.fsum(differences))
     if len(differences) >= MANY:

@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from kdbench.losses import cross_entropy, kl
 from kdbench.tasks.robust import ascend
+from methods.learning.actor_mimic import feature_loss, mimic_loss
 from methods.learning.bic import bias_loss, corrected
 from methods.learning.bss import base_samples, boundary_samples, soft_cross_entropy, target_classes
+from methods.learning.eeil import heads_loss
 from methods.learning.gkd import adjacency, gkd_loss
 from methods.learning.icarl import icarl_loss
 from methods.learning.lucir import CosineHead, less_forget_loss, margin_ranking_loss
 from methods.learning.lwf import new_classes_loss, old_classes_loss
+from methods.learning.lwm import attention_loss
 from methods.learning.mean_teacher import consistency_loss, decay_at, follow
+from methods.learning.podnet import Pooling, nca_loss, nca_rows, pod_loss
 from methods.learning.policy_distillation import policy_loss
 from methods.learning.sskd import selected, selected_kl, similarity, sources, split
 from parity.arrays import Arrays, golden
@@ -187,3 +191,48 @@ def bss(v: Arrays) -> dict[str, Tensor]:
         "out_attacked_image": moved[base],
         "out_predicted_after_attack": moved_t[base].argmax(1),
     }
+
+
+@golden()
+def eeil_facil(v: Arrays) -> dict[str, Tensor]:
+    """In the first stage of the third experience, where the newest of two old heads is left out."""
+    heads = [v.leaf(f"student_logits_task{k}") for k in range(3)]
+    s, past = torch.cat(heads, 1), torch.cat([v[f"teacher_logits_task{k}"] for k in range(2)], 1)
+    kd = heads_loss(s, past, ends=(4,), temperature=2.0, form="facil")
+    return {"loss": cross_entropy(s, v["target"]) + kd}
+
+
+@golden()
+def lwm(v: Arrays) -> dict[str, Tensor]:
+    s = torch.cat([v.leaf(f"student_logits_task{k}") for k in range(2)], 1)
+    kd = old_classes_loss(s[:, :5], v["teacher_logits_task0"], temperature=2.0)
+    attention = attention_loss(v.leaf("attention_map"), v["attention_map_old"], normalised=False)
+    return {"loss": new_classes_loss(s, v["target"], old=5) + kd + attention, "loss_attention": attention}
+
+
+@golden()
+def podnet(v: Arrays) -> dict[str, Tensor]:
+    s, past = [v.leaf(f"map_{k}") for k in range(2)], [v[f"map_old_{k}"] for k in range(2)]
+    kinds: tuple[Pooling, ...] = ("spatial", "channels", "width", "height", "gap")
+    found = {f"loss_{kind}": pod_loss(s, past, kind) for kind in kinds}
+    flat = less_forget_loss(v.leaf("feature"), v["feature_old"])
+    return {"loss": 6**0.5 * (3 * found["loss_spatial"] + flat), "loss_flat": flat, **found}  # 60 classes, 10 new
+
+
+@golden()
+def podnet_nca(v: Arrays) -> dict[str, Tensor]:
+    s, y = v.leaf("similarities"), v["target"]
+    loss = nca_loss(s, y, scale=3.0, margin=0.6, form="authors")
+    return {
+        "loss": loss,
+        "loss_pycil": loss,
+        "loss_hinge": nca_rows(s, y, scale=3.0, margin=0.6, form="authors").clamp(min=0).mean(),
+        "loss_including_positive": cross_entropy(3.0 * (s - 0.6), y),
+    }
+
+
+@golden()
+def actor_mimic(v: Arrays) -> dict[str, Tensor]:
+    s, h = v.leaf("student_q"), v.leaf("student_feature")
+    policy = mimic_loss(s, v["teacher_q"], temperature=0.1, form="both")
+    return {"loss": len(s) * policy + feature_loss(h, v["teacher_feature"]) / h.shape[1]}
