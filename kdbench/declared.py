@@ -1,14 +1,15 @@
 """What a method's class says of itself, read from its source: nothing is imported, neither the class nor PyTorch.
 
 A class is read as Python would make it, as far as that needs no running: constants (also in ``frozenset(...)``, in
-``a | b`` and ``{**a, ...}``, and a base's as ``Base.name``), bases of the same file or imported by name, up to
+``a | b`` and ``{**a, ...}``, and another class's as ``Class.name``), bases of the same file or imported by name, up to
 `kdbench.method.Method`. Of one that is made otherwise nothing is said here, and whoever asks imports it.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec
@@ -82,22 +83,24 @@ def _class(module: str, name: str) -> tuple[ast.ClassDef, dict[str, Any], bool]:
     found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     if len(found) != 1 or found[0].decorator_list:
         raise _Unknown
+
+    def constant(of: ast.expr, attribute: str) -> Any:
+        return _class(*_origin(tree, module, of))[1].get(attribute, _NONE)
+
     values: dict[str, Any] = {}
-    bases: dict[str, Mapping[str, Any]] = {}
     is_method = f"{module}.{name}" == BASE
     for base in reversed([] if is_method else found[0].bases):
         where, what = _origin(tree, module, base)
         if where.partition(".")[0] in ("abc", "typing", "torch", "builtins"):
             continue
         _, inherited, of_method = _class(where, what)
-        bases[ast.unparse(base)] = inherited
         values |= inherited
         is_method = is_method or of_method
     for node in found[0].body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            values[node.targets[0].id] = _value(node.value, bases)
+            values[node.targets[0].id] = _value(node.value, constant)
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
-            values[node.target.id] = _value(node.value, bases)
+            values[node.target.id] = _value(node.value, constant)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             values[node.name] = _NONE  # perhaps in the place of an inherited constant
     return found[0], values, is_method
@@ -107,26 +110,27 @@ _NONE = object()
 """What stands for a value that only running the code would tell."""
 
 
-def _value(node: ast.expr | None, bases: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A constant, or `_NONE`; `bases` are the constants of the class's bases, by the names of these."""
+def _value(node: ast.expr | None, constant: Callable[[ast.expr, str], Any]) -> Any:
+    """A constant, or `_NONE`; `constant` tells that of another class."""
     try:
         return ast.literal_eval(node)  # type: ignore[arg-type]
     except (ValueError, TypeError, MemoryError, RecursionError):
         pass
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        return bases.get(node.value.id, {}).get(node.attr, _NONE)
+    if isinstance(node, ast.Attribute):
+        with suppress(_Unknown):
+            return constant(node.value, node.attr)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords and len(node.args) <= 1:
         kind = {"frozenset": frozenset, "tuple": tuple, "dict": dict, "set": set}.get(node.func.id)
-        inner = _value(node.args[0], bases) if node.args else ()
+        inner = _value(node.args[0], constant) if node.args else ()
         if kind and inner is not _NONE:
             return kind(inner)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        left, right = _value(node.left, bases), _value(node.right, bases)
+        left, right = _value(node.left, constant), _value(node.right, constant)
         if left is not _NONE and right is not _NONE:
             return left | right
     if isinstance(node, ast.Dict):
         parts = [
-            _value(value, bases) if key is None else {_value(key, bases): _value(value, bases)}
+            _value(value, constant) if key is None else {_value(key, constant): _value(value, constant)}
             for key, value in zip(node.keys, node.values, strict=True)
         ]
         if all(isinstance(part, dict) and _NONE not in (*part, *part.values()) for part in parts):

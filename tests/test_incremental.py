@@ -35,14 +35,14 @@ def make(name: str) -> Method:
 # ---- classes that arrive ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["eeil", "eeil_facil", "icarl_cnn", "lwf_facil", "lwm", "podnet", "podnet_authors"])
+@pytest.mark.parametrize("name", ["eeil", "eeil_facil", "icarl_cnn", "lwm", "podnet", "podnet_authors"])
 def test_what_arrives_is_learnt(name: str) -> None:
     method = make(name)
     turns = watch(method)
     world = learn(method)
     assert {term for turn in turns for term in turn.terms} == set(method.terms)
     assert all(len(turn.terms) == 1 for turn in turns if turn.experience == 0)  # there is no past self
-    memory = 0 if name in ("lwf_facil", "lwm") else 2
+    memory = 0 if name == "lwm" else 2
     assert world.y[method.kept].bincount(minlength=CLASSES).tolist() == [memory] * CLASSES
     scores = method.eval()(world.x)
     assert (scores.argmax(1) >= 4).any()  # of the classes that came last, too

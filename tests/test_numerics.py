@@ -21,6 +21,9 @@ from methods.applications.cwd import cwd_loss
 from methods.applications.depth_proxy import proxy_loss
 from methods.applications.pixel_wise import pixel_wise_loss
 from methods.applications.self_ensembling import class_balance_loss
+from methods.cross_modal.generalised_distillation import imitation_loss
+from methods.cross_modal.graph_distillation import imitation_terms
+from methods.cross_modal.hallucination import hallucination_loss
 from methods.data_free.dafl import activation_loss, information_entropy_loss, one_hot_loss
 from methods.data_free.deep_inversion import competition_loss, statistics_loss
 from methods.data_free.zskd import impression_loss
@@ -35,6 +38,7 @@ from methods.intermediate.fsp import flow, fsp_loss
 from methods.intermediate.ft import attention_factor_loss, factor_loss, paraphrase_loss
 from methods.intermediate.gradient_attention import class_attention_loss
 from methods.intermediate.irg import edge_loss, transform_loss, vertex_loss
+from methods.intermediate.irg_forms import change_loss, graph_loss
 from methods.intermediate.itrd import itrd_correlation_loss, itrd_mutual_loss
 from methods.intermediate.jacobian import jacobian_loss
 from methods.intermediate.kdpp import norm_direction_loss
@@ -48,15 +52,22 @@ from methods.intermediate.semckd import semckd_loss
 from methods.intermediate.sobolev import derivative_loss
 from methods.intermediate.sp import sp_loss
 from methods.intermediate.vid import vid_loss
+from methods.learning.actor_mimic import feature_loss, mimic_loss
 from methods.learning.anc import logits_loss
 from methods.learning.bic import bias_loss
+from methods.learning.cooperation import relation_loss
+from methods.learning.eeil import binary_loss
 from methods.learning.ensemble_to_one import ensemble_loss
 from methods.learning.gkd import gkd_loss
 from methods.learning.icarl import icarl_loss
 from methods.learning.lucir import less_forget_loss, margin_ranking_loss
 from methods.learning.lwf import new_classes_loss, old_classes_loss
+from methods.learning.lwm import attention_loss
 from methods.learning.mean_teacher import consistency_loss
+from methods.learning.mhgd import attention_graph_loss, estimation_loss
+from methods.learning.podnet import nca_loss, pod_loss
 from methods.learning.policy_distillation import policy_loss
+from methods.learning.policy_distillation_losses import best_action_loss, score_loss
 from methods.logits.cc import correlation_loss, neighbours_loss
 from methods.logits.darkrank import rank_loss
 from methods.logits.dist import dist_terms
@@ -248,6 +259,25 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "kdsvd_loss": ("map", svd),
     "ofd_loss": ("map", lambda s, t: ofd_loss([s - 1, s], [t - 1, t], [torch.full((4,), -0.5)] * 2)),
     "similarity_loss": ("logits", similarity_loss),
+    "imitation_loss": ("logits", lambda s, t: imitation_loss(s, t, 4.0)),
+    "imitation_terms": (
+        "logits",
+        lambda s, t: imitation_terms([s, s.flip(1)], [t, t.flip(0)], torch.full((len(s), 2), 0.5)),
+    ),
+    "hallucination_loss": ("map", hallucination_loss),
+    "graph_loss": ("embed", graph_loss),
+    "change_loss": ("map", lambda s, t: change_loss((s, s.flip(1)), (t, t.flip(1)))),
+    "mimic_loss": ("logits", mimic_loss),
+    "feature_loss": ("embed", feature_loss),
+    "relation_loss": ("logits", lambda s, t: relation_loss([s, t, s.flip(1)], Y[: len(s)], "cooperation", 10.0)),
+    "binary_loss": ("logits", binary_loss),
+    "attention_loss": ("map", lambda s, t: attention_loss(s[:, 0], t[:, 0])),
+    "estimation_loss": ("embed", lambda s, t: estimation_loss(on_sphere(depth(s)), on_sphere(depth(t)))),
+    "attention_graph_loss": ("map", lambda s, t: attention_graph_loss(s[:, 0], t[:, 0])),
+    "pod_loss": ("map", lambda s, t: pod_loss([s, s.flip(1)], [t, t.flip(1)])),
+    "nca_loss": ("logits", lambda s, t: nca_loss(on_sphere(depth(s)), Y[: len(s)])),
+    "best_action_loss": ("logits", best_action_loss),
+    "score_loss": ("logits", score_loss),
     "correlation_loss": ("embed", correlation_loss),
     "neighbours_loss": ("embed", neighbours_loss),
     "rank_loss": ("embed", lambda s, t: rank_loss(on_sphere(depth(s)), on_sphere(depth(t)))),  # no ties
@@ -275,7 +305,7 @@ SOFT = {
     "mutual": lambda s, t, temperature: mutual_loss(s, [t], temperature),
     "average": lambda s, t, temperature: average_loss(s, [t, t.flip(0)], temperature),
 }
-SQUARES = ("logits_mse_loss", "logits_loss", "vertex_loss")
+SQUARES = ("logits_mse_loss", "logits_loss", "score_loss", "vertex_loss")
 """Of logits' differences, which float32 cannot hold for the largest of them."""
 every_loss = pytest.mark.parametrize("name", LOSSES)
 

@@ -23,7 +23,7 @@ from methods.intermediate.irg_forms import IRGChanges, IRGEdges, change_loss
 from methods.learning.conditional_adversarial import ConditionalAdversarial
 from methods.learning.cooperation import Cooperation, relation_in_code, relation_loss
 from methods.learning.kdgan import KDGAN, concrete
-from methods.learning.mhgd import MHGD, Attention, graph_loss
+from methods.learning.mhgd import MHGD, Attention, attention_graph_loss
 from methods.learning.portable_student import PortableStudent
 
 pytestmark = pytest.mark.filterwarnings(
@@ -266,8 +266,8 @@ def test_graphs_of_attention_by_hand() -> None:
         p, q = ([math.exp(math.tanh(x)) for x in row] for row in (a, b))
         p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
         expected += sum(x * math.log(x / y) for x, y in zip(p, q, strict=True)) / 2
-    assert graph_loss(s, t).item() == pytest.approx(expected, rel=1e-5)
-    assert graph_loss(s.repeat(3, 1, 1), t.repeat(3, 1, 1)).item() == pytest.approx(3 * expected, rel=1e-5)
+    assert attention_graph_loss(s, t).item() == pytest.approx(expected, rel=1e-5)
+    assert attention_graph_loss(s.repeat(3, 1, 1), t.repeat(3, 1, 1)).item() == pytest.approx(3 * expected, rel=1e-5)
 
 
 def test_attention_that_is_learned_becomes_a_constant() -> None:

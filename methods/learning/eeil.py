@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.data.batch import Batch
@@ -25,10 +24,14 @@ Form = Literal["paper", "facil"]
 def binary_loss(student: Tensor, past: Tensor, temperature: float = 2.0) -> Tensor:
     """Binary cross-entropy of softmax(s / T) with targets softmax(t / T), averaged over samples and classes (FACIL).
 
-    Of logits (B, K). It adds (1 - q) log(1 - p) to the cross-entropy of each class. No gradient reaches `past`.
+    Of logits (B, K). It adds (1 - q) log(1 - p) to the cross-entropy of each class, whose logarithms are cut at -100,
+    as PyTorch's are. No gradient reaches `past`.
     """
-    p, q = ((z / temperature).softmax(1) for z in (student, past.detach()))
-    return F.binary_cross_entropy(p, q)
+    z, q = student / temperature, (past.detach() / temperature).softmax(1)
+    itself = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
+    others = z[:, None].masked_fill(itself, torch.finfo(z.dtype).min).logsumexp(2)  # without ever forming 1 - p
+    log_p, log_not = (each - z.logsumexp(1, keepdim=True) for each in (z, others))
+    return -(q * log_p.clamp(min=-100) + (1 - q) * log_not.clamp(min=-100)).mean()
 
 
 def heads_loss(

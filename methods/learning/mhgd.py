@@ -94,7 +94,7 @@ def estimation_loss(estimated: Tensor, vectors: Tensor) -> Tensor:
 
 
 @in_float32
-def graph_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def attention_graph_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Σ over heads of KL( softmax(tanh G_s) || softmax(tanh G_t) ) of graphs (heads, B, B), by rows.
 
     Summed over a row and over heads, averaged over the B rows. The student's distribution comes first, as in the
@@ -108,7 +108,7 @@ class MHGD(Method):
     """Two stages: attention learns how the teacher's vectors follow from layer to layer; the student has its graphs.
 
     Stage ``attention``:   L = Σ over layers of `estimation_loss`, of an `Attention` and an `Estimator` alone
-    Stage ``distil``:      L = CE(y, s) + λ · Σ over layers of `graph_loss`, by that attention, now a constant
+    Stage ``distil``:      L = CE(y, s) + λ · Σ over layers of `attention_graph_loss`, by that attention, now a constant
 
     A vector is the first right singular one of a map's matrix (positions, channels), the end of a stage; the student's
     is that of its first ones which is most like the teacher's, with its sign, after a `same_width`. In the first stage
@@ -180,5 +180,5 @@ class MHGD(Method):
         for connect, (tap, _), vectors in zip(self.connectors, self.pairs, taught, strict=True):
             candidates = decomposed(as_matrices(connect(s[tap])), 1 + CANDIDATES)[0]
             own.append(alike(candidates, vectors).squeeze(2))
-        losses = [graph_loss(x, y) for x, y in zip(self.graphs(own), self.graphs(told), strict=True)]
+        losses = [attention_graph_loss(x, y) for x, y in zip(self.graphs(own), self.graphs(told), strict=True)]
         yield "student", {"ce": cross_entropy(s.logits, batch.y), "graph": torch.stack(losses).sum()}
