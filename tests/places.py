@@ -79,7 +79,7 @@ PLACES = {
         guests=("scratch", "kd", "self_ensembling", "mean_teacher"),
     ),
 }
-ONLY = {"fskd": "pruned"}
+ONLY = {"fskd": "pruned", "cross_distillation": "pruned"}
 """What fits no other pair."""
 
 

@@ -92,6 +92,10 @@ SETTLING: dict[str, set[str]] = {
     "conditional_adversarial": {"student"},
     "dafl": {"generator"},
     "kdgan": {"student"},
+    # a generator that seeks what a student has not learned, and a student that has to learn what it finds
+    "dfad": {"student"},
+    "dfq": {"generator"},
+    **{name: {"student"} for name in ("zskt", "zskt_paper")},
     "meal": {"student"},
     "portable_student": {"student"},
     "sskd": {"student"},
@@ -103,11 +107,14 @@ SETTLING: dict[str, set[str]] = {
     "catkd": set(),
     # its temperature rises, and with it the value of its loss
     "multi_exit": set(),
+    # the entropy of soft targets is no less for the student's learning
+    **{name: set() for name in ("replayed", "replayed_all_layers")},
 }
 # Those that must be told more of the data than a plain loader shows: how many images there are, and which is which; how
 # pixels were normalised; another view of each image.
 INFORMED = {
     *BANKS,
+    *("pseudo_examples", "replayed", "replayed_all_layers"),
     "ard",
     "ddgsd",
     "kdpp",
@@ -117,7 +124,7 @@ INFORMED = {
 }
 
 # A pair of its own for what fits no other.
-PAIRS = {"fskd": CHAIN}
+PAIRS = {"fskd": CHAIN, "cross_distillation": CHAIN}
 # Those whose teacher is nothing but where a network of their own begins.
 BEGINNINGS = {"kdgan"}
 # Parameters of the student that have no part in what a method trains and ships.

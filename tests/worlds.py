@@ -165,5 +165,14 @@ QUICK: dict[str, dict[str, Any]] = {
     "deep_inversion": {"images": 16, "iterations": 2, "image_batch": 8},
     "stagewise": {"blocks": 1},
     "piekd": {"interval": 16, "passes": 1},
+    "deep_inversion_plain": {"images": 16, "iterations": 2, "image_batch": 8},
+    "cmi": {"images": 16, "rounds": 2, "iterations": 2, "image_batch": 8, "width": 8},
+    "kegnet": {"share": 0.5},
+    "zskd_uniform": {"impressions": 24, "iterations": 2, "image_batch": 12},
+    "knowledge_within": {"images": 16, "iterations": 2, "image_batch": 8},
+    "replayed": {"images": 16, "iterations": 2, "image_batch": 8},
+    "replayed_all_layers": {"images": 16, "iterations": 2, "image_batch": 8},
+    "cross_distillation": {"images": 12, "iterations": 6},
+    "pseudo_examples": {"images": 16, "rounds": 2, "iterations": 2, "image_batch": 8},
 }
 """What takes long by default, shortened."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.data.batch import Batch, DataSpec
+from kdbench.data.batch import DataSpec
 from kdbench.errors import DoesNotFit
-from kdbench.losses import cross_entropy, in_float32, kl
-from kdbench.method import Method, Stage
+from kdbench.losses import cross_entropy, in_float32
 from kdbench.settings import Count, Positive, Temperature, Weight
-from kdbench.taps import Out, Spec
+from kdbench.taps import Spec
+from methods.data_free.pool import Pool
 
 
 @in_float32
@@ -74,11 +73,30 @@ def competition_loss(student: Tensor, teacher: Tensor, temperature: float = 3.0)
 
 
 class Statistics:
-    """While it is entered: `statistics_loss` of every batch norm that a forward pass of `net` meets, in order."""
+    """While it is entered: a `measure` of every batch norm that a forward pass of `net` meets, in order.
 
-    def __init__(self, net: nn.Module) -> None:
+    Args:
+        measure: (input, running mean, running variance) -> what is kept.
+    """
+
+    def __init__(self, net: nn.Module, measure: Callable[[Tensor, Tensor, Tensor], Tensor] = statistics_loss) -> None:
         self.norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-        self.losses: list[Tensor] = []
+        self.measure = measure
+        self.seen: list[Tensor] = []
+
+    @classmethod
+    def kept_by(cls, teacher: Spec, title: str) -> nn.Module:
+        """The teacher's network.
+
+        Raises:
+            DoesNotFit: it keeps no statistics of batch norms.
+        """
+        assert teacher.net is not None
+        if not cls(teacher.net).norms:
+            raise DoesNotFit(
+                f"{title} reads the statistics of batch norms, and {teacher.name} has none: choose another pair."
+            )
+        return teacher.net
 
     def __enter__(self) -> Statistics:
         self.hooks = [norm.register_forward_hook(self._see) for norm in self.norms]
@@ -89,15 +107,15 @@ class Statistics:
             hook.remove()
 
     def _see(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.losses.append(statistics_loss(inputs[0], norm.running_mean, norm.running_var))  # type: ignore[arg-type]
+        self.seen.append(self.measure(inputs[0], norm.running_mean, norm.running_var))  # type: ignore[arg-type]
 
     def pop(self) -> list[Tensor]:
-        """The losses of the pass since the last call."""
-        losses, self.losses = self.losses, []
-        return losses
+        """What was measured since the last call."""
+        seen, self.seen = self.seen, []
+        return seen
 
 
-class DeepInversion(Method):
+class DeepInversion(Pool):
     """Images are dreamt from what the teacher's batch norms remember, and the student is distilled on them.
 
     x̂ = argmin CE(t(x), y) + tv · `total_variation` + l2 · `image_norm`
@@ -124,7 +142,6 @@ class DeepInversion(Method):
     paper = "yin2019dreaming"
     title = "DeepInversion"
     needs = frozenset({"teacher", "no_data"})
-    terms = ("kd",)
     survey: ClassVar = {
         "original_data": "no",
         "prior": "statistics kept in batch norms, natural images",
@@ -133,7 +150,6 @@ class DeepInversion(Method):
         "discriminator": "none; student and teacher compete",
         "multi_task": "no",
     }
-    images: Tensor
 
     def __init__(
         self,
@@ -150,32 +166,18 @@ class DeepInversion(Method):
         temperature: Temperature = 20.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.rounds, self.per_round = rounds, -(-images // rounds)
+        super().__init__(images, rounds, temperature, **kwargs)
         self.iterations, self.image_lr, self.image_batch = iterations, image_lr, image_batch
         self.variation, self.norm, self.statistics = variation, norm, statistics
-        self.competition, self.jitter, self.temperature = competition, jitter, temperature
+        self.competition, self.jitter = competition, jitter
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         assert teacher is not None
-        assert teacher.net is not None
-        if not Statistics(teacher.net).norms:
-            raise DoesNotFit(
-                f"DeepInversion reads the statistics of batch norms, and {teacher.name} has none: choose another pair."
-            )
-        self.net = (teacher.net,)  # a tuple hides the teacher's weights from nn.Module
-        self.register_buffer("images", torch.zeros(self.rounds * self.per_round, *data.shape))
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage(f"round{k}", 1 / self.rounds, self.dream) for k in range(self.rounds)]
-
-    @property
-    def round(self) -> int:
-        """Number of the one in course, from 0."""
-        return int(self.stage.removeprefix("round"))
+        super().build(student, teacher, data)
+        self.net = (Statistics.kept_by(teacher, self.title),)  # a tuple hides the teacher's weights from nn.Module
 
     def dream(self) -> None:
-        fresh = self.images[self.round * self.per_round : (self.round + 1) * self.per_round]
+        fresh = self.fresh
         labels = torch.arange(len(fresh), device=fresh.device) % self.data.num_classes
         with Statistics(self.net[0]) as seen:
             for images, y in zip(fresh.split(self.image_batch), labels.split(self.image_batch), strict=True):
@@ -195,10 +197,3 @@ class DeepInversion(Method):
         if self.round and self.competition:
             loss = loss + self.competition * competition_loss(self.student_out(x).logits, t)
         return loss
-
-    def batch(self, batch: Batch) -> Batch:
-        dreamt = (self.round + 1) * self.per_round
-        return replace(batch, x=self.images[torch.randint(dreamt, (len(batch),), generator=self.rng)])
-
-    def losses(self, s: Out, t: Out, batch: Batch) -> dict[str, Tensor]:
-        return {"kd": kl(s.logits, t.logits, self.temperature)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,11 @@ def concentration(similarity: Tensor, beta: float) -> Tensor:
     return beta * min_max(similarity) + 1e-4
 
 
+def without_similarity(concentration: Tensor) -> Tensor:
+    """Uniform rows of the same sums: the control that knows how peaked soft labels are, and not what is alike."""
+    return concentration.mean(1, keepdim=True).expand_as(concentration)
+
+
 @in_float32
 def impression_loss(logits: Tensor, softmax: Tensor, temperature: float = 20.0) -> Tensor:
     """CE( softmax, softmax(t / T) ) of the teacher's logits t (B, K) on the impressions (equation 3).
@@ -71,6 +76,7 @@ class ZSKD(Method):
         image_batch: images that are synthesised at once.
         betas: scales of the concentration.
         temperature: T of both.
+        prior: ``uniform`` for the control that draws soft labels `without_similarity`.
     """
 
     leaf = "data-free/class-similarity"
@@ -86,6 +92,7 @@ class ZSKD(Method):
         "discriminator": "none",
         "multi_task": "no",
     }
+    added: ClassVar = {"prior": "similarity"}
     images: Tensor
 
     def __init__(
@@ -96,9 +103,11 @@ class ZSKD(Method):
         image_batch: Annotated[int, Field(ge=2)] = 100,
         betas: Sequence[Positive] = (1.0, 0.1),
         temperature: Temperature = 20.0,
+        prior: Literal["similarity", "uniform"] = "similarity",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.prior = prior
         self.impressions, self.iterations, self.image_lr = impressions, iterations, image_lr
         self.image_batch, self.betas, self.temperature = image_batch, tuple(betas), temperature
 
@@ -114,6 +123,8 @@ class ZSKD(Method):
     def synthesise(self) -> None:
         draw = np.random.default_rng(int(torch.randint(2**62, (1,), generator=self.rng)))
         alphas = [concentration(class_similarity(self.head[0].weight.detach()), beta).cpu() for beta in self.betas]
+        if self.prior == "uniform":
+            alphas = [without_similarity(alpha) for alpha in alphas]
         rows = torch.cat(alphas).double().numpy()
         drawn = np.stack([draw.dirichlet(rows[i % len(rows)]) for i in range(self.impressions)])
         labels = torch.from_numpy(drawn).to(self.images)

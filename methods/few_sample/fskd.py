@@ -80,8 +80,8 @@ class Chain:
                 heads.append(module)
         if not (chained and layers and len(heads) == 1 and heads[0].in_features == layers[-1][0].out_channels):
             raise DoesNotFit(
-                f"FSKD repairs one convolution after the other, and {spec.name} is no chain of them: choose a pair "
-                "such as vgg8 and vgg8x0.25."
+                f"{spec.name} is no chain of convolutions, which are pruned and repaired one after the other: choose a "
+                "pair such as vgg8 and vgg8x0.25."
             )
         return cls(tuple(layers), heads[0])
 
@@ -94,6 +94,35 @@ class Chain:
             and (m is None) == (n is None)
             for (a, m), (b, n) in zip(self.layers, other.layers, strict=True)
         )
+
+
+def narrowed(title: str, student: Spec, teacher: Spec) -> tuple[Chain, Chain]:
+    """Both as chains.
+
+    Raises:
+        DoesNotFit: the student's is not the teacher's with fewer channels.
+    """
+    own, whole = Chain.of(student), Chain.of(teacher)
+    if not own.narrows(whole):
+        raise DoesNotFit(
+            f"{title} prunes {teacher.name}, and {student.name} is no narrower version of it: choose a pair such as "
+            "vgg8 and vgg8x0.25."
+        )
+    return own, whole
+
+
+def transplant(own: Chain, whole: Chain, kept: Sequence[Tensor]) -> None:
+    """Copy of a chain what is left of it when each convolution gives no other channels than those `kept`, in place."""
+    seen = torch.arange(own.layers[0][0].in_channels)
+    for (conv, norm), (source, from_norm), chosen in zip(own.layers, whole.layers, kept, strict=True):
+        filters = {name: value[chosen] for name, value in source.state_dict().items()}
+        conv.load_state_dict(filters | {"weight": filters["weight"][:, seen]})
+        if norm is not None and from_norm is not None:
+            values = from_norm.state_dict().items()
+            norm.load_state_dict({name: value[chosen] if value.dim() else value for name, value in values})
+        seen = chosen
+    head = whole.head.state_dict()
+    own.head.load_state_dict(head | {"weight": head["weight"][:, seen]})
 
 
 class FSKD(Method):
@@ -127,29 +156,15 @@ class FSKD(Method):
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         assert teacher is not None
-        self.own, self.whole = Chain.of(student), Chain.of(teacher)
-        if not self.own.narrows(self.whole):
-            raise DoesNotFit(
-                f"FSKD prunes {teacher.name}, and {student.name} is no narrower version of it: choose a pair such as "
-                "vgg8 and vgg8x0.25."
-            )
+        self.own, self.whole = narrowed(self.title, student, teacher)
         self.net = (teacher.net,)  # a tuple hides the teacher's weights from nn.Module
 
     def stages(self) -> Sequence[Stage]:
         return (Stage("prune", 0, self.prune), Stage("estimate", 0, self.estimate))
 
     def prune(self) -> None:
-        seen = torch.arange(self.own.layers[0][0].in_channels)
-        for (conv, norm), (source, from_norm) in zip(self.own.layers, self.whole.layers, strict=True):
-            kept = strongest(source, conv.out_channels)
-            filters = {name: value[kept] for name, value in source.state_dict().items()}
-            conv.load_state_dict(filters | {"weight": filters["weight"][:, seen]})
-            if norm is not None and from_norm is not None:
-                values = from_norm.state_dict().items()
-                norm.load_state_dict({name: value[kept] if value.dim() else value for name, value in values})
-            seen = kept
-        head = self.whole.head.state_dict()
-        self.own.head.load_state_dict(head | {"weight": head["weight"][:, seen]})
+        layers = zip(self.own.layers, self.whole.layers, strict=True)
+        transplant(self.own, self.whole, [strongest(source, conv.out_channels) for (conv, _), (source, _) in layers])
 
     @torch.no_grad()
     def estimate(self) -> None:
@@ -166,8 +181,13 @@ class FSKD(Method):
 
 def output_of(layer: nn.Module, forward: Callable[[], object]) -> Tensor:
     """What a layer gives while `forward` runs the network that it is in."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    return passing(layer, forward)[1]
+
+
+def passing(layer: nn.Module, forward: Callable[[], object]) -> tuple[Tensor, Tensor]:
+    """What a layer is given, and what it gives, while `forward` runs the network that it is in."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
     forward()
     hook.remove()
     return seen[-1]

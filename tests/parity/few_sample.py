@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from methods.few_sample.cross_distillation import cross_distillation_loss
 from methods.few_sample.fskd import least_squares
 from parity.arrays import Arrays, golden
 
@@ -15,3 +16,9 @@ def fskd_lstsq(v: Arrays) -> dict[str, Tensor]:
     q = least_squares(s, t)
     squares = (torch.einsum("ij,bjhw->bihw", q, s) - t).square()
     return {"out_conv_weight": q, "loss": squares.sum(), "loss_mean": squares.mean()}
+
+
+@golden()
+def cross_distillation(v: Arrays) -> dict[str, Tensor]:
+    weights = v.leaf("param_weight"), v["teacher_weight"]
+    return {"loss": cross_distillation_loss(*weights, v["student_input"], v["teacher_input"], mu=0.6)}
