@@ -24,9 +24,15 @@ from methods.applications.self_ensembling import class_balance_loss
 from methods.cross_modal.generalised_distillation import imitation_loss
 from methods.cross_modal.graph_distillation import imitation_terms
 from methods.cross_modal.hallucination import hallucination_loss
+from methods.data_free.cmi import contrastive_loss, decision_adversarial_loss
 from methods.data_free.dafl import activation_loss, information_entropy_loss, one_hot_loss
 from methods.data_free.deep_inversion import competition_loss, statistics_loss
+from methods.data_free.dfad import adversarial_loss
+from methods.data_free.kegnet import classification_loss, decoder_loss, diversity_loss
+from methods.data_free.replayed import replay_loss
 from methods.data_free.zskd import impression_loss
+from methods.data_free.zskt import belief_loss
+from methods.few_sample.cross_distillation import cross_distillation_loss
 from methods.intermediate.ab import ab_loss
 from methods.intermediate.afd_attention import matched_feature_loss
 from methods.intermediate.at import at_loss
@@ -145,6 +151,8 @@ def svd(s: Tensor, t: Tensor) -> Tensor:
     return kdsvd_loss(students, teachers, values)
 
 
+PASSING = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
+"""What a layer is given in the student and in the teacher."""
 HALVES = [range(6), range(4, K)]
 """What each of two teachers knows."""
 
@@ -259,6 +267,18 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "kdsvd_loss": ("map", svd),
     "ofd_loss": ("map", lambda s, t: ofd_loss([s - 1, s], [t - 1, t], [torch.full((4,), -0.5)] * 2)),
     "similarity_loss": ("logits", similarity_loss),
+    "contrastive_loss": ("embed", lambda s, t: contrastive_loss(on_sphere(depth(s)), on_sphere(depth(t)), 1)),
+    "decision_adversarial_loss": ("logits", decision_adversarial_loss),
+    "adversarial_loss": ("logits", adversarial_loss),
+    "classification_loss": ("logits", lambda s, t: classification_loss(s, t.float().softmax(1))),
+    "decoder_loss": ("embed", decoder_loss),
+    "diversity_loss": ("embed", diversity_loss),
+    "replay_loss": ("map", lambda s, t: replay_loss([s, s.flip(1)], [t, t.flip(1)], "all_layers")),
+    "belief_loss": ("logits", belief_loss),
+    "cross_distillation_loss": (
+        "map",
+        lambda s, t: cross_distillation_loss(s[:, :3], t[:, :3], *(x.to(depth(s).dtype) for x in PASSING)),
+    ),
     "imitation_loss": ("logits", lambda s, t: imitation_loss(s, t, 4.0)),
     "imitation_terms": (
         "logits",
