@@ -56,10 +56,13 @@ from methods.learning.icarl import icarl_loss
 from methods.learning.lucir import less_forget_loss, margin_ranking_loss
 from methods.learning.lwf import new_classes_loss, old_classes_loss
 from methods.learning.mean_teacher import consistency_loss
+from methods.learning.pi_model import two_pass_loss
 from methods.learning.policy_distillation import policy_loss
 from methods.logits.cc import correlation_loss, neighbours_loss
 from methods.logits.darkrank import rank_loss
 from methods.logits.dist import dist_terms
+from methods.learning.sntg import smooth_neighbours_loss
+from methods.learning.temporal_ensembling import ensemble_target_loss
 from methods.logits.distilled_labels import mixed_label_loss
 from methods.logits.dkd import dkd_loss, dkd_terms
 from methods.logits.dynamic_temperature import tempered_loss
@@ -216,6 +219,9 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "old_classes_loss": ("logits", old_classes_loss),
     "new_classes_loss": ("logits", lambda s, t: new_classes_loss(s, 4 + Y[: len(s)] % 6, 4)),
     "consistency_loss": ("logits", consistency_loss),
+    "two_pass_loss": ("logits", two_pass_loss),
+    "ensemble_target_loss": ("logits", lambda s, t: ensemble_target_loss(s, t.float().softmax(1))),
+    "smooth_neighbours_loss": ("embed", lambda s, t: smooth_neighbours_loss(s, t, Y[: len(s)] % 2 == 0)),
     "policy_loss": ("logits", lambda s, t: policy_loss(s, t, 1.0)),
     "posterior_loss": ("logits", posterior_loss),
     "logits_loss": ("logits", logits_loss),

@@ -11,13 +11,17 @@ from kdbench.losses import cross_entropy, kl
 from kdbench.tasks.robust import ascend
 from methods.learning.bic import bias_loss, corrected
 from methods.learning.bss import base_samples, boundary_samples, soft_cross_entropy, target_classes
+from methods.learning.consistency import masked_ce
 from methods.learning.gkd import adjacency, gkd_loss
 from methods.learning.icarl import icarl_loss
 from methods.learning.lucir import CosineHead, less_forget_loss, margin_ranking_loss
 from methods.learning.lwf import new_classes_loss, old_classes_loss
 from methods.learning.mean_teacher import consistency_loss, decay_at, follow
+from methods.learning.pi_model import two_pass_loss
 from methods.learning.policy_distillation import policy_loss
+from methods.learning.sntg import between_pairs
 from methods.learning.sskd import selected, selected_kl, similarity, sources, split
+from methods.learning.temporal_ensembling import Ensemble, ensemble_target_loss
 from parity.arrays import Arrays, golden
 
 
@@ -44,6 +48,45 @@ def mean_teacher_ema(v: Arrays) -> dict[str, Tensor]:
     average, student = (nn.ParameterList([v[f"param_{name}"]]).requires_grad_(False) for name in ("teacher", "student"))
     follow(average, student, decay_at(torch.tensor(10.0, dtype=v.dtype), decay=0.97))
     return {"out_param_teacher": average[0], "loss": average[0].square().sum()}
+
+
+def labelled_first(v: Arrays, *names: str) -> tuple[Tensor, list[Tensor]]:
+    """Labels of the labelled samples, and these leaves in an order that begins with them."""
+    labelled = v["label_mask"] > 0
+    order = torch.cat([labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]])
+    return v["target"][labelled], [v.leaf(name)[order] for name in names]
+
+
+@golden()
+def pi_model(v: Arrays) -> dict[str, Tensor]:
+    y, (a, b) = labelled_first(v, "student_logits", "student_logits_b")
+    return {"loss": masked_ce(a, y) + 1.1346412726987403 * two_pass_loss(a, b)}  # of epoch 30, with 8 % labelled
+
+
+@golden()
+def temporal_ensembling(v: Arrays) -> dict[str, Tensor]:
+    past = v["epoch_predictions"]
+    everyone = torch.arange(past.shape[1])
+    ensemble = Ensemble(*past.shape[1:], decay=0.6).to(v.dtype)
+    for epoch, predictions in enumerate(past):
+        ensemble.remember(everyone, predictions, epoch)
+    target, known = ensemble.recall(everyone, len(past))
+    y, (first,) = labelled_first(v, "student_logits")
+    ramp = torch.tensor(-5 * (1 - 30 / 80) ** 2, dtype=v.dtype).exp()  # theirs; 8 % of the images have a label
+    loss = masked_ce(first, y) + 100 * 0.08 * ramp * ensemble_target_loss(v.leaf("student_logits"), target, known)
+    return {"loss": loss, "out_targets": target, "out_ramp": ramp}
+
+
+@golden()
+def sntg(v: Arrays) -> dict[str, Tensor]:
+    s, target = v.leaf("student_logits"), v["teacher_probabilities"]
+    label = torch.where(v["label_mask"] > 0, v["target"], target.argmax(1))
+    everyone = torch.arange(len(s))
+    neighbours = between_pairs(v.leaf("embedding"), label, everyone >= 0, everyone, margin=1.0)
+    y, (first,) = labelled_first(v, "student_logits")
+    loss = masked_ce(first, y) + 3.0 * ensemble_target_loss(s, target) + 3.0 * 0.4 * neighbours
+    same = (label[:4] == label[4:]).to(v.dtype)
+    return {"loss": loss, "loss_sntg": neighbours, "out_neighbour": same}
 
 
 @golden()

@@ -1,0 +1,127 @@
+"""Semi- and self-supervised methods (9.3): what is remembered, who is a constant, which samples count, and when."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_methods import BATCH, PLAIN, SPEC, batches, bind, close, fit, sgd, watch
+from torch import Tensor
+
+from kdbench.errors import DoesNotFit
+from methods.learning.consistency import everything, everything_again
+from methods.learning.pi_model import PiModel
+from methods.learning.sntg import SNTG, PiSNTG, smooth_neighbours_loss
+from methods.learning.temporal_ensembling import Ensemble, TemporalEnsembling
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging interval|no `val_dataloader)")
+
+
+# ---- consistency ----------------------------------------------------------------------------------------------------
+
+
+def test_pi_model_by_hand() -> None:
+    method = bind(PiModel(weights={"ce": 1.0, "consistency": 3.0}, protocol=PLAIN))
+    student = copy.deepcopy(method.student)
+    (batch,) = batches(1)
+    free = batch["unlabelled"]
+    short = replace(free, x=free.x[:2], y=free.y[:2], beside={"again": replace(free["again"], x=free["again"].x[:2])})
+    batch = replace(batch, beside={"again": batch["again"], "unlabelled": short})
+    fit(method, [batch], 1)
+    a = student(torch.cat([batch.x, short.x]))
+    b = student(torch.cat([batch["again"].x, short["again"].x]))
+    ce = F.cross_entropy(a[:BATCH], batch.y, reduction="sum") / 10  # 8 of 10 images have a label
+    sgd(student, ce + 3 * 0.8 * ((a.softmax(1) - b.softmax(1)) ** 2).mean(), lr=0.1)  # through both passes
+    assert close(method.student, student)
+
+
+def test_an_ensemble_is_of_the_last_predictions_of_past_epochs() -> None:
+    ensemble, both = Ensemble(3, 2, decay=0.6), torch.tensor([0, 2])
+
+    def said(p: float, q: float) -> Tensor:
+        return torch.tensor([[p, 1 - p], [q, 1 - q]])
+
+    assert ensemble.recall(both, 0).known.tolist() == [False, False]
+    ensemble.remember(both, said(0.9, 0.2), 0)
+    ensemble.remember(both, said(0.5, 0.2), 0)  # seen twice in an epoch: the last time counts
+    assert ensemble.recall(both, 0).known.tolist() == [False, False]
+    assert ensemble.recall(both, 1).target[:, 0].tolist() == pytest.approx([0.5, 0.2])
+    ensemble.remember(both[:1], said(1.0, 0)[:1], 1)  # and one is not seen in epoch 1
+    # (.6 · .4 · .5 + .4 · 1) / (1 - .6²), and (.4 · .2) / (1 - .6)
+    target, known = ensemble.recall(torch.arange(3), 2)
+    assert target[:, 0].tolist() == pytest.approx([0.52 / 0.64, 0.0, 0.2])
+    assert known.tolist() == [True, False, True]
+    assert target.sum(1).tolist() == pytest.approx([1.0, 0.0, 1.0])
+    assert torch.equal(ensemble.recall(torch.arange(3), 2).target, target)  # to look changes nothing
+
+
+def test_temporal_ensembling_by_hand() -> None:
+    method = bind(TemporalEnsembling(decay=0.6, weights={"ce": 1.0, "consistency": 4.0}, protocol=PLAIN))
+    student = copy.deepcopy(method.student)
+    (batch,) = batches(1)
+    turns = watch(method)
+    fit(method, [batch], 3)
+    past: list[Tensor] = []
+    for epoch in range(3):
+        z = student(everything(batch))
+        loss = F.cross_entropy(z[:BATCH], batch.y) / 2
+        if past:
+            target = past[0] if epoch == 1 else (0.24 * past[0] + 0.4 * past[1]) / 0.64
+            loss = loss + 4 * 0.5 * ((z.softmax(1) - target) ** 2).mean()
+        past.append(z.softmax(1).detach())
+        sgd(student, loss, lr=0.1)
+    assert close(method.student, student)
+    assert [turn.terms["consistency"] > 0 for turn in turns] == [False, True, True]
+
+
+def test_memories_need_to_know_how_many_images_there_are() -> None:
+    for spec in (replace(SPEC, beside={}), replace(SPEC, n_train=0)):
+        with pytest.raises(DoesNotFit, match="Temporal ensembling remembers a prediction of every image"):
+            bind(TemporalEnsembling(), spec=spec)
+
+
+def test_neighbours_come_together_and_others_are_kept_apart() -> None:
+    a, b = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0, 3.0], [0.3, 0.5], [4.0, 5.0]])
+    squared = [5.0, 0.17, 12.5]  # means over two features
+    same = torch.tensor([True, False, False])
+    expected = (5.0 + (1.0 - 0.17**0.5) ** 2 + 0.0) / 3
+    assert smooth_neighbours_loss(a, b, same).item() == pytest.approx(expected, rel=1e-6)
+    unknown = torch.tensor([False, True, True])
+    expected = (2.0 - 0.17**0.5) ** 2 / 3
+    assert smooth_neighbours_loss(a, b, same, unknown, margin=2.0).item() == pytest.approx(expected, rel=1e-6)
+    assert squared == pytest.approx(((a - b) ** 2).mean(1).tolist())
+    still = a.clone().requires_grad_()
+    smooth_neighbours_loss(still, a, ~same).backward()
+    assert still.grad is not None
+    assert still.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("cls", [SNTG, PiSNTG])
+def test_neighbours_are_known_by_label_or_by_teacher(cls: type[SNTG | PiSNTG]) -> None:
+    """All pairs of the batch, in turn, in the order that the method's generator draws."""
+    method = bind(cls(weights={"ce": 0.0, "consistency": 0.0, "neighbours": 6.0}, protocol=PLAIN))
+    (batch,) = batches(1)
+    student, rng = copy.deepcopy(method.student), torch.Generator().manual_seed(0)
+    fit(method, [batch], 2)
+    teacher = None
+    for _ in range(2):
+        taps = student.tap(everything(batch))  # type: ignore[operator]
+        scores = teacher if cls is SNTG else student(everything_again(batch))
+        label = [*batch.y.tolist(), *([-1] * BATCH if scores is None else scores[BATCH:].argmax(1).tolist())]
+        order = torch.randperm(2 * BATCH, generator=rng).tolist()
+        terms = [taps["embed"].sum() * 0]
+        for i, j in zip(order[:BATCH], order[BATCH:], strict=True):
+            squared = ((taps["embed"][i] - taps["embed"][j]) ** 2).mean()
+            if min(label[i], label[j]) >= 0:
+                terms.append(squared if label[i] == label[j] else (1 - squared.sqrt()).clamp(min=0) ** 2)
+        teacher = taps["logits"].softmax(1).detach()
+        named = dict(student.named_parameters())
+        parameters = [value for name, value in named.items() if not name.startswith("head")]
+        gradients = torch.autograd.grad(6 * 0.5 * torch.stack(terms).sum() / BATCH, parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.sub_(0.1 * gradient)
+    assert close(method.student, student)
