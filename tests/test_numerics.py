@@ -56,6 +56,7 @@ from methods.learning.icarl import icarl_loss
 from methods.learning.lucir import less_forget_loss, margin_ranking_loss
 from methods.learning.lwf import new_classes_loss, old_classes_loss
 from methods.learning.mean_teacher import consistency_loss
+from methods.learning.mean_teacher_distance import logit_distance_loss
 from methods.learning.pi_model import two_pass_loss
 from methods.learning.policy_distillation import policy_loss
 from methods.logits.cc import correlation_loss, neighbours_loss
@@ -222,6 +223,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "two_pass_loss": ("logits", two_pass_loss),
     "ensemble_target_loss": ("logits", lambda s, t: ensemble_target_loss(s, t.float().softmax(1))),
     "smooth_neighbours_loss": ("embed", lambda s, t: smooth_neighbours_loss(s, t, Y[: len(s)] % 2 == 0)),
+    "logit_distance_loss": ("logits", logit_distance_loss),
     "policy_loss": ("logits", lambda s, t: policy_loss(s, t, 1.0)),
     "posterior_loss": ("logits", posterior_loss),
     "logits_loss": ("logits", logits_loss),
@@ -281,7 +283,7 @@ SOFT = {
     "mutual": lambda s, t, temperature: mutual_loss(s, [t], temperature),
     "average": lambda s, t, temperature: average_loss(s, [t, t.flip(0)], temperature),
 }
-SQUARES = ("logits_mse_loss", "logits_loss", "vertex_loss")
+SQUARES = ("logits_mse_loss", "logits_loss", "vertex_loss", "logit_distance_loss")
 """Of logits' differences, which float32 cannot hold for the largest of them."""
 every_loss = pytest.mark.parametrize("name", LOSSES)
 

@@ -9,13 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_methods import BATCH, PLAIN, SPEC, batches, bind, close, fit, sgd, watch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.errors import DoesNotFit
 from methods.learning.consistency import everything, everything_again
+from methods.learning.dual_student import DualStudent, Stability, learns_from, stability
+from methods.learning.mean_teacher_distance import MeanTeacherDistance
 from methods.learning.pi_model import PiModel
 from methods.learning.sntg import SNTG, PiSNTG, smooth_neighbours_loss
 from methods.learning.temporal_ensembling import Ensemble, TemporalEnsembling
+from methods.learning.vat import VAT, Form, adversarial_perturbation
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging interval|no `val_dataloader)")
 
@@ -125,3 +128,138 @@ def test_neighbours_are_known_by_label_or_by_teacher(cls: type[SNTG | PiSNTG]) -
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.sub_(0.1 * gradient)
     assert close(method.student, student)
+
+
+def test_mean_teacher_with_two_heads_by_hand() -> None:
+    method = bind(MeanTeacherDistance(decay=0.6, weights=dict.fromkeys(MeanTeacherDistance.terms, 2.0), protocol=PLAIN))
+    student, head = copy.deepcopy(method.student), copy.deepcopy(method.consistent)
+    average = copy.deepcopy(student)
+    (batch,) = batches(1)
+    fit(method, [batch, batch], 1)
+    for decay in (0.0, 0.5):
+        taps = student.tap(everything(batch))  # type: ignore[operator]
+        s, c, t = taps["logits"], head(taps["embed"]), average(everything_again(batch)).softmax(1).detach()
+        ce = F.cross_entropy(s[:BATCH], batch.y) / 2
+        loss = 2 * (ce + ((c.softmax(1) - t) ** 2).mean() + ((s - c) ** 2).mean())
+        sgd(nn.ModuleList([student, head]), loss, lr=0.1)
+        with torch.no_grad():
+            for mine, theirs in zip(average.parameters(), student.parameters(), strict=True):
+                mine.mul_(decay).add_((1 - decay) * theirs)
+    assert close(method.student, student)
+    assert close(method.consistent, head)
+    assert close(method.deployed(), average)
+
+
+# ---- virtual adversaries --------------------------------------------------------------------------------------------
+
+
+def test_the_direction_is_the_one_that_changes_the_prediction_most() -> None:
+    """Of a linear softmax the Hessian of KL is W diag(p) Wᵀ - (W p)(W p)ᵀ; many iterations find its largest value."""
+    rng = torch.Generator().manual_seed(0)
+    w, x, start = (torch.randn(*shape, generator=rng).double() for shape in ((5, 3), (4, 5), (4, 5)))
+
+    def net(z: Tensor) -> Tensor:
+        return z @ w
+
+    for form in ("author", "pytorch"):
+        r = adversarial_perturbation(net, x, net(x), start, xi=1e-3, eps=2.0, iterations=10, form=form)
+        for row, p in zip(r, net(x).softmax(1), strict=True):
+            hessian = w @ torch.diag(p) @ w.T - torch.outer(w @ p, w @ p)
+            largest = torch.linalg.eigvalsh(hessian)[-1].item()
+            assert (row @ hessian @ row / row.square().sum()).item() == pytest.approx(largest, rel=1e-6)
+            # the port adds 1e-8 to a slope's length, which goes with ξ²
+            assert row.norm().item() == pytest.approx(2.0, rel=1e-6 if form == "author" else 0.05)
+
+
+@pytest.mark.parametrize("form", ["author", "pytorch"])
+def test_vat_by_hand(form: Form) -> None:
+    """Running statistics are those of the labelled batch alone."""
+    method = bind(VAT(xi=0.1, eps=2.0, form=form, weights={"ce": 1.0, "vat": 3.0}, protocol=PLAIN))
+    student, rng = copy.deepcopy(method.student), torch.Generator().manual_seed(0)
+    (batch,) = batches(1)
+    fit(method, [batch], 1)
+    ce = F.cross_entropy(student(batch.x), batch.y)
+    buffers = [buffer.clone() for buffer in student.buffers()]
+    x = batch["unlabelled"].x
+    draw = torch.randn if form == "author" else torch.rand
+    d = draw(x.shape, generator=rng) - 0.5 * (form == "pytorch")
+    d = (d / d.flatten(1).norm(dim=1)[:, None, None, None]).requires_grad_()
+    clean = student(x).detach()
+
+    def divergence(shift: Tensor) -> Tensor:
+        return (clean.softmax(1) * (clean.log_softmax(1) - student(x + shift).log_softmax(1))).sum(1).mean()
+
+    (slope,) = torch.autograd.grad(divergence(0.1 * d), d)
+    r = 2.0 * slope / slope.flatten(1).norm(dim=1)[:, None, None, None]
+    sgd(student, ce + 3 * divergence(r), lr=0.1)
+    assert close(method.student, student)
+    for mine, theirs in zip(method.student.buffers(), buffers, strict=True):
+        assert torch.allclose(mine.double(), theirs.double(), rtol=1e-5)
+    assert method.forwards == {"student": 4 * BATCH, "teacher": 0}
+
+
+# ---- two students ---------------------------------------------------------------------------------------------------
+
+
+def apart_of(p: Tensor, q: Tensor) -> Tensor:
+    return ((p - q) ** 2).mean(1)
+
+
+def test_who_is_stable_and_who_learns_from_whom() -> None:
+    def of(*rows: float) -> Tensor:
+        """Logits of two classes, by the probability of the first."""
+        p = torch.tensor(rows)
+        return torch.stack([p.log(), (1 - p).log()], 1)
+
+    # sure in one view; of two minds; unsure; sure in the other view
+    mine = stability(of(0.9, 0.9, 0.7, 0.6), of(0.7, 0.2, 0.7, 0.9), 0.8)
+    assert mine.stable.tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert mine.distance.tolist() == pytest.approx([0.04, 0.49, 0.0, 0.09], abs=1e-6)
+    stable, not_stable = torch.tensor([True]), torch.tensor([False])
+    near, far = torch.tensor([0.1]), torch.tensor([0.2])
+    for me, other, learns in (
+        (Stability(not_stable, near), Stability(stable, far), True),
+        (Stability(not_stable, far), Stability(not_stable, near), False),
+        (Stability(stable, far), Stability(not_stable, near), False),
+        (Stability(stable, far), Stability(stable, near), True),
+        (Stability(stable, near), Stability(stable, far), False),
+        (Stability(stable, near), Stability(stable, near), True),  # and so does the other
+    ):
+        assert learns_from(me, other).tolist() == [learns]
+
+
+def test_dual_students_by_hand() -> None:
+    weights = {"ce": 1.0, "consistency": 2.0, "stabilisation": 5.0}
+    method = bind(DualStudent(threshold=0.2, weights=weights, protocol=PLAIN))
+    nets = [copy.deepcopy(method.student), copy.deepcopy(method.other)]
+    (batch,) = batches(1)
+    turns = watch(method)
+    fit(method, [batch], 1)
+    views = [everything(batch), everything_again(batch)]
+    z = [net(view) for net, view in zip(nets, views, strict=True)]
+    p = [each.softmax(1) for each in z]
+    q = [net(view).softmax(1).detach() for net, view in zip(nets, views[::-1], strict=True)]
+    apart = [apart_of(p[i], q[i]).detach() for i in range(2)]
+    learned, losses = [0, 0], []
+    for i in range(2):
+        loss = F.cross_entropy(z[i][:BATCH], batch.y) / 2 + 2 * apart_of(p[i], q[i]).mean()
+        for n in range(BATCH, 2 * BATCH):
+            stable = [
+                bool(p[k][n].argmax() == q[k][n].argmax()) and max(p[k][n].max(), q[k][n].max()) > 0.2 for k in range(2)
+            ]
+            if stable[1 - i] and (not stable[i] or apart[i][n] >= apart[1 - i][n]):
+                learned[i] += 1
+                loss = loss + 5 * ((p[i][n] - p[1 - i][n].detach()) ** 2).mean() / (2 * BATCH)
+        losses.append(loss)
+    assert all(learned)
+    for net, loss in zip(nets, losses, strict=True):
+        sgd(net, loss, lr=0.1)
+    assert [turn.player for turn in turns] == ["first", "second"]
+    assert close(method.student, nets[0])
+    assert close(method.other, nets[1])
+    assert method.deployed() is method.student

@@ -37,7 +37,7 @@ class PiModel(Method):
     paper = "laine2016temporal"
     title = "Π-model"
     needs = frozenset({"labels", "unlabelled"})
-    terms = ("ce", "consistency")
+    terms: tuple[str, ...] = ("ce", "consistency")
     survey: ClassVar = {
         "supervision": "semi-supervised",
         "labelled_data": "a part",

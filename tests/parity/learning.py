@@ -12,6 +12,7 @@ from kdbench.tasks.robust import ascend
 from methods.learning.bic import bias_loss, corrected
 from methods.learning.bss import base_samples, boundary_samples, soft_cross_entropy, target_classes
 from methods.learning.consistency import masked_ce
+from methods.learning.dual_student import learns_from, stability
 from methods.learning.gkd import adjacency, gkd_loss
 from methods.learning.icarl import icarl_loss
 from methods.learning.lucir import CosineHead, less_forget_loss, margin_ranking_loss
@@ -22,6 +23,7 @@ from methods.learning.policy_distillation import policy_loss
 from methods.learning.sntg import between_pairs
 from methods.learning.sskd import selected, selected_kl, similarity, sources, split
 from methods.learning.temporal_ensembling import Ensemble, ensemble_target_loss
+from methods.learning.vat import Form, adversarial_perturbation
 from parity.arrays import Arrays, golden
 
 
@@ -87,6 +89,46 @@ def sntg(v: Arrays) -> dict[str, Tensor]:
     loss = masked_ce(first, y) + 3.0 * ensemble_target_loss(s, target) + 3.0 * 0.4 * neighbours
     same = (label[:4] == label[4:]).to(v.dtype)
     return {"loss": loss, "loss_sntg": neighbours, "out_neighbour": same}
+
+
+def vat(v: Arrays, form: Form) -> tuple[Tensor, Tensor]:
+    w1, b1, w2, b2 = (v.leaf(f"param_{name}") for name in ("w1", "b1", "w2", "b2"))
+
+    def net(x: Tensor) -> Tensor:
+        return (x @ w1 + b1).tanh() @ w2 + b2
+
+    x = v["x"]
+    logits = net(x).detach()
+    r = adversarial_perturbation(net, x, logits, v["direction"], xi=0.01, eps=1.5, iterations=1, form=form)
+    return kl(net(x + r), logits), r
+
+
+@golden()
+def vat_author(v: Arrays) -> dict[str, Tensor]:
+    loss, r = vat(v, "author")
+    return {"loss": loss, "out_r_adv": r}
+
+
+@golden()
+def vat_pytorch(v: Arrays) -> dict[str, Tensor]:
+    return {"loss": vat(v, "pytorch")[0]}
+
+
+@golden()
+def dual_student(v: Arrays) -> dict[str, Tensor]:
+    ramp = torch.tensor(-5 * (1 - 3 / 5) ** 2, dtype=v.dtype).exp()  # theirs, in epoch 3
+    y, unlabelled = v["target"], v["target"] < 0
+    said = [v.leaf(f"{side}_logits") for side in ("left", "right")]
+    again = [v[f"{side}_logits_other_view"] for side in ("left", "right")]
+    known = [stability(a, b, threshold=0.6) for a, b in zip(said, again, strict=True)]
+    found = {}
+    for i, side in enumerate(("left", "right")):
+        ce = cross_entropy(said[i][~unlabelled], y[~unlabelled], reduction="sum") / len(y)
+        consistency = 10 * ramp * consistency_loss(said[i], again[i])
+        learned = unlabelled & learns_from(known[i], known[1 - i])
+        found[f"loss_{side}_stabilisation"] = 100 * ramp * consistency_loss(said[i], said[1 - i], learned)
+        found[f"loss_{side}"] = ce + consistency + found[f"loss_{side}_stabilisation"]
+    return {"loss": found["loss_left"] + found["loss_right"], **found}
 
 
 @golden()
