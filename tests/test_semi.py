@@ -8,14 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_methods import BATCH, PLAIN, SPEC, batches, bind, close, fit, sgd, watch
+from test_methods import BATCH, PLAIN, SPEC, STUDENT, TEACHER, Batch, batches, bind, close, fit, network, sgd, watch
 from torch import Tensor, nn
 
 from kdbench.errors import DoesNotFit
+from methods.learning.compress import CompRess, CompRessOneQueue
 from methods.learning.consistency import everything, everything_again
 from methods.learning.dual_student import DualStudent, Stability, learns_from, stability
+from methods.learning.linear_probe import Queue
 from methods.learning.mean_teacher_distance import MeanTeacherDistance
 from methods.learning.pi_model import PiModel
+from methods.learning.seed import SEED
 from methods.learning.sntg import SNTG, PiSNTG, smooth_neighbours_loss
 from methods.learning.temporal_ensembling import Ensemble, TemporalEnsembling
 from methods.learning.vat import VAT, Form, adversarial_perturbation
@@ -263,3 +266,94 @@ def test_dual_students_by_hand() -> None:
     assert close(method.student, nets[0])
     assert close(method.other, nets[1])
     assert method.deployed() is method.student
+
+
+# ---- features without labels ----------------------------------------------------------------------------------------
+
+
+def test_a_queue_holds_the_last_rows() -> None:
+    queue, rows = Queue(4, 1), torch.arange(20.0)[:, None]
+    assert 0.3 < Queue(500, 64).rows.norm(dim=1).mean().item() < 1.7
+    queue.enter(rows[:3])
+    assert queue.rows[:3, 0].tolist() == [0, 1, 2]
+    queue.enter(rows[3:5])
+    assert queue.rows[:, 0].tolist() == [4, 1, 2, 3]
+    queue.enter(rows[5:11])  # more than there is room for: the last four, 10 in the place behind 9
+    assert sorted(queue.rows[:, 0].tolist()) == [7, 8, 9, 10]
+    queue.enter(rows[11:12])
+    assert sorted(queue.rows[:, 0].tolist()) == [8, 9, 10, 11]
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def trained(student: nn.Module, *parts: nn.Module) -> list[nn.Parameter]:
+    """All parameters but those of the student's last layer."""
+    features = [value for name, value in student.named_parameters() if not name.startswith("head")]
+    return [*features, *(value for part in parts for value in part.parameters())]
+
+
+def step(loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    gradients = torch.autograd.grad(loss, parameters)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.sub_(0.1 * gradient)
+
+
+def classified(student: nn.Module, head: nn.Linear, batch: Batch) -> None:
+    """One epoch of the linear stage: features of the student as it is evaluated, and the last layer's step."""
+    with torch.no_grad():
+        features = copy.deepcopy(student).eval().tap(batch.x)["embed"]  # type: ignore[operator]
+    step(F.cross_entropy(head(features), batch.y), list(head.parameters()))
+
+
+@pytest.mark.parametrize("cls", [SEED, CompRess, CompRessOneQueue])
+def test_distilled_features_by_hand(cls: type[SEED | CompRess | CompRessOneQueue]) -> None:
+    """Three epochs of features, without labels and against queues as they were before; then the last layer alone."""
+    protocol = PLAIN.model_copy(update={"epochs": 4})
+    method = bind(cls(linear_share=0.25, protocol=protocol, **({"momentum": 0.6} if cls is CompRess else {})))
+    student = copy.deepcopy(method.student)
+    average = copy.deepcopy(student)
+    adapter = copy.deepcopy(method.projection if cls is SEED else getattr(method, "adapter", nn.Identity()))
+    anchors = method.anchors if cls is not CompRess else method.student_anchors
+    queue = anchors.rows.clone()
+    assert len(queue) == SPEC.n_train  # no longer than the training set
+    teacher_queue = method.teacher_anchors.rows.clone() if cls is CompRess else queue
+    (batch,) = batches(1)
+    turns = watch(method)
+    fit(method, [batch], 4)
+    t = unit_rows(method.teacher.tap(batch.x, ("embed",))["embed"])  # type: ignore[operator]
+    for epoch in range(3):
+        s = unit_rows(adapter(student.tap(batch.x)["embed"]))  # type: ignore[operator]
+        if cls is SEED:
+            p = torch.cat([(t * t).sum(1)[:, None], t @ queue.T], 1) / 0.01
+            q = torch.cat([(s * t).sum(1)[:, None], s @ queue.T], 1) / 0.2
+            loss = -(p.softmax(1) * q.log_softmax(1)).sum(1).mean()
+        else:
+            p, q = t @ teacher_queue.T / 0.04, s @ queue.T / 0.04
+            loss = (p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1))).sum(1).mean()
+        place = slice(0, BATCH) if epoch % 2 == 0 else slice(BATCH, 2 * BATCH)
+        queue, teacher_queue = queue.clone(), teacher_queue.clone()
+        teacher_queue[place] = t
+        queue[place] = t if cls is not CompRess else unit_rows(average.tap(batch.x)["embed"]).detach()  # type: ignore
+        assert turns[epoch].terms == pytest.approx({method.terms[0]: loss.item()}, rel=1e-3)
+        step(loss, trained(student, adapter))
+        with torch.no_grad():
+            for mine, theirs in zip(average.parameters(), student.parameters(), strict=True):
+                mine.mul_(0.6).add_(0.4 * theirs)
+    assert torch.allclose(anchors.rows, queue, atol=1e-4)
+    head = student.head
+    assert isinstance(head, nn.Linear)
+    classified(student, head, batch)
+    assert [(turn.stage, turn.player) for turn in turns] == [("features", "student")] * 3 + [("linear", "head")]
+    assert close(method.student, student)
+    assert method.deployed() is method.student
+
+
+def test_a_linear_probe_wants_a_linear_layer() -> None:
+    method = SEED()
+    student = network(STUDENT, 0)
+    student.head = nn.Sequential(student.head)
+    with pytest.raises(DoesNotFit, match="SEED is judged by a linear layer on fixed features"):
+        method.bind(student, network(TEACHER, 0), SPEC)

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.losses import cross_entropy, kl
 from kdbench.tasks.robust import ascend
 from methods.learning.bic import bias_loss, corrected
 from methods.learning.bss import base_samples, boundary_samples, soft_cross_entropy, target_classes
+from methods.learning.compress import anchored_loss
 from methods.learning.consistency import masked_ce
 from methods.learning.dual_student import learns_from, stability
 from methods.learning.gkd import adjacency, gkd_loss
 from methods.learning.icarl import icarl_loss
+from methods.learning.linear_probe import Queue
 from methods.learning.lucir import CosineHead, less_forget_loss, margin_ranking_loss
 from methods.learning.lwf import new_classes_loss, old_classes_loss
 from methods.learning.mean_teacher import consistency_loss, decay_at, follow
 from methods.learning.pi_model import two_pass_loss
 from methods.learning.policy_distillation import policy_loss
+from methods.learning.seed import seed_loss
 from methods.learning.sntg import between_pairs
 from methods.learning.sskd import selected, selected_kl, similarity, sources, split
 from methods.learning.temporal_ensembling import Ensemble, ensemble_target_loss
@@ -129,6 +133,27 @@ def dual_student(v: Arrays) -> dict[str, Tensor]:
         found[f"loss_{side}_stabilisation"] = 100 * ramp * consistency_loss(said[i], said[1 - i], learned)
         found[f"loss_{side}"] = ce + consistency + found[f"loss_{side}_stabilisation"]
     return {"loss": found["loss_left"] + found["loss_right"], **found}
+
+
+@golden()
+def seed(v: Arrays) -> dict[str, Tensor]:
+    return {"loss": seed_loss(v.leaf("student_embedding"), v["teacher_embedding"], v["queue"].T, 0.2, 0.05)}
+
+
+@golden()
+def compress_1q(v: Arrays) -> dict[str, Tensor]:
+    anchors = v["queue_teacher"]
+    return {"loss": anchored_loss(v.leaf("student_feature"), v["teacher_feature"], anchors, anchors, 0.04)}
+
+
+@golden()
+def compress_2q(v: Arrays) -> dict[str, Tensor]:
+    s, anchors = v.leaf("student_feature"), v["queue_student"]
+    queue = Queue(*anchors.shape).to(v.dtype)
+    queue.rows.copy_(anchors)
+    queue.enter(F.normalize(s.detach(), dim=1))
+    loss = anchored_loss(s, v["teacher_feature"], anchors, v["queue_teacher"], 0.04)
+    return {"loss": loss, "out_queue_student": queue.rows}
 
 
 @golden()
