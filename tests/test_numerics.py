@@ -50,6 +50,7 @@ from methods.intermediate.sp import sp_loss
 from methods.intermediate.vid import vid_loss
 from methods.learning.anc import logits_loss
 from methods.learning.bic import bias_loss
+from methods.learning.byol import latent_loss
 from methods.learning.compress import anchored_loss
 from methods.learning.ensemble_to_one import ensemble_loss
 from methods.learning.gkd import gkd_loss
@@ -60,12 +61,12 @@ from methods.learning.mean_teacher import consistency_loss
 from methods.learning.mean_teacher_distance import logit_distance_loss
 from methods.learning.pi_model import two_pass_loss
 from methods.learning.policy_distillation import policy_loss
-from methods.logits.cc import correlation_loss, neighbours_loss
-from methods.logits.darkrank import rank_loss
-from methods.logits.dist import dist_terms
 from methods.learning.seed import seed_loss
 from methods.learning.sntg import smooth_neighbours_loss
 from methods.learning.temporal_ensembling import ensemble_target_loss
+from methods.logits.cc import correlation_loss, neighbours_loss
+from methods.logits.darkrank import rank_loss
+from methods.logits.dist import dist_terms
 from methods.logits.distilled_labels import mixed_label_loss
 from methods.logits.dkd import dkd_loss, dkd_terms
 from methods.logits.dynamic_temperature import tempered_loss
@@ -148,6 +149,8 @@ def spread_out(x: Tensor) -> Tensor:
     """Weights of two teachers for each sample, (2, B)."""
     w = torch.linspace(0, 1, len(x), dtype=torch.promote_types(x.dtype, torch.float32))
     return torch.stack([w, 1 - w])
+
+
 def anchors(x: Tensor) -> Tensor:
     """Seven rows like those of an embedding, never in half precision."""
     rows = torch.linspace(-1, 1, 84).sin().view(7, 12)
@@ -232,6 +235,7 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "logit_distance_loss": ("logits", logit_distance_loss),
     "seed_loss": ("embed", lambda s, t: seed_loss(s, t, anchors(s))),
     "anchored_loss": ("embed", lambda s, t: anchored_loss(s, t, anchors(s), anchors(s).flip(0))),
+    "latent_loss": ("embed", latent_loss),
     "policy_loss": ("logits", lambda s, t: policy_loss(s, t, 1.0)),
     "posterior_loss": ("logits", posterior_loss),
     "logits_loss": ("logits", logits_loss),

@@ -12,6 +12,7 @@ from test_methods import BATCH, PLAIN, SPEC, STUDENT, TEACHER, Batch, batches, b
 from torch import Tensor, nn
 
 from kdbench.errors import DoesNotFit
+from methods.learning.byol import BYOL
 from methods.learning.compress import CompRess, CompRessOneQueue
 from methods.learning.consistency import everything, everything_again
 from methods.learning.dual_student import DualStudent, Stability, learns_from, stability
@@ -349,6 +350,36 @@ def test_distilled_features_by_hand(cls: type[SEED | CompRess | CompRessOneQueue
     assert [(turn.stage, turn.player) for turn in turns] == [("features", "student")] * 3 + [("linear", "head")]
     assert close(method.student, student)
     assert method.deployed() is method.student
+
+
+def test_byol_by_hand() -> None:
+    protocol = PLAIN.model_copy(update={"epochs": 3})
+    method = bind(BYOL(hidden=12, size=5, decay=0.5, linear_share=0.3, protocol=protocol))
+    student, g, q = (copy.deepcopy(part) for part in (method.student, method.projector, method.predictor))
+    target, g_target = copy.deepcopy(student), copy.deepcopy(g)
+    (batch,) = batches(1)
+    views = [batch.x, batch["again"].x]
+    turns = watch(method)
+    fit(method, [batch], 3)
+    for epoch, decay in enumerate((0.5, 0.75)):  # 1 - .5 (cos 0 + 1) / 2, 1 - .5 (cos(π / 2) + 1) / 2
+        loss = torch.zeros(())
+        for x, other in (views, views[::-1]):
+            p = unit_rows(q(g(student.tap(x)["embed"])))  # type: ignore[operator]
+            z = unit_rows(g_target(target.tap(other)["embed"])).detach()  # type: ignore[operator]
+            loss = loss + ((p - z) ** 2).sum(1).mean()
+        assert turns[epoch].terms == pytest.approx({"latent": loss.item()}, rel=1e-3)
+        step(loss, trained(student, g, q))
+        with torch.no_grad():
+            for average, net in ((target, student), (g_target, g)):
+                for mine, theirs in zip(average.parameters(), net.parameters(), strict=True):
+                    mine.mul_(decay).add_((1 - decay) * theirs)
+    assert close(method.target, target)
+    assert close(method.target_projector, g_target)
+    head = student.head
+    assert isinstance(head, nn.Linear)
+    classified(student, head, batch)
+    assert [turn.stage for turn in turns] == ["features", "features", "linear"]
+    assert close(method.student, student)
 
 
 def test_a_linear_probe_wants_a_linear_layer() -> None:
