@@ -61,6 +61,8 @@ from methods.intermediate.vid import vid_loss
 from methods.learning.actor_mimic import feature_loss, mimic_loss
 from methods.learning.anc import logits_loss
 from methods.learning.bic import bias_loss
+from methods.learning.byol import latent_loss
+from methods.learning.compress import anchored_loss
 from methods.learning.cooperation import relation_loss
 from methods.learning.eeil import binary_loss
 from methods.learning.ensemble_to_one import ensemble_loss
@@ -70,10 +72,15 @@ from methods.learning.lucir import less_forget_loss, margin_ranking_loss
 from methods.learning.lwf import new_classes_loss, old_classes_loss
 from methods.learning.lwm import attention_loss
 from methods.learning.mean_teacher import consistency_loss
+from methods.learning.mean_teacher_distance import logit_distance_loss
 from methods.learning.mhgd import attention_graph_loss, estimation_loss
+from methods.learning.pi_model import two_pass_loss
 from methods.learning.podnet import nca_loss, pod_loss
 from methods.learning.policy_distillation import policy_loss
 from methods.learning.policy_distillation_losses import best_action_loss, score_loss
+from methods.learning.seed import seed_loss
+from methods.learning.sntg import smooth_neighbours_loss
+from methods.learning.temporal_ensembling import ensemble_target_loss
 from methods.logits.cc import correlation_loss, neighbours_loss
 from methods.logits.darkrank import rank_loss
 from methods.logits.dist import dist_terms
@@ -163,6 +170,12 @@ def spread_out(x: Tensor) -> Tensor:
     return torch.stack([w, 1 - w])
 
 
+def anchors(x: Tensor) -> Tensor:
+    """Seven rows like those of an embedding, never in half precision."""
+    rows = torch.linspace(-1, 1, 84).sin().view(7, 12)
+    return rows.to(torch.promote_types(x.dtype, torch.float32))
+
+
 LOSSES: dict[str, tuple[str, Loss]] = {
     "kl": ("logits", lambda s, t: kl(s, t, 4.0)),
     "dkd_terms": ("logits", lambda s, t: torch.stack(dkd_terms(s, t, Y[: len(s)], 4.0)).sum()),
@@ -235,6 +248,13 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "old_classes_loss": ("logits", old_classes_loss),
     "new_classes_loss": ("logits", lambda s, t: new_classes_loss(s, 4 + Y[: len(s)] % 6, 4)),
     "consistency_loss": ("logits", consistency_loss),
+    "two_pass_loss": ("logits", two_pass_loss),
+    "ensemble_target_loss": ("logits", lambda s, t: ensemble_target_loss(s, t.float().softmax(1))),
+    "smooth_neighbours_loss": ("embed", lambda s, t: smooth_neighbours_loss(s, t, Y[: len(s)] % 2 == 0)),
+    "logit_distance_loss": ("logits", logit_distance_loss),
+    "seed_loss": ("embed", lambda s, t: seed_loss(s, t, anchors(s))),
+    "anchored_loss": ("embed", lambda s, t: anchored_loss(s, t, anchors(s), anchors(s).flip(0))),
+    "latent_loss": ("embed", latent_loss),
     "policy_loss": ("logits", lambda s, t: policy_loss(s, t, 1.0)),
     "posterior_loss": ("logits", posterior_loss),
     "logits_loss": ("logits", logits_loss),
@@ -325,7 +345,7 @@ SOFT = {
     "mutual": lambda s, t, temperature: mutual_loss(s, [t], temperature),
     "average": lambda s, t, temperature: average_loss(s, [t, t.flip(0)], temperature),
 }
-SQUARES = ("logits_mse_loss", "logits_loss", "score_loss", "vertex_loss")
+SQUARES = ("logits_mse_loss", "logits_loss", "score_loss", "vertex_loss", "logit_distance_loss")
 """Of logits' differences, which float32 cannot hold for the largest of them."""
 every_loss = pytest.mark.parametrize("name", LOSSES)
 

@@ -51,6 +51,7 @@ def consistent(data: Dataset) -> bool:
         and spec.num_classes == len(data.classes)
         and (spec.mean, spec.std) == (data.mean, data.std)
         and spec.streams == ("again", *data.beside)
+        and spec.beside == {name: len(stream.split) for name, stream in data.beside.items() if not stream.follow}
     )
 
 
@@ -116,6 +117,8 @@ def test_few_labels_of_each_class_and_the_rest_without(plain: Dataset) -> None:
     assert (stream.follow, stream.per_batch) == (False, 9)
     assert data.spec.per_epoch == (4 * 43,)
     assert data.spec.streams == ("again", "unlabelled")
+    assert data.spec.beside == {"unlabelled": 1297 - 43}
+    assert data.first(20).spec.beside == {"unlabelled": 20}
     assert consistent(data)
     more = {image.numpy().tobytes() for image in posed("SemiSupervised", labelled=80).train.images}
     assert {image.numpy().tobytes() for image in data.train.images} < more

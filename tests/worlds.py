@@ -25,6 +25,7 @@ SPEC = DataSpec(
     mean=(0.5,),
     std=(0.2,),
     streams=(AGAIN, "unlabelled"),
+    beside={"unlabelled": 2 * BATCH},
 )
 
 

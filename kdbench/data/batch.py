@@ -175,6 +175,7 @@ class DataSpec:
         task, settings: what is asked of a network, by name, and the settings of that.
         mean, std: per channel, of pixels scaled to 0..1; empty where they are not known.
         streams: names of what stands beside a batch of training.
+        beside: of each stream with an order of its own, how many samples it has.
         experiences: where classes arrive one after the other, how many were seen at the end of each experience; empty
             where the data come whole.
         memory: how many samples of past experiences a method may keep.
@@ -198,6 +199,7 @@ class DataSpec:
     memory: int = 0
     per_epoch: tuple[int, ...] = ()
     shape_for_teacher: tuple[int, ...] | None = None
+    beside: Mapping[str, int] = field(default_factory=dict)
 
     def epoch_size(self, experience: int = 0) -> int:
         """How many samples an epoch of an experience shows."""

@@ -146,6 +146,7 @@ class Dataset:
             "mean": data.mean,
             "std": data.std,
             "streams": (AGAIN, *data.beside),
+            "beside": {name: len(stream.split) for name, stream in data.beside.items() if not stream.follow},
             "experiences": seen,
             "shape_for_teacher": data.paired.spec.shape if data.paired else None,
             "per_epoch": tuple(data.laps * len(part) for part in data.experiences or (data.train,)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.losses import cross_entropy, kl
@@ -12,16 +13,25 @@ from kdbench.tasks.robust import ascend
 from methods.learning.actor_mimic import feature_loss, mimic_loss
 from methods.learning.bic import bias_loss, corrected
 from methods.learning.bss import base_samples, boundary_samples, soft_cross_entropy, target_classes
+from methods.learning.compress import anchored_loss
+from methods.learning.consistency import masked_ce
+from methods.learning.dual_student import learns_from, stability
 from methods.learning.eeil import heads_loss
 from methods.learning.gkd import adjacency, gkd_loss
 from methods.learning.icarl import icarl_loss
+from methods.learning.linear_probe import Queue
 from methods.learning.lucir import CosineHead, less_forget_loss, margin_ranking_loss
 from methods.learning.lwf import new_classes_loss, old_classes_loss
 from methods.learning.lwm import attention_loss
 from methods.learning.mean_teacher import consistency_loss, decay_at, follow
+from methods.learning.pi_model import two_pass_loss
 from methods.learning.podnet import Pooling, nca_loss, nca_rows, pod_loss
 from methods.learning.policy_distillation import policy_loss
+from methods.learning.seed import seed_loss
+from methods.learning.sntg import between_pairs
 from methods.learning.sskd import selected, selected_kl, similarity, sources, split
+from methods.learning.temporal_ensembling import Ensemble, ensemble_target_loss
+from methods.learning.vat import Form, adversarial_perturbation
 from parity.arrays import Arrays, golden
 
 
@@ -48,6 +58,106 @@ def mean_teacher_ema(v: Arrays) -> dict[str, Tensor]:
     average, student = (nn.ParameterList([v[f"param_{name}"]]).requires_grad_(False) for name in ("teacher", "student"))
     follow(average, student, decay_at(torch.tensor(10.0, dtype=v.dtype), decay=0.97))
     return {"out_param_teacher": average[0], "loss": average[0].square().sum()}
+
+
+def labelled_first(v: Arrays, *names: str) -> tuple[Tensor, list[Tensor]]:
+    """Labels of the labelled samples, and these leaves in an order that begins with them."""
+    labelled = v["label_mask"] > 0
+    order = torch.cat([labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]])
+    return v["target"][labelled], [v.leaf(name)[order] for name in names]
+
+
+@golden()
+def pi_model(v: Arrays) -> dict[str, Tensor]:
+    y, (a, b) = labelled_first(v, "student_logits", "student_logits_b")
+    return {"loss": masked_ce(a, y) + 1.1346412726987403 * two_pass_loss(a, b)}  # of epoch 30, with 8 % labelled
+
+
+@golden()
+def temporal_ensembling(v: Arrays) -> dict[str, Tensor]:
+    past = v["epoch_predictions"]
+    everyone = torch.arange(past.shape[1])
+    ensemble = Ensemble(*past.shape[1:], decay=0.6).to(v.dtype)
+    for epoch, predictions in enumerate(past):
+        ensemble.remember(everyone, predictions, epoch)
+    target, known = ensemble.recall(everyone, len(past))
+    y, (first,) = labelled_first(v, "student_logits")
+    ramp = torch.tensor(-5 * (1 - 30 / 80) ** 2, dtype=v.dtype).exp()  # theirs; 8 % of the images have a label
+    loss = masked_ce(first, y) + 100 * 0.08 * ramp * ensemble_target_loss(v.leaf("student_logits"), target, known)
+    return {"loss": loss, "out_targets": target, "out_ramp": ramp}
+
+
+@golden()
+def sntg(v: Arrays) -> dict[str, Tensor]:
+    s, target = v.leaf("student_logits"), v["teacher_probabilities"]
+    label = torch.where(v["label_mask"] > 0, v["target"], target.argmax(1))
+    everyone = torch.arange(len(s))
+    neighbours = between_pairs(v.leaf("embedding"), label, everyone >= 0, everyone, margin=1.0)
+    y, (first,) = labelled_first(v, "student_logits")
+    loss = masked_ce(first, y) + 3.0 * ensemble_target_loss(s, target) + 3.0 * 0.4 * neighbours
+    same = (label[:4] == label[4:]).to(v.dtype)
+    return {"loss": loss, "loss_sntg": neighbours, "out_neighbour": same}
+
+
+def vat(v: Arrays, form: Form) -> tuple[Tensor, Tensor]:
+    w1, b1, w2, b2 = (v.leaf(f"param_{name}") for name in ("w1", "b1", "w2", "b2"))
+
+    def net(x: Tensor) -> Tensor:
+        return (x @ w1 + b1).tanh() @ w2 + b2
+
+    x = v["x"]
+    logits = net(x).detach()
+    r = adversarial_perturbation(net, x, logits, v["direction"], xi=0.01, eps=1.5, iterations=1, form=form)
+    return kl(net(x + r), logits), r
+
+
+@golden()
+def vat_author(v: Arrays) -> dict[str, Tensor]:
+    loss, r = vat(v, "author")
+    return {"loss": loss, "out_r_adv": r}
+
+
+@golden()
+def vat_pytorch(v: Arrays) -> dict[str, Tensor]:
+    return {"loss": vat(v, "pytorch")[0]}
+
+
+@golden()
+def dual_student(v: Arrays) -> dict[str, Tensor]:
+    ramp = torch.tensor(-5 * (1 - 3 / 5) ** 2, dtype=v.dtype).exp()  # theirs, in epoch 3
+    y, unlabelled = v["target"], v["target"] < 0
+    said = [v.leaf(f"{side}_logits") for side in ("left", "right")]
+    again = [v[f"{side}_logits_other_view"] for side in ("left", "right")]
+    known = [stability(a, b, threshold=0.6) for a, b in zip(said, again, strict=True)]
+    found = {}
+    for i, side in enumerate(("left", "right")):
+        ce = cross_entropy(said[i][~unlabelled], y[~unlabelled], reduction="sum") / len(y)
+        consistency = 10 * ramp * consistency_loss(said[i], again[i])
+        learned = unlabelled & learns_from(known[i], known[1 - i])
+        found[f"loss_{side}_stabilisation"] = 100 * ramp * consistency_loss(said[i], said[1 - i], learned)
+        found[f"loss_{side}"] = ce + consistency + found[f"loss_{side}_stabilisation"]
+    return {"loss": found["loss_left"] + found["loss_right"], **found}
+
+
+@golden()
+def seed(v: Arrays) -> dict[str, Tensor]:
+    return {"loss": seed_loss(v.leaf("student_embedding"), v["teacher_embedding"], v["queue"].T, 0.2, 0.05)}
+
+
+@golden()
+def compress_1q(v: Arrays) -> dict[str, Tensor]:
+    anchors = v["queue_teacher"]
+    return {"loss": anchored_loss(v.leaf("student_feature"), v["teacher_feature"], anchors, anchors, 0.04)}
+
+
+@golden()
+def compress_2q(v: Arrays) -> dict[str, Tensor]:
+    s, anchors = v.leaf("student_feature"), v["queue_student"]
+    queue = Queue(*anchors.shape).to(v.dtype)
+    queue.rows.copy_(anchors)
+    queue.enter(F.normalize(s.detach(), dim=1))
+    loss = anchored_loss(s, v["teacher_feature"], anchors, v["queue_teacher"], 0.04)
+    return {"loss": loss, "out_queue_student": queue.rows}
 
 
 @golden()
