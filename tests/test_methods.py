@@ -131,7 +131,10 @@ BEGINNINGS = {"kdgan"}
 HEADLESS = ("lucir", "podnet", "podnet_authors", "simkd", "supervision_transfer")
 IDLE = {name: {"head.weight", "head.bias"} for name in HEADLESS}
 # Parameters of what is shipped that are the teacher's, and stay so.
-TAKEN_OVER = {"simkd": {"head.weight", "head.bias"}}
+TAKEN_OVER = {
+    "simkd": {"head.weight", "head.bias"},
+    "supervision_transfer": {"upper.net.head.weight", "upper.net.head.bias"},
+}
 
 PROTOCOL = Protocol(
     name="tiny",

@@ -78,7 +78,7 @@ from methods.learning.pi_model import two_pass_loss
 from methods.learning.podnet import nca_loss, pod_loss
 from methods.learning.policy_distillation import policy_loss
 from methods.learning.policy_distillation_losses import best_action_loss, score_loss
-from methods.learning.seed import seed_loss
+from methods.learning.seed_distillation import seed_loss
 from methods.learning.sntg import smooth_neighbours_loss
 from methods.learning.temporal_ensembling import ensemble_target_loss
 from methods.logits.cc import correlation_loss, neighbours_loss

@@ -138,8 +138,14 @@ def test_every_method_is_rehearsed(name: str) -> None:
     """Nothing that a rehearsal lacks keeps it from seeing what would fail."""
     method = odd(name, drop_last=True)
     # maps are not blank as labels are, and of exemplars there are none
-    if home(name).zoo in ("classification", "policy") and name != "bic":
+    if home(name).zoo in ("classification", "policy") and name not in BALANCED:
         assert _play(method, method.data, 2) is None
+
+
+BALANCED = {"bic", "eeil", "eeil_facil", "podnet", "podnet_authors"}
+"""Who has a stage on exemplars alone."""
+NORMALISED = {"byol", "kdpp"}
+"""Whose own layers normalise one value per sample, so that no batch may be of one."""
 
 
 def odd(name: str, **protocol: Any) -> Method:
@@ -158,6 +164,11 @@ def first(batch: Batch) -> Batch:
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_rehearsal_leaves_no_trace(name: str) -> None:
+    if name in NORMALISED:
+        with pytest.raises(UserError, match=r"protocol\.drop_last=true"):
+            odd(name)
+        return
+
     def start(rehearsed: bool) -> tuple[dict[str, Tensor], Tensor, Tensor, dict[str, int]]:
         torch.manual_seed(5)
         method = odd(name, drop_last=not rehearsed)
@@ -169,9 +180,9 @@ def test_a_rehearsal_leaves_no_trace(name: str) -> None:
     assert with_one[3] == {"student": 0, "teacher": 0}
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", sorted(ENTRIES.keys() - NORMALISED))
 def test_a_batch_of_one_trains(name: str) -> None:
-    """Every method of the registry finishes an epoch whose last batch is of one image."""
+    """Every method finishes an epoch whose last batch is of one image, if it is not told that it cannot."""
     method, world = odd(name), home(name)
     fit(method, [part for batch in batches(1, world=world) for part in (batch, first(batch))], 2 * world.experiences)
     assert all(value.isfinite().all() for value in method.state_dict().values())

@@ -19,7 +19,7 @@ from methods.learning.dual_student import DualStudent, Stability, learns_from, s
 from methods.learning.linear_probe import Queue
 from methods.learning.mean_teacher_distance import MeanTeacherDistance
 from methods.learning.pi_model import PiModel
-from methods.learning.seed import SEED
+from methods.learning.seed_distillation import SEEDDistillation
 from methods.learning.sntg import SNTG, PiSNTG, smooth_neighbours_loss
 from methods.learning.temporal_ensembling import Ensemble, TemporalEnsembling
 from methods.learning.vat import VAT, Form, adversarial_perturbation
@@ -309,14 +309,14 @@ def classified(student: nn.Module, head: nn.Linear, batch: Batch) -> None:
     step(F.cross_entropy(head(features), batch.y), list(head.parameters()))
 
 
-@pytest.mark.parametrize("cls", [SEED, CompRess, CompRessOneQueue])
-def test_distilled_features_by_hand(cls: type[SEED | CompRess | CompRessOneQueue]) -> None:
+@pytest.mark.parametrize("cls", [SEEDDistillation, CompRess, CompRessOneQueue])
+def test_distilled_features_by_hand(cls: type[SEEDDistillation | CompRess | CompRessOneQueue]) -> None:
     """Three epochs of features, without labels and against queues as they were before; then the last layer alone."""
     protocol = PLAIN.model_copy(update={"epochs": 4})
     method = bind(cls(linear_share=0.25, protocol=protocol, **({"momentum": 0.6} if cls is CompRess else {})))
     student = copy.deepcopy(method.student)
     average = copy.deepcopy(student)
-    adapter = copy.deepcopy(method.projection if cls is SEED else getattr(method, "adapter", nn.Identity()))
+    adapter = copy.deepcopy(method.projection if cls is SEEDDistillation else getattr(method, "adapter", nn.Identity()))
     anchors = method.anchors if cls is not CompRess else method.student_anchors
     queue = anchors.rows.clone()
     assert len(queue) == SPEC.n_train  # no longer than the training set
@@ -327,7 +327,7 @@ def test_distilled_features_by_hand(cls: type[SEED | CompRess | CompRessOneQueue
     t = unit_rows(method.teacher.tap(batch.x, ("embed",))["embed"])  # type: ignore[operator]
     for epoch in range(3):
         s = unit_rows(adapter(student.tap(batch.x)["embed"]))  # type: ignore[operator]
-        if cls is SEED:
+        if cls is SEEDDistillation:
             p = torch.cat([(t * t).sum(1)[:, None], t @ queue.T], 1) / 0.01
             q = torch.cat([(s * t).sum(1)[:, None], s @ queue.T], 1) / 0.2
             loss = -(p.softmax(1) * q.log_softmax(1)).sum(1).mean()
@@ -383,7 +383,7 @@ def test_byol_by_hand() -> None:
 
 
 def test_a_linear_probe_wants_a_linear_layer() -> None:
-    method = SEED()
+    method = SEEDDistillation()
     student = network(STUDENT, 0)
     student.head = nn.Sequential(student.head)
     with pytest.raises(DoesNotFit, match="SEED is judged by a linear layer on fixed features"):

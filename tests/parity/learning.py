@@ -27,7 +27,7 @@ from methods.learning.mean_teacher import consistency_loss, decay_at, follow
 from methods.learning.pi_model import two_pass_loss
 from methods.learning.podnet import Pooling, nca_loss, nca_rows, pod_loss
 from methods.learning.policy_distillation import policy_loss
-from methods.learning.seed import seed_loss
+from methods.learning.seed_distillation import seed_loss
 from methods.learning.sntg import between_pairs
 from methods.learning.sskd import selected, selected_kl, similarity, sources, split
 from methods.learning.temporal_ensembling import Ensemble, ensemble_target_loss

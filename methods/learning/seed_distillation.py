@@ -31,7 +31,7 @@ def seed_loss(
     return cross_entropy(to_student / temperature, (to_teacher / teacher_temperature).softmax(1))
 
 
-class SEED(LinearProbe):
+class SEEDDistillation(LinearProbe):
     """The student is as similar to the teacher's embeddings of other images as the teacher is; no labels.
 
     L = `seed_loss`( g(f_s), f_t, queue of past f_t ),  then a linear classifier on f_s (see `LinearProbe`)
