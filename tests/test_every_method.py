@@ -100,7 +100,9 @@ def killed_after_checkpoints(monkeypatch: pytest.MonkeyPatch, count: int) -> Non
     monkeypatch.setattr(os, "replace", kill)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=[pytest.mark.slow] if place == CROWDED else []) for place in PLACES]
+)
 def test_killed_in_every_epoch(bench: Kdbench, folder: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kill comes when the checkpoints of all have moved, the last one behind the last epoch, before any record."""
     store = together(bench, folder, place, "fast")
