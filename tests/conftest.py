@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,7 +89,12 @@ class Kdbench:
         full = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **env}
         command = [sys.executable, "-m", "kdbench.cli", *args]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.root, env=full, stdout=pipe, stderr=pipe, text=True)
+        before = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here, as behind nohup, is inherited
+        try:
+            return subprocess.Popen(command, cwd=self.root, env=full, stdout=pipe, stderr=pipe, text=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def records(self) -> list[Record]:
         return Store(self.results).load()
