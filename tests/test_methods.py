@@ -83,6 +83,8 @@ BANKS = ("crd", "crd_kd", "crd_infonce", "crd_bound")
 PLAYING = ("actor_critic", "actor_mimic", "piekd", "rnd")
 PLAYING += tuple(f"policy_distillation{loss}" for loss in ("", "_mse", "_nll"))
 
+# Those that have a stage on exemplars alone.
+BALANCED = {"bic", "eeil", "eeil_facil", "podnet", "podnet_authors"}
 # Players whose loss is sure to fall on one repeated batch. By default all of them; in an adversarial game only some,
 # none where the targets move at first (the keys of a memory bank), and not a head that tells eight images apart by
 # their cosines, too slowly to be seen.
@@ -102,7 +104,7 @@ SETTLING: dict[str, set[str]] = {
     **{name: set() for name in BANKS},
     # each batch of an environment is another play; those of a bias, and those of balanced classes, are drawn anew
     **{name: set() for name in PLAYING},
-    **{name: {"student"} for name in ("bic", "eeil", "eeil_facil", "podnet", "podnet_authors")},
+    **{name: {"student"} for name in BALANCED},
     # maps of classes under a head that was made a hundred times as large are too far away for this rate
     "catkd": set(),
     # its temperature rises, and with it the value of its loss

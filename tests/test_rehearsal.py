@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_methods import (
+    BALANCED,
     BATCH,
     CLASSES,
     PLAIN,
@@ -142,8 +143,6 @@ def test_every_method_is_rehearsed(name: str) -> None:
         assert _play(method, method.data, 2) is None
 
 
-BALANCED = {"bic", "eeil", "eeil_facil", "podnet", "podnet_authors"}
-"""Who has a stage on exemplars alone."""
 NORMALISED = {"byol", "kdpp"}
 """Whose own layers normalise one value per sample, so that no batch may be of one."""
 

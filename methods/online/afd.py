@@ -153,13 +153,7 @@ class AFDDirect(_Cycle):
 
     title = "AFD, direct alignment"
     terms = ("ce", "kd", "alignment")
-    survey: ClassVar = {
-        "type": "individual students",
-        "students": "2 or more, in a ring",
-        "targets": "the next network's logits and maps",
-        "loss": "CE + KL + L1",
-        "adaptation": "none",
-    }
+    survey: ClassVar = AFD.survey | {"loss": "CE + KL + L1", "adaptation": "none"}
 
     def turns(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for k, (own, next_) in enumerate(self.ring(batch.x)):
