@@ -14,6 +14,8 @@ from torch import Tensor
 from worlds import STUDENT, WORLDS
 
 from kdbench.data.batch import AGAIN
+from kdbench.taps import Out
+from methods.logits.kd_permuted import PermutedKD
 from methods.logits.tf_kd_self import TfKDSelf
 from methods.teacher_free.bake import BAKE, ensembled
 from methods.teacher_free.byot_final import BYOTFinal
@@ -35,6 +37,10 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1).mean()
 
 
+def logits(values: Tensor) -> Out:
+    return Out({"logits": values})
+
+
 # ---- born again -----------------------------------------------------------------------------------------------------
 
 
@@ -51,11 +57,25 @@ def test_dark_knowledge_changes_places_but_for_the_likeliest() -> None:
     logits = torch.tensor([[5.0, 1.0, 2.0, 3.0], [1.0, 2.0, 9.0, 4.0]])
     keys = torch.tensor([[0.1, 0.9, 0.2, 0.5], [0.3, 0.2, 0.9, 0.1]])
     # others in the order of their keys: of the first 2, 3, 1; of the second 4, 2, 1
-    assert permuted(logits, keys).tolist() == [[5.0, 2.0, 3.0, 1.0], [4.0, 2.0, 9.0, 1.0]]
+    likeliest = logits.argmax(1)
+    assert permuted(logits, likeliest, keys).tolist() == [[5.0, 2.0, 3.0, 1.0], [4.0, 2.0, 9.0, 1.0]]
     draws = torch.rand(3000, 4, generator=torch.Generator().manual_seed(0))
-    orders = permuted(logits[:1].expand(3000, 4), draws)[:, 1:].unique(dim=0, return_counts=True)[1]
+    orders = permuted(logits[:1].expand(3000, 4), likeliest[:1].expand(3000), draws)[:, 1:].unique(dim=0, return_counts=True)[1]
     assert len(orders) == 6
     assert (orders / 3000 - 1 / 6).abs().max() < 0.03
+
+
+def test_without_dark_knowledge_kd_keeps_the_teachers_confidence_in_the_label() -> None:
+    """Its divergence is that to some order of the other classes, and of two classes it is KD's."""
+    s, t = torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([[2.0, 5.0, 1.0]])
+    method = bind(PermutedKD(temperature=2.0, protocol=PLAIN))
+    batch = Batch(torch.zeros(1, *SPEC.shape), torch.tensor([2]), torch.tensor([0]), torch.zeros(1, 3).long())
+    found = {round(method.losses(logits(s), logits(t), batch)["kd"].item(), 5) for _ in range(30)}
+    assert found == {round(divergence(s, torch.tensor([order]), 2.0).item(), 5) for order in ([2, 5, 1], [5, 2, 1])}
+    pair = Batch(batch.x, torch.tensor([1]), batch.index, batch.view)
+    assert method.losses(logits(s[:, :2]), logits(t[:, :2]), pair)["kd"].item() == pytest.approx(
+        divergence(s[:, :2], t[:, :2], 2.0).item()
+    )
 
 
 @pytest.mark.parametrize("cls", [TfKDSelf, CWTM, DKPP])

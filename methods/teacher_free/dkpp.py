@@ -13,15 +13,16 @@ from kdbench.taps import Out
 from methods.teacher_free.ban import BAN
 
 
-def permuted(logits: Tensor, keys: Tensor) -> Tensor:
-    """Logits (B, K) of which each row's largest stays where it is, and all others change places.
+def permuted(logits: Tensor, kept: Tensor, keys: Tensor) -> Tensor:
+    """Logits (B, K) of which in each row that of one class stays where it is, and all others change places.
 
     Args:
+        kept: the class that stays, (B,).
         keys: positive numbers, (B, K); their order is that of the others.
     """
-    largest = torch.zeros_like(keys, dtype=torch.bool).scatter(1, logits.argmax(1, keepdim=True), True)
+    stays = torch.zeros_like(keys, dtype=torch.bool).scatter(1, kept[:, None], True)
     places = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
-    to, of = (order.masked_fill(largest, -1).argsort(1) for order in (places, keys))
+    to, of = (order.masked_fill(stays, -1).argsort(1) for order in (places, keys))
     return torch.empty_like(logits).scatter(1, to, logits.gather(1, of))
 
 
@@ -43,4 +44,4 @@ class DKPP(BAN):
         if t is None:
             return {"first": cross_entropy(s.logits, batch.y)}
         keys = torch.rand(t.logits.shape, generator=self.rng).to(t.logits.device)
-        return {"kd": kl(s.logits, permuted(t.logits, keys), self.temperature)}
+        return {"kd": kl(s.logits, permuted(t.logits, t.logits.argmax(1), keys), self.temperature)}
