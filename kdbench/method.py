@@ -485,6 +485,11 @@ class Method(pl.LightningModule):
                 f"stream of that name (only {offered}): choose a scenario that does, as scenario=semi_supervised does "
                 "of 'unlabelled'."
             )
+        if "labels" in self.needs and not data.labelled:
+            raise DoesNotFit(
+                f"{name} needs 'labels', and the training images of {data.name} have none here: choose a method that "
+                "needs none (`kdbench methods` says what each needs), or a scenario with labels."
+            )
 
     def _check_classes(self, student: Spec, data: DataSpec) -> None:
         """Raises `DoesNotFit` if the outputs of student and teachers cannot be compared."""

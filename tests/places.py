@@ -78,6 +78,7 @@ PLACES = {
         streams=UNLABELLED,
         guests=("scratch", "kd", "self_ensembling", "mean_teacher"),
     ),
+    "transfer": Place(f"{DIGITS} scenario=transfer {CLEAN}", guests=("kd_unlabelled", "logits_mse")),
 }
 ONLY = {"fskd": "pruned", "cross_distillation": "pruned"}
 """What fits no other pair."""

@@ -22,7 +22,7 @@ from kdbench import paths
 from kdbench.data.arrays import load
 from kdbench.data.datasets import Dataset, DatasetConfig, differing
 from kdbench.data.module import ArrayData
-from kdbench.data.pixels import degraded, fitted
+from kdbench.data.pixels import degraded, fitted, noise
 from kdbench.errors import UserError
 
 OURS = "kdbench.data.scenarios."
@@ -465,6 +465,65 @@ def test_fitted_keeps_constant_images_and_those_of_that_size() -> None:
     assert torch.equal(fitted(flat, (16, 4), 3), flat[:, :1, :1].expand(3, 16, 4, 3))
 
 
+# --- another transfer set ---------------------------------------------------------------------------------------------
+
+
+def test_the_images_of_another_set_in_place_of_ones_own(plain: Dataset, tmp_path: Path) -> None:
+    """40 coloured images of 12x12 for 60 grey ones of 8x8: each once, and 20 of them a second time."""
+    rng, folder = np.random.default_rng(5), tmp_path / "other"
+    folder.mkdir()
+    for split, n in (("train", 40), ("test", 4)):
+        flat = rng.integers(0, 256, (n, 1, 1, 3), dtype=np.uint8)  # of one colour, whatever their size
+        np.save(folder / f"{split}_images.npy", flat.repeat(12, 1).repeat(12, 2))
+        np.save(folder / f"{split}_labels.npy", np.arange(n, dtype=np.int64) % 2)
+    (folder / "meta.json").write_text(json.dumps({"classes": ["a", "b"], "source": "random"}))
+    data = posed("Transfer", root=tmp_path, dataset="other", Per_class=6, Val=50)
+    assert data.train.images.shape == (60, 8, 8, 1)
+    assert data.train.images.flatten(1).unique(dim=1).shape == (60, 1)
+    assert torch.equal(data.train.images[40:], data.train.images[:20])
+    colours = np.load(folder / "train_images.npy")[:, 0, 0]
+    grey = (colours @ np.array([0.299, 0.587, 0.114])).round()  # ITU-R BT.601
+    assert np.abs(np.sort(data.train.images[:40, 0, 0, 0].numpy()) - np.sort(grey)).max() <= 1
+    assert data.train.labels.tolist() == [-1] * 60
+    # what judges stays, and so do the statistics
+    assert torch.equal(data.test.images, plain.test.images)
+    assert torch.equal(data.test.labels, plain.test.labels)
+    assert data.val is not None
+    assert data.val.labels.unique().tolist() == [*range(10)]
+    assert (data.mean, data.std) == (plain.mean, plain.std)
+    other = load("other", str(tmp_path)).content_hash
+    assert data.content_hash == sha256(f"{plain.content_hash} {other}\n".encode()).hexdigest()
+    assert consistent(data)
+    assert not data.spec.labelled
+    assert not data.first(10).spec.labelled
+    assert plain.spec.labelled
+    digits_m = posed("Transfer", dataset="digits_m", Classes=4).train.images
+    assert len({*digits_m.flatten(1).unbind()}) == len(digits_m)  # of a larger set, none twice
+    with pytest.raises(UserError, match="digits is the data set itself"):
+        posed("Transfer", dataset="digits")
+    for settings, said in (({}, "neither"), ({"dataset": "digits_m", "noise": "uniform"}, "both")):
+        with pytest.raises(UserError, match=f"says {said} of dataset and noise: set one"):
+            posed("Transfer", **settings)
+
+
+def test_noise_has_the_distribution_that_was_asked_for(plain: Dataset) -> None:
+    uniform, gaussian = (posed("Transfer", noise=how) for how in ("uniform", "gaussian"))
+    levels = uniform.train.images.flatten()
+    counts = levels.long().bincount(minlength=256)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+    assert len(uniform.train) == len(gaussian.train) == len(plain.train)
+    mean, std = (255 * values[0] for values in (plain.mean, plain.std))
+    values = gaussian.train.images.double().flatten().numpy()
+    for level in (0, 50, 128, 254):  # what is cut off lies on black and white
+        assert (values <= level).mean() == pytest.approx(stats.norm.cdf(level + 0.5, mean, std), abs=0.005)
+    assert torch.equal(gaussian.train.images, posed("Transfer", noise="gaussian").train.images)
+    assert uniform.content_hash != gaussian.content_hash != plain.content_hash
+    assert torch.equal(noise((1001, 2, 2, 3), "uniform", (), ())[:7], noise((7, 2, 2, 3), "uniform", (), ()))
+    coloured = noise((500, 4, 4, 2), "gaussian", (0.5, 0.25), (0.1, 0.01)).double()
+    assert torch.allclose(coloured.mean((0, 1, 2)), torch.tensor([127.5, 63.75]).double(), atol=0.7)
+    assert torch.allclose(coloured.std((0, 1, 2)), torch.tensor([25.5, 2.55]).double(), atol=0.5)
+
+
 # --- configuration and identity ---------------------------------------------------------------------------------------
 
 
@@ -572,6 +631,7 @@ def test_bad_scenarios_are_told_in_one_sentence(scenario: Any, what: str) -> Non
         ("FewShot", {"base": 2}),
         ("Robust", {}),
         ("Target", {"dataset": "digits"}),
+        ("Transfer", {"noise": "uniform"}),
     ],
 )
 def test_scenarios_of_classes_refuse_other_targets(scenario: str, settings: dict[str, Any]) -> None:
@@ -626,6 +686,16 @@ def test_a_run_in_a_scenario_with_a_teacher_of_another(kd: Kdbench) -> None:
     assert third.teacher is not None
     assert other.teacher is not None
     assert third.teacher.sha256 == other.teacher.sha256  # the teacher of the plain world, whoever asks for it
+
+
+def test_without_labels_only_those_train_who_need_none(kd: Kdbench) -> None:
+    transfer = ("scenario=transfer", "teacher.dataset.scenario=null")
+    result = kd.run("method=[scratch,kd,kd_unlabelled]", *transfer)
+    assert result.code == 0, result.err
+    for name in ("Scratch", "KD"):
+        assert f"{name} needs 'labels', and the training images of digits have none here" in result.out
+    (record,) = kd.records()
+    assert record.cell.method == "kd_unlabelled"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from methods.intermediate.sobolev import Sobolev
 from methods.logits.dist import dist_terms
 from methods.logits.dynamic_temperature import confusion, temperatures, tempered_loss
 from methods.logits.eskd import ESKD
+from methods.logits.kd_unlabelled import KDUnlabelled
 from methods.logits.knowledge_adjustment import adjusted_loss, shifted
 from methods.logits.mlkd import OneViewMLKD, batch_relation_loss, class_relation_loss, uncertain
 from methods.logits.model_compression import munged
@@ -34,6 +35,20 @@ def bound(method: Method, **change: Any) -> Method:
 
 def entropy_gap(q: Tensor, p: Tensor) -> float:
     return float((q * (q / p).log()).sum())
+
+
+def test_without_labels_it_is_the_term_of_kd_alone() -> None:
+    """3² · KL( softmax(t / 3) || softmax(s / 3) ) of what both say of a batch whose labels are not known."""
+    method = bound(KDUnlabelled(temperature=3.0))
+    batch = batches(1)[0].seen_by(method.needs)
+    assert batch.y.tolist() == [-1] * BATCH
+    s, t = method.student_out(batch.x), method.teach(batch)
+    assert t is not None
+    p, log_q = (t.logits.double() / 3).softmax(1), (s.logits.double() / 3).log_softmax(1)
+    expected = 9 * (p * (p.log() - log_q)).sum() / BATCH
+    found = method.losses(s, t, batch)
+    assert found.keys() == {"kd"}
+    assert found["kd"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_virtual_teacher_of_the_paper_is_softened_once() -> None:

@@ -180,6 +180,7 @@ class DataSpec:
             where the data come whole.
         memory: how many samples of past experiences a method may keep.
         shape_for_teacher: where teachers see another modality, the shape of that.
+        labelled: whether anything is known of what the training samples show.
         per_epoch: how many samples an epoch of each experience shows (of one, where data come whole); empty where each
             training sample is shown once.
     """
@@ -200,6 +201,7 @@ class DataSpec:
     per_epoch: tuple[int, ...] = ()
     shape_for_teacher: tuple[int, ...] | None = None
     beside: Mapping[str, int] = field(default_factory=dict)
+    labelled: bool = True
 
     def epoch_size(self, experience: int = 0) -> int:
         """How many samples an epoch of an experience shows."""

@@ -1,9 +1,9 @@
-"""Images made of images: without colour, coarser, noisier, of another size. All uint8, (N, H, W, C)."""
+"""Images made of images: without colour, coarser, noisier, of another size; and of noise. All uint8, (N, H, W, C)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from kdbench.draws import random_bits
 from kdbench.errors import UserError
 
 Degrade = Literal["grey", "coarse", "noise"]
+Noise = Literal["gaussian", "uniform"]
 
 
 def degraded(images: Tensor, how: Degrade, amount: float) -> Tensor:
@@ -40,7 +41,7 @@ def degraded(images: Tensor, how: Degrade, amount: float) -> Tensor:
 
     def lower(part: Tensor, first: int) -> Tensor:
         if how == "grey":
-            return TF.rgb_to_grayscale(part.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            return _grey(part)
         if how == "coarse":
             side = int(amount)
             means = F.avg_pool2d(part.permute(0, 3, 1, 2).float(), side).round().to(torch.uint8)
@@ -51,25 +52,54 @@ def degraded(images: Tensor, how: Degrade, amount: float) -> Tensor:
 
 
 def fitted(images: Tensor, size: tuple[int, int], channels: int) -> Tensor:
-    """Images of another size (bilinear, antialiased); grey ones repeated where `channels` are more.
+    """Images of another size (bilinear, antialiased); grey ones repeated where `channels` are more, of coloured ones
+    the luma where there is to be one channel.
 
     Args:
         size: height and width.
     """
 
     def fit(part: Tensor, first: int) -> Tensor:
-        part = part.permute(0, 3, 1, 2)
+        part = (_grey(part) if channels == 1 < part.shape[3] else part).permute(0, 3, 1, 2)
         part = part if part.shape[2:] == size else TF.resize(part, list(size), antialias=True)
         return part.expand(-1, channels, -1, -1).permute(0, 2, 3, 1)
 
     return _in_parts(images, fit)
 
 
+def noise(shape: tuple[int, ...], how: Noise, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images of noise in which no pixel knows of another, the same whenever they are asked for.
+
+    Args:
+        shape: (N, H, W, C).
+        how: ``uniform``: each of the 256 grey levels is as likely; ``gaussian``: normal numbers, cut off at black and
+            white.
+        mean, std: of the normal ones, per channel, on the scale 0..1.
+    """
+    middle, width = (255 * torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+
+    def draw(part: Tensor, first: int) -> Tensor:
+        start = first * part[0].numel()
+        if how == "uniform":
+            return (random_bits(0, 0, 0, _counter(part.shape, start)) >> 55).to(torch.uint8)  # 8 of the 63
+        return (middle + width * _gaussian(part.shape, start)).round().clamp(0, 255).to(torch.uint8)
+
+    return _in_parts(torch.zeros((), dtype=torch.uint8).expand(shape), draw)
+
+
+def _grey(images: Tensor) -> Tensor:
+    return TF.rgb_to_grayscale(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 def _gaussian(shape: torch.Size, first: int) -> Tensor:
     """Standard normal numbers (Box and Muller 1958) for values numbered from `first`, float64."""
-    counter = torch.arange(first, first + shape.numel())
+    counter = _counter(shape, first)
     one, two = (((random_bits(0, 0, stream, counter) >> 11).double() + 0.5) / 2**52 for stream in (0, 1))
-    return (torch.sqrt(-2 * torch.log(one)) * torch.cos(2 * math.pi * two)).view(shape)
+    return torch.sqrt(-2 * torch.log(one)) * torch.cos(2 * math.pi * two)
+
+
+def _counter(shape: torch.Size, first: int) -> Tensor:
+    return torch.arange(first, first + shape.numel()).view(shape)
 
 
 def _in_parts(images: Tensor, change: Callable[[Tensor, int], Tensor]) -> Tensor:

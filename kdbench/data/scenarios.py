@@ -3,7 +3,7 @@
 A scenario is a pure function from a `Dataset` to a `Dataset`, made of its settings, which are part of the data set's
 identity. Methods never see it, only what it offers. It may change, by `Dataset.posed`:
 
-* which labels are known, and which are right (`train`);
+* which samples are trained on, which labels are known, and which are right (`train`);
 * which *streams* stand beside a batch (`beside`): ``batch["unlabelled"]``, another domain, what teachers see;
 * how often an epoch shows each sample (`laps`);
 * in which *experiences*, one after the other, data arrive, and how many samples may be kept for later (``memory``);
@@ -45,7 +45,7 @@ from torch import Tensor
 from kdbench.data.arrays import canonical_order, load, paired
 from kdbench.data.batch import PAIRED
 from kdbench.data.datasets import Dataset, Origin, Split, Stream, channel_statistics, rank_in_class
-from kdbench.data.pixels import Degrade, degraded, fitted
+from kdbench.data.pixels import Degrade, Noise, degraded, fitted, noise
 from kdbench.draws import random_bits
 from kdbench.errors import UserError
 from kdbench.paths import data_root
@@ -347,6 +347,48 @@ class Target:
             beside={**data.beside, UNLABELLED: Stream(_unlabelled(target("train")), per_batch=self.per_batch)},
             content_hash=_folded(data, other.content_hash),
         )
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A student trains on the images of another data set, or on noise, without a label: on another *transfer set* than
+    its teacher. It is judged as ever. These are the controls of data-free distillation, whose images should teach more
+    than any that are at hand (Lopes et al., 2017, arXiv:1710.07535; Fang et al., 2019, arXiv:1912.11006).
+
+    There are as many images as the data set has training images, so that an epoch has as many steps: of a larger set
+    the first in canonical order, a smaller one again and again. They have the size and the channels of the data set
+    (luma, where it is grey), and are normalised by its statistics, which are part of how its teacher is used.
+
+    Attributes:
+        dataset: the prepared data set that they are of.
+        noise: of what distribution they are instead: ``uniform`` over grey levels, or ``gaussian`` with mean and
+            standard deviation of each channel of the data set.
+    """
+
+    dataset: str | None = None
+    noise: Noise | None = None
+
+    def __post_init__(self) -> None:
+        if (self.dataset is None) == (self.noise is None):
+            said = "neither" if self.dataset is None else "both"
+            raise UserError(f"dataset.scenario says {said} of dataset and noise: set one of them.")
+
+    def __call__(self, data: Dataset) -> Dataset:
+        _labels(data, "Transfer")
+        n, height, width, channels = data.train.images.shape
+        if self.dataset is None:
+            assert self.noise is not None
+            images = noise((n, height, width, channels), self.noise, data.mean, data.std)
+            digest = sha256(images.numpy().tobytes()).hexdigest()
+        else:
+            other = load(self.dataset, data.origin.root if data.origin else None)
+            if other.content_hash == data.content_hash:
+                raise UserError(f"dataset.scenario.dataset={self.dataset} is the data set itself: name another.")
+            index = np.resize(canonical_order(other.digests["train"]), n)
+            images = fitted(torch.from_numpy(other.train_images[index]), (height, width), channels)
+            digest = other.content_hash
+        train = _unlabelled(replace(data.train, images=images))
+        return data.posed({"labelled": False}, train=train, content_hash=_folded(data, digest))
 
 
 def _labels(data: Dataset, scenario: str) -> NDArray[np.int64]:
