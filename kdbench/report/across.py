@@ -113,7 +113,7 @@ def _matrix(tables: Sequence[Table], everything: str) -> Grid:
     rows: dict[str, Row] = {}
     for each in found:
         rows |= {name: row for name, row in each.items() if name not in rows}
-    ordered = sorted(rows.values(), key=lambda row: (ROLES.index(row.role), _place(row), row.method))
+    ordered = sorted(rows.values(), key=order)
     blocks = []
     if any(table.teacher is not None for table in tables):
         blocks.append(Block("", [[Cell("Teacher"), *(plain(table.teacher, digits) for table in tables)]]))
@@ -156,8 +156,10 @@ def _pair_column(table: Table, tables: Sequence[Table]) -> Column:
     return Column(f"pair {table.name}", f"{teacher.name}{of} → {student}", lines)
 
 
-def _place(row: Row) -> tuple[int, str]:
-    return (CONTROLS.index(row.control), "") if row.control else load_taxonomy().order(row.leaf)
+def order(row: Row) -> tuple[int, tuple[int, str], str]:
+    """Sort key of rows of several tables, each for its method: controls, then the survey's leaves in its order."""
+    place = (CONTROLS.index(row.control), "") if row.control else load_taxonomy().order(row.leaf)
+    return ROLES.index(row.role), place, row.method
 
 
 def _reached(row: Row | None, table: Table, digits: int) -> Cell:

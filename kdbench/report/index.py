@@ -31,9 +31,9 @@ def index(
         measure = [escape(table.measure.quantity)] * several
         link = _links(table.title, table.name, formats)
         lines.append(line([link, *measure, str(len(table.rows)), escape(teacher), parts]))
-    across = [sheet for folder in chapters for sheet in chapters[folder] if folder == "across-pairs"]
-    if across:
-        lines += ["", "## Across pairs", "", *(f"- {_links(sheet.title, sheet.path, formats)}" for sheet in across)]
+    for folder, heading in (("across-pairs", "Across pairs"), ("across-labels", "With and without labels")):
+        if across := chapters[folder]:
+            lines += ["", f"## {heading}", "", *(f"- {_links(sheet.title, sheet.path, formats)}" for sheet in across)]
     return "\n".join([*lines, "", *_coverage(tables)]) + "\n"
 
 

@@ -16,6 +16,7 @@ from kdbench.report.chapters import chapter_sheets, overview
 from kdbench.report.claims import render_claims
 from kdbench.report.csv import CSV_MARKER, comma_separated
 from kdbench.report.filters import select
+from kdbench.report.fractions import across_labels
 from kdbench.report.index import index
 from kdbench.report.latex import LATEX_MARKER, Width, latex
 from kdbench.report.leaderboard import HTML_MARKER
@@ -116,7 +117,7 @@ def render(
         raise UserError(f"There is no format '{' '.join(unknown)}': use {', '.join(FORMATS)}.")
     tables = build_tables(records, methods, labels, named)
     sheets = [sheet for table in tables for sheet in (overview(table), *chapter_sheets(table))]
-    sheets += across_pairs(tables)
+    sheets += [*across_pairs(tables), *across_labels(tables)]
     shown, look = [suffix for suffix in formats if suffix in SHEETS], look or Look()
     texts = {f"{FOLDER}/{sheet.path}.{suffix}": look.show(sheet, suffix) for sheet in sheets for suffix in shown}
     others, claims = {}, list(claims)
