@@ -72,7 +72,10 @@ PLACES = {
         guests=("scratch", "kd", "ensemble_to_one"),
     ),
     "paired": Place(f"{DIGITS} scenario=paired {CLEAN}", guests=("scratch", "kd", "at", "crd", "supervision_transfer")),
-    "robust": Place(f"{DIGITS} scenario=robust dataset.scenario.steps=2 {CLEAN}", guests=("scratch", "kd", "ard")),
+    "robust": Place(
+        f"{DIGITS} scenario=robust dataset.scenario.steps=2 {CLEAN}",
+        guests=("scratch", "kd", "ard", "adversarial_training"),
+    ),
     "target": Place(
         f"{DIGITS} scenario=target dataset.scenario.per_batch=8 {CLEAN}",
         streams=UNLABELLED,
@@ -80,7 +83,7 @@ PLACES = {
     ),
     "transfer": Place(f"{DIGITS} scenario=transfer {CLEAN}", guests=("kd_unlabelled", "logits_mse")),
 }
-ONLY = {"fskd": "pruned", "cross_distillation": "pruned"}
+ONLY = dict.fromkeys(("fskd", "cross_distillation", "finetuning"), "pruned")
 """What fits no other pair."""
 
 

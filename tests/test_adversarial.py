@@ -12,6 +12,7 @@ from test_methods import PLAIN, SPEC, batches, bind, close, fit, sgd
 
 from kdbench.errors import DoesNotFit
 from kdbench.tasks.robust import ascend
+from methods.learning.adversarial_training import AdversarialTraining
 from methods.learning.anc import ANC
 from methods.learning.ard import ARD
 
@@ -80,6 +81,20 @@ def test_the_student_is_taught_at_its_worst_point_within_the_radius() -> None:
     assert [torch.equal(x, batch.x) for x in targets] == [True]  # of the clean image
     assert set(terms) == {"ce", "kd"}
     assert method.forwards == {"student": (5 + 5 + 2) * len(batch), "teacher": len(batch)}
+
+
+def test_adversarial_training_is_cross_entropy_under_attack_and_asks_no_teacher() -> None:
+    method = bind(AdversarialTraining(eps=16.0, step=4.0, steps=3, protocol=PLAIN))
+    assert isinstance(method, AdversarialTraining)
+    (batch,) = batches(1)
+    shifted = batch.x + 0.5
+    method.attacked = lambda _: shifted  # type: ignore[method-assign]
+    ((player, terms),) = method.turns(batch)
+    expected = F.cross_entropy(method.student(shifted), batch.y)
+    assert player == "student"
+    assert set(terms) == {"ce"}
+    assert terms["ce"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert method.forwards == {"student": len(batch), "teacher": 0}
 
 
 def test_an_attack_needs_to_know_what_pixels_are() -> None:

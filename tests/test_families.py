@@ -48,6 +48,7 @@ from methods.controls.replay import Replay
 from methods.data_free import deep_inversion, zskd
 from methods.data_free.deep_inversion import DeepInversion
 from methods.data_free.zskd import ZSKD, impression_loss
+from methods.few_sample.finetuning import Finetuning
 from methods.few_sample.fskd import FSKD, output_of, strongest
 from methods.learning.bic import BiC
 from methods.learning.icarl import ICaRL, herded
@@ -406,6 +407,24 @@ def test_fskd_repairs_what_pruning_broke() -> None:
         s, t = output_of(last, partial(student.eval(), world.x)), output_of(whole, partial(teacher, world.x))
         errors.append((s - t[:, kept]).square().mean().item())
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_fine_tuning_begins_where_fskd_does_and_learns_from_labels() -> None:
+    torch.manual_seed(0)
+    teacher = chain(12, 16, 16)
+    teacher(torch.randn(64, *SPEC.shape))
+    method = Finetuning(weights={"ce": 1.0}, protocol=PLAIN)
+    method.bind(chain(6, 8, 8), teacher, SPEC)
+    method.samples = Whole()
+    (batch,) = batches(1)
+    start = FSKD(weights={}, protocol=PLAIN).bind(chain(6, 8, 8), teacher, SPEC)
+    assert isinstance(start, FSKD)
+    start.prune()
+    fit(method, [batch], 1)
+    pruned = start.student.train()
+    sgd(pruned, F.cross_entropy(pruned(batch.x), batch.y), lr=0.1)
+    assert close(method.student, pruned)
+    assert method.forwards == {"student": BATCH, "teacher": 0}
 
 
 def test_fskd_wants_a_chain_and_a_narrower_one() -> None:

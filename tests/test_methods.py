@@ -117,7 +117,7 @@ SETTLING: dict[str, set[str]] = {
 INFORMED = {
     *BANKS,
     *("pseudo_examples", "replayed", "replayed_all_layers"),
-    "ard",
+    *("ard", "adversarial_training"),
     "ddgsd",
     "kdpp",
     "lfme",
@@ -126,9 +126,9 @@ INFORMED = {
 }
 
 # A pair of its own for what fits no other.
-PAIRS = {"fskd": CHAIN, "cross_distillation": CHAIN}
+PAIRS = dict.fromkeys(("fskd", "cross_distillation", "finetuning"), CHAIN)
 # Those whose teacher is nothing but where a network of their own begins.
-BEGINNINGS = {"kdgan"}
+BEGINNINGS = {"kdgan", "finetuning"}
 # Parameters of the student that have no part in what a method trains and ships.
 HEADLESS = ("lucir", "podnet", "podnet_authors", "simkd", "supervision_transfer")
 IDLE = {name: {"head.weight", "head.bias"} for name in HEADLESS}
