@@ -63,9 +63,10 @@ def test_composes_to_cells_of_known_data(experiment: str) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_control_stands_in_each(experiment: str) -> None:
     roles = {cell.method.control for cell in cells(experiment)}
-    assert "scratch" in roles
-    # a teacher that is no teacher of all classes, no task of class scores, or no teacher at all
-    without = ("unified_data_sources", "incremental", "depth")
+    # without labels no control can train: those of experiment=data_free are meant
+    assert "scratch" in roles or experiment == "data_free_transfer"
+    # a teacher that is no teacher of all classes, no task of class scores, or no teacher at all; or no labels
+    without = ("unified_data_sources", "incremental", "depth", "data_free_transfer")
     assert "kd" in roles or experiment.endswith(without)
 
 
