@@ -60,7 +60,9 @@ def test_dark_knowledge_changes_places_but_for_the_likeliest() -> None:
     likeliest = logits.argmax(1)
     assert permuted(logits, likeliest, keys).tolist() == [[5.0, 2.0, 3.0, 1.0], [4.0, 2.0, 9.0, 1.0]]
     draws = torch.rand(3000, 4, generator=torch.Generator().manual_seed(0))
-    orders = permuted(logits[:1].expand(3000, 4), likeliest[:1].expand(3000), draws)[:, 1:].unique(dim=0, return_counts=True)[1]
+    orders = permuted(logits[:1].expand(3000, 4), likeliest[:1].expand(3000), draws)[:, 1:].unique(
+        dim=0, return_counts=True
+    )[1]
     assert len(orders) == 6
     assert (orders / 3000 - 1 / 6).abs().max() < 0.03
 

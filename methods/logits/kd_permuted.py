@@ -1,4 +1,4 @@
-"""KD without dark knowledge: a negative control, by the permutation of Furlanello et al., ICML 2018, arXiv:1805.04770."""
+"""KD without dark knowledge, a negative control (the permutation: Furlanello et al., ICML 2018, arXiv:1805.04770)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PermutedKD(KD):
 
     paper = "furlanello2018born"
     title = "KD, permuted"
-    control = None
+    control = None  # type: ignore[assignment]
     tasks = frozenset({"classification"})
     survey: ClassVar = {
         "description": "softened probabilities of which all but the label's change places",
