@@ -32,9 +32,9 @@ def expanded(args: Sequence[str]) -> list[str]:
             group, arms = split(word.strip(), folders(args)[1:])
             _register(group)
             words += [f"{group.name}/{arm}" for arm in arms]
+        if any(each == "-c" or each.startswith("--cfg") for each in args):
+            words = words[:1]  # one of the sweep's configs is shown
         sweep = len(words) > 1
-        if sweep and any(each == "-c" or each.startswith("--cfg") for each in args):
-            raise UserError(f"{GROUP}={choice[1]} has several arms: choose one, as in {GROUP}={words[0]}, to see it.")
         found.append(f"{GROUP}={','.join(words)}")
     return [*found, "--multirun"] if sweep and not {"-m", "--multirun"} & set(args) else found
 
