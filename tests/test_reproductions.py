@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import Kdbench
+from factories import make_record
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_cli import one_sentence
 
 from kdbench.cli.reproductions import expanded
+from kdbench.engine.arms import cell_config, records_of_arms
 from kdbench.engine.cell import Cell, cells_of
 from kdbench.engine.job import Job
 from kdbench.errors import UserError
 from kdbench.paths import conf_dir
+from kdbench.report.claims import render_claims
+from kdbench.report.reproductions import HEADER, groups_of
 from kdbench.reproductions import Reproduction, files, find, load_reproductions, read
+from kdbench.results.claims import load_claims
+from kdbench.results.record import Record, cell_id
 
 DATA_SETS = {path.stem for path in (conf_dir() / "dataset").glob("*.yaml")}
 
@@ -113,6 +121,74 @@ def test_a_choice_that_there_is_not_is_told(tmp_path: Path) -> None:
     (tmp_path / "reproduction" / "mine.yaml").write_text("title: [")
     with pytest.raises(UserError, match="cannot be read"):
         read(tmp_path / "reproduction" / "mine.yaml")
+
+
+# ---- what the report says of it --------------------------------------------------------------------------------------
+
+
+def as_cell(record: Record, config: dict[str, Any]) -> Record:
+    """A made record, of the cell of that config."""
+    names = {
+        "id": cell_id(config),
+        "method": config["method"]["name"],
+        "student": config["student"],
+        "dataset": config["dataset"]["name"],
+    }
+    data = record.model_dump()
+    return Record.model_validate(data | {"config": config, "cell": data["cell"] | names})
+
+
+def run(arm: str, *values: float) -> list[Record]:
+    """Records of an arm of keras_example, as if it had been trained."""
+    config = dict(cell_config(find("keras_example"), arm))
+    return [as_cell(make_record("kd", seed, value), config | {"seed": seed}) for seed, value in enumerate(values)]
+
+
+KERAS = [*run("scratch", 97.7, 97.8, 97.9), *run("kd", 97.0, 97.1, 97.2), *run("label_smoothing", 97.9, 97.8, 97.9)]
+
+
+def test_records_join_the_arm_whose_cell_they_are() -> None:
+    other = as_cell(make_record("kd", 7), KERAS[3].config | {"seed": 7, "teacher": None})
+    arms = records_of_arms(["keras_example"], [*KERAS, other])
+    assert {name: len(records) for name, records in arms.items()} == {
+        "keras_example/scratch": 3, "keras_example/kd": 3, "keras_example/label_smoothing": 3
+    }  # fmt: skip
+    assert records_of_arms([], KERAS) == {}
+    with pytest.raises(UserError, match="there is no reproduction 'nope'"):
+        records_of_arms(["nope"], KERAS)
+
+
+def test_a_group_tells_what_was_claimed_run_and_found() -> None:
+    _, (group,) = groups_of(load_claims(), KERAS)
+    rows = {row[0]: dict(zip(HEADER, row, strict=True)) for row in group.rows}
+    assert list(rows) == ["teacher", "scratch", "kd", "label_smoothing"]
+    kd = rows["kd"]
+    assert (kd["Claimed"], kd["Ours, last epoch"], kd["n"]) == ("96.92", "97.10 ± 0.25", "3")
+    assert kd["Gain (claimed / ours)"] == "-0.86 / -0.70 ± 0.00 over scratch"
+    assert kd["Verdict"] == "reproduced, protocol incomplete"
+    assert rows["teacher"]["Verdict"] == "untested"
+    assert (rows["label_smoothing"]["Claimed"], rows["label_smoothing"]["Ours, last epoch"]) == ("–", "97.87 ± 0.14")
+    claimed, trained, filled, came_out, said = group.sentences
+    assert "keras-team/keras-io@0412848" in claimed
+    assert trained == "3 of its 4 arms, of which the source lacks label_smoothing, were trained, with 3 seeds each."
+    assert "initialisation and order of samples" in filled
+    assert "kd 97.10 ± 0.25 where 96.92 is printed" in came_out
+    assert said == "Of 2 numbers: 2 reproduced."
+
+
+def test_the_page_of_claims_begins_with_what_was_trained_again() -> None:
+    texts = render_claims(KERAS, load_claims())
+    assert texts == render_claims(KERAS[::-1], load_claims()[::-1])
+    markdown = texts["claims.md"]
+    assert "2 published numbers in 1 group were trained again: 2 reproduced." in markdown
+    assert markdown.index("## Knowledge distillation, as") < markdown.index("<summary>Coverage</summary>")
+    rows = list(csv.DictReader(io.StringIO(texts["claims.csv"])))
+    assert [row["reproduction"] for row in rows] == ["keras_example/scratch", "keras_example/kd"]
+    assert float(rows[1]["claimed_gain"]) == pytest.approx(-0.86)
+    assert rows[1]["filled_in"] == "initialisation; order of samples"
+
+
+# ---- on the command line ---------------------------------------------------------------------------------------------
 
 
 def test_what_is_asked_for_becomes_a_sweep_over_arms() -> None:
