@@ -77,8 +77,9 @@ class Reproduction(BaseModel):
         return self
 
     def settings(self, arm: str) -> dict[str, Any]:
-        """What is set of an arm, as it is written."""
-        return {**self.common, **self.arms[arm]}
+        """What is set of an arm, as it is written; what is written out whole comes before a part of it."""
+        together = {**self.common, **self.arms[arm]}
+        return {key: together[key] for key in sorted(together, key=lambda key: key.count("."))}
 
     def node(self, arm: str) -> dict[str, Any]:
         """The arm as a config for Hydra, of the package ``_global_``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ GROUP: dict[str, Any] = {
         "teacher.epochs": 1,
         "method.kd.temperature": 2.0,
     },
-    "arms": {"scratch": {"method": "scratch"}, "kd": {"method": ["kd"], "protocol.epochs": 3}},
+    "arms": {"scratch": {"method": "scratch"}, "kd": {"protocol.epochs": 3, "method": ["kd"]}},
 }
 
 
@@ -165,27 +166,32 @@ def test_a_group_tells_what_was_claimed_run_and_found() -> None:
     kd = rows["kd"]
     assert (kd["Claimed"], kd["Ours, last epoch"], kd["n"]) == ("96.92", "97.10 ± 0.25", "3")
     assert kd["Gain (claimed / ours)"] == "-0.86 / -0.70 ± 0.00 over scratch"
-    assert kd["Verdict"] == "reproduced, protocol incomplete"
+    assert kd["Verdict"] == "reproduced"
     assert rows["teacher"]["Verdict"] == "untested"
     assert (rows["label_smoothing"]["Claimed"], rows["label_smoothing"]["Ours, last epoch"]) == ("–", "97.87 ± 0.14")
     claimed, trained, filled, came_out, said = group.sentences
     assert "keras-team/keras-io@0412848" in claimed
-    assert trained == "3 of its 4 arms, of which the source lacks label_smoothing, were trained, with 3 seeds each."
-    assert "initialisation and order of samples" in filled
+    assert trained == "3 of its 4 arms (label_smoothing of them not the source's) were trained, with 3 seeds each."
+    assert filled == "The source says all that it takes."
     assert "kd 97.10 ± 0.25 where 96.92 is printed" in came_out
     assert said == "Of 2 numbers: 2 reproduced."
+    open_ = group.reproduction.model_copy(update={"filled_in": {"batch size": "32, Keras's own", "seed": "ours"}})
+    incomplete = replace(group, reproduction=open_)
+    assert (
+        incomplete.sentences[2] == "The source leaves open: batch size and seed; that was fixed before the first run."
+    )
+    assert incomplete.rows[2][HEADER.index("Verdict")] == "reproduced, protocol incomplete"
 
 
 def test_the_page_of_claims_begins_with_what_was_trained_again() -> None:
     texts = render_claims(KERAS, load_claims())
     assert texts == render_claims(KERAS[::-1], load_claims()[::-1])
     markdown = texts["claims.md"]
-    assert "2 published numbers in 1 group were trained again: 2 reproduced." in markdown
+    assert "Trained again: 2 published numbers in 1 group: 2 reproduced." in markdown
     assert markdown.index("## Knowledge distillation, as") < markdown.index("<summary>Coverage</summary>")
     rows = list(csv.DictReader(io.StringIO(texts["claims.csv"])))
     assert [row["reproduction"] for row in rows] == ["keras_example/scratch", "keras_example/kd"]
     assert float(rows[1]["claimed_gain"]) == pytest.approx(-0.86)
-    assert rows[1]["filled_in"] == "initialisation; order of samples"
 
 
 # ---- on the command line ---------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.models.base import Builder, Shape, StagedNet
 
@@ -15,8 +16,8 @@ def strided_cnn(widths: tuple[int, int], shape: Shape, num_classes: int) -> Stag
     examples/vision/md/knowledge_distillation.md): 3x3 convolution of stride 2, leaky ReLU (.2), 2x2 max pooling of
     stride 1, 3x3 convolution of stride 2 with no activation, flatten, linear.
 
-    Padding is TensorFlow's "same": what is odd of it goes below and to the right. ``stem`` is what is pooled, ``embed``
-    the flattened ``stage1``.
+    Padding is TensorFlow's "same": what is odd of it goes below and to the right. All begin as Keras's layers do, with
+    Glorot's uniform distribution and no bias. ``stem`` is what is pooled, ``embed`` the flattened ``stage1``.
     """
     a, b = widths
     height, width = (_half(size) for size in shape[1:])
@@ -26,7 +27,12 @@ def strided_cnn(widths: tuple[int, int], shape: Shape, num_classes: int) -> Stag
     )  # fmt: skip
     stage = nn.Sequential(_same(height, width), nn.Conv2d(a, b, 3, stride=2))
     head = nn.Linear(b * _half(height) * _half(width), num_classes)
-    return StagedNet(stem, [[stage]], head, nn.Flatten(), rectified=False)
+    net = StagedNet(stem, [[stage]], head, nn.Flatten(), rectified=False)
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(cast(Tensor, module.bias))
+    return net
 
 
 def _half(size: int) -> int:

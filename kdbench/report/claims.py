@@ -171,7 +171,7 @@ def _markdown(comparisons: Sequence[Comparison], groups: Sequence[Group]) -> str
         words = Counter(each.status for group in run for each in group.tested)
         verdicts = ", ".join(f"{words[word]} {word}" for word in STATUSES if words[word])
         lines += [
-            f"{sum(words.values())} published numbers in {many(len(run), 'group')} were trained again: {verdicts}.",
+            f"Trained again: {many(sum(words.values()), 'published number')} in {many(len(run), 'group')}: {verdicts}.",
             "",
             RULE,
             "",

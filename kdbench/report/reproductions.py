@@ -79,12 +79,13 @@ class Group:
         theirs = {_arm(each) for each in self.comparisons}
         controls = [arm for arm in group.arms if arm not in theirs]
         seeds = [len(runs) for runs in self.arms.values()]
-        beside = f", of which the source lacks {listed(controls)}," if controls else ""
+        beside = f" ({listed(controls)} of them not the source's)" if controls else ""
         if not seeds:
             arms, runs = many(len(group.arms), "arm"), many(group.seeds, "seed")
             return f"It has {arms}{beside}, each to be trained with {runs}; none was trained yet."
         span = many(min(seeds), "seed") if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)} seeds"
-        return f"{len(seeds)} of its {many(len(group.arms), 'arm')}{beside} were trained, with {span} each."
+        were = "was" if len(seeds) == 1 else "were"
+        return f"{len(seeds)} of its {many(len(group.arms), 'arm')}{beside} {were} trained, with {span} each."
 
     def _filled_in(self) -> str:
         filled = self.reproduction.filled_in
@@ -104,14 +105,18 @@ class Group:
             else "There is no result yet."
         )
 
-    def _said(self) -> str:
+    @property
+    def verdicts(self) -> str:
+        """How many of its numbers got which."""
         words = Counter(each.status for each in self.tested)
-        told = [f"{words[word]} {word}" for word in WORDS if words[word]]
-        if not told:
+        return listed([f"{words[word]} {word}" for word in WORDS if words[word]])
+
+    def _said(self) -> str:
+        if not self.tested:
             return "No verdict can be given yet."
         confounded = {f"{_arm(c)} beside {c.verdict.control}" for c in self.tested if c.verdict and c.verdict.control}
         more = f"; what vanishes is the gain of {listed(sorted(confounded))}" if confounded else ""
-        return f"Of {many(len(self.tested), 'number')}: {listed(told)}{more}."
+        return f"Of {many(len(self.tested), 'number')}: {self.verdicts}{more}."
 
     @property
     def _measure(self) -> Measure:
