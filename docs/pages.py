@@ -40,7 +40,13 @@ API = {
     "Methods": ("kdbench.method", "kdbench.losses", "kdbench.taps", "kdbench.plan", "kdbench.snapshot"),
     "Problems": ("kdbench.tasks.base", "kdbench.data.scenarios", "kdbench.data.datasets", "kdbench.data.batch"),
     "Results": ("kdbench.results", "kdbench.results.record", "kdbench.results.store", "kdbench.results.labels"),
-    "Reports": ("kdbench.report.model", "kdbench.report.tables", "kdbench.report.pairwise", "kdbench.results.stats"),
+    "Reports": (
+        "kdbench.report.model",
+        "kdbench.report.tables",
+        "kdbench.report.pairwise",
+        "kdbench.results.stats",
+        "kdbench.results.verdict",
+    ),
 }
 """Modules that people use from Python, by what for."""
 
