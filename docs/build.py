@@ -59,6 +59,7 @@ def navigation(guides: Iterable[str]) -> str:
         "The survey": ["survey", "methods"],
         "Results": [
             "results/tables/README",
+            "Published numbers <reproductions>",
             "notebooks/results",
             "Records <results/README>",
             "Claims <results/claims/README>",

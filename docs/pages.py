@@ -26,8 +26,11 @@ from kdbench.report.gains import best_gains
 from kdbench.report.markdown import escape
 from kdbench.report.measured import measured, measured_cells
 from kdbench.report.model import Row, Table
+from kdbench.report.reproductions import HEADER, RULE, groups_of
 from kdbench.report.settings import Role, role_of
 from kdbench.report.sheet import Cell
+from kdbench.reproductions import files
+from kdbench.results.claims import load_claims
 from kdbench.results.labels import load_labels
 from kdbench.results.record import MethodInfo
 from kdbench.taxonomy import Leaf, load_taxonomy
@@ -37,7 +40,13 @@ API = {
     "Methods": ("kdbench.method", "kdbench.losses", "kdbench.taps", "kdbench.plan", "kdbench.snapshot"),
     "Problems": ("kdbench.tasks.base", "kdbench.data.scenarios", "kdbench.data.datasets", "kdbench.data.batch"),
     "Results": ("kdbench.results", "kdbench.results.record", "kdbench.results.store", "kdbench.results.labels"),
-    "Reports": ("kdbench.report.model", "kdbench.report.tables", "kdbench.report.pairwise", "kdbench.results.stats"),
+    "Reports": (
+        "kdbench.report.model",
+        "kdbench.report.tables",
+        "kdbench.report.pairwise",
+        "kdbench.results.stats",
+        "kdbench.results.verdict",
+    ),
 }
 """Modules that people use from Python, by what for."""
 
@@ -80,7 +89,9 @@ class Pages:
 
     def __init__(self, store: Path) -> None:
         self.entries = methods()
-        self.tables = build_tables(load_records(store), self.entries, load_labels(store))
+        records = load_records(store)
+        self.tables = build_tables(records, self.entries, load_labels(store))
+        self.groups = groups_of(load_claims(store), records)[1]
         self.templates = Environment(
             loader=FileSystemLoader(Path(__file__).parent / "templates"),
             undefined=StrictUndefined,
@@ -112,6 +123,14 @@ class Pages:
         yield "methods.md", self._page("methods", entries=self.entries)
         for entry in self.entries:
             yield f"methods/{entry.name}.md", self._method(entry)
+        yield "reproductions.md", self._page("reproductions", groups=self.groups, rule=RULE)
+        for group in self.groups:
+            r = group.reproduction
+            text = files()[r.name].read_text(encoding="utf-8").strip()
+            yield (
+                f"reproductions/{r.name}.md",
+                self._page("reproduction", group=group, r=r, heads=HEADER, text=text),
+            )
         yield "commands.md", self._page("commands", commands=list(commands()))
         for title, modules in API.items():
             yield f"api/{title.lower()}.md", api(title, modules)

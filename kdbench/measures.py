@@ -78,6 +78,11 @@ FURTHER = {
         Measure("pixel_accuracy"),
         Measure("RMSE", higher=False, unit="m"),
         Measure("delta1"),
+        Measure("average"),
+        Measure("agreement"),
+        Measure("mAP"),
+        Measure("mIoU"),
+        Measure("retrieval_mAP"),
     )
 }
 """What the meters of `kdbench.tasks` measure beside what is ranked; records hold the names alone."""

@@ -128,6 +128,9 @@ def test_every_shell_has_something_to_read(kd: Kdbench, name: str) -> None:
     [
         ("method=ls", {"method=ls"}),
         ("method=ls,rk", {"method=ls,rkd"}),
+        ("reproduction=keras", {"reproduction=keras_example"}),
+        ("reproduction=keras_example/k", {"reproduction=keras_example/kd"}),
+        ("reproduction=nope/k", set()),
         ("+method=ls,rk", {"+method=ls,rkd"}),
         ("method=[ls,rkd,ls", set()),  # each once
         ("method@teacher.method=rk", {"method@teacher.method=rkd"}),

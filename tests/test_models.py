@@ -87,6 +87,9 @@ NARROW_VGG = {
     "vgg16x0.5": (32, 32, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256),
 }
 CONV4 = {"conv4": (64, 64, 64, 64)}
+# Of 1x28x28 and 10 classes, by model.summary() of the networks of keras-io's knowledge_distillation.py: convolutions
+# 160 + 4,640, linear 15,690; 2,560 + 1,180,160, linear 250,890.
+KERAS = {"cnn-16-32": 20_490, "cnn-256-512": 1_433_610}
 
 # Millions of multiply-accumulates at 3x32x32, from the definitions in the papers.
 PUBLISHED_MACS = {
@@ -154,7 +157,7 @@ def images(shape: tuple[int, int, int], n: int = 4) -> torch.Tensor:
 
 
 def test_every_network_of_the_zoo_has_a_reference_count() -> None:
-    counted = [REPDISTILLER, DAFL, MOONSHINE, WIDTHS, NARROW_VGG, CONV4]
+    counted = [REPDISTILLER, DAFL, MOONSHINE, WIDTHS, NARROW_VGG, CONV4, KERAS]
     assert sorted(names()) == sorted(name for table in counted for name in table)
 
 
@@ -170,6 +173,25 @@ def test_parameters_and_macs_are_those_of_the_authors(name: str) -> None:
 @pytest.mark.parametrize("name", DAFL)
 def test_lenet_has_the_parameters_of_dafl(name: str) -> None:
     assert parameters(on_meta(name, (1, 32, 32), 10)) == DAFL[name]
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_networks_of_keras_example_have_the_parameters_of_their_layers(name: str) -> None:
+    assert parameters(on_meta(name, (1, 28, 28), 10)) == KERAS[name]
+
+
+def test_padding_of_the_strided_networks_is_tensorflows() -> None:
+    """ "Same" with a stride of 2 begins at the first pixel of an even size, and one before that of an odd one."""
+    for size in (10, 9):
+        net: Any = create("cnn-16-32", (1, size, size), 10)
+        conv = net.stem[1]
+        nn.init.zeros_(conv.bias)
+        nn.init.zeros_(conv.weight)
+        conv.weight.data[:, :, 0, 0] = 1.0  # shows the pixel above and to the left of where the kernel lies
+        x = torch.arange(1.0, 1 + size * size).reshape(1, 1, size, size)
+        shown = F.max_pool2d(F.pad(x[:, :, ::2, ::2] if size == 10 else F.pad(x, (1, 0, 1, 0))[:, :, ::2, ::2],
+                                   (0, 1, 0, 1), value=-9.0), 2, 1)  # fmt: skip
+        assert torch.equal(net.tap(x)["stem"][:, :1], shown)
 
 
 @pytest.mark.parametrize("name", WIDTHS)
@@ -318,7 +340,7 @@ def test_taps_agree_with_each_other_and_with_forward(name: str) -> None:
     taps = net.tap(x)
     stages = [tap for tap in taps if tap.startswith("stage")]
     pres = [tap for tap in taps if tap.startswith("pre")]
-    assert len(pres) == (0 if name.startswith("mobilenet") else len(stages))
+    assert len(pres) == (len(stages) if getattr(net, "rectified", True) else 0)
     for pre in pres:
         assert taps[pre].min() < 0  # would be lost if a ReLU worked in place
         assert torch.equal(taps[pre.replace("pre", "stage")], F.relu(taps[pre]))

@@ -14,6 +14,7 @@ from factories import make_record
 from kdbench.construct import method_identity
 from kdbench.paths import conf_dir
 from kdbench.registry import shipped_settings
+from kdbench.reproductions import files
 from kdbench.results.store import Store
 from kdbench.taxonomy import load_taxonomy
 from methods.intermediate.fitnet import FitNet
@@ -44,7 +45,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_every_leaf_and_method_has_a_page(pages: dict[str, str]) -> None:
     assert {f"survey/{leaf.id}.md" for leaf in load_taxonomy().leaves} <= pages.keys()
     assert {f"methods/{name}.md" for name in METHODS} <= pages.keys()
-    for index, folder in (("survey.md", "survey/"), ("methods.md", "methods/")):
+    assert {f"reproductions/{name}.md" for name in files()} <= pages.keys()
+    indices = {"survey.md": "survey/", "methods.md": "methods/", "reproductions.md": "reproductions/"}
+    for index, folder in indices.items():
         linked = re.findall(rf"\]\(({folder}[^)]*)\)", pages[index])
         assert sorted(set(linked)) == sorted(page for page in pages if page.startswith(folder))
 

@@ -12,8 +12,10 @@ from functools import partial
 from typing import Any
 
 from kdbench.cli.helps import described
-from kdbench.cli.overrides import choices, is_group
+from kdbench.cli.overrides import choices, folders, is_group
 from kdbench.paths import conf_dir
+from kdbench.reproductions import GROUP as REPRODUCTION
+from kdbench.reproductions import files, read
 from kdbench.shipped import names
 
 SHELLS = {
@@ -87,11 +89,19 @@ def setting(prefix: str, parsed_args: argparse.Namespace, flags: Sequence[str], 
         return [f"{sign}{each}{'' if sign == '~' else '='}" for each in _keys(args)]
     group = key.lstrip("+").partition("@")[0]
     if is_group(group, args):
-        return [f"{key}={each}" for each in _values(value, choices(group, args))]
+        known = arms(value, args) if group == REPRODUCTION and "/" in value else choices(group, args)
+        return [f"{key}={each}" for each in _values(value, known)]
     from kdbench.cli.jobs import settings
 
     default = settings(args).get(key.lstrip("+"))
     return [f"{key}={each}" for each in ("true", "false")] if isinstance(default, bool) else []
+
+
+def arms(value: str, args: Sequence[str]) -> list[str]:
+    """The arms of the reproduction that a value ends with, as far as it is written."""
+    name = value.rpartition(",")[2].partition("/")[0]
+    path = files(folders(args)[1:]).get(name)
+    return [f"{name}/{arm}" for arm in read(path).arms] if path else []
 
 
 def _keys(args: Sequence[str]) -> list[str]:

@@ -43,6 +43,7 @@ RUN_EXAMPLES = {
     "teacher.epochs=40 teacher.dataset.per_class=null": "a teacher's recipe",
     "teacher=assistant teacher.teacher.name=resnet110": "one that had a teacher",
     "tour=survey": "every family",
+    "reproduction=keras_example": "published numbers",
 }
 GRAMMAR = {
     "'method=[kd,dkd]' 'seed=[0,1,2]'": "all of these in one job, side by side: they share batches and teacher, and "
@@ -131,7 +132,18 @@ COMPOSED: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
     ),
 }
 """Of commands that Hydra composes: what they do, examples, and what else may be said."""
-GROUPS = ("method", "pair", "dataset", "scenario", "protocol", "teacher", "experiment", "tour", "logger")
+GROUPS = (
+    "method",
+    "pair",
+    "dataset",
+    "scenario",
+    "protocol",
+    "teacher",
+    "experiment",
+    "reproduction",
+    "tour",
+    "logger",
+)
 
 
 def composed(name: str, args: Sequence[str]) -> str:

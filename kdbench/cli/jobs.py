@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.cli.console import starting
 from kdbench.cli.overrides import choices, folders, is_group, quoted, value_of
+from kdbench.cli.reproductions import expanded
 from kdbench.errors import UserError, nearest
 from kdbench.paths import conf_dir
+from kdbench.reproductions import GROUP as REPRODUCTION
 from kdbench.text import in_hydra
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Jobs:
 
 def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) -> Jobs:
     """Run `task` on each config that Hydra composes from `args`, with all of Hydra's own flags and launchers."""
+    args = expanded(args)
     check_choices(args)
     with starting():
         import hydra
@@ -140,7 +143,7 @@ def check_choices(args: Sequence[str]) -> None:
     for arg in args:
         key, _, value = arg.partition("=")
         group = key.lstrip("+").partition("@")[0]
-        if arg.startswith(("-", "~")) or not is_group(group, args):
+        if arg.startswith(("-", "~")) or not is_group(group, args) or group == REPRODUCTION:  # whose arms are known
             continue
         names = [name.strip(" '\"") for name in value.strip("[] ").split(",")]
         for name in names if all(map(_NAME.fullmatch, names)) else ():

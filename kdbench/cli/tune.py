@@ -73,7 +73,7 @@ class Arguments:
         for arg in args:
             key, equals, value = arg.partition("=")
             name = key.lstrip("+~")
-            if arg in ("-m", "--multirun") or name in ("tour", "hydra.mode"):
+            if arg in ("-m", "--multirun") or name in ("tour", "reproduction", "hydra.mode"):
                 raise UserError(f"kdbench tune is a sweep of its own: leave out {arg}.")
             if name in ("hydra/sweeper", *(f"hydra.sweeper.{it}" for it in ("n_trials", "storage", "study_name"))):
                 raise UserError(f"{arg} is for kdbench tune to say: leave it out (trials=N says how many).")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from kdbench.errors import UserError
-from kdbench.models import adapters, conv4, fpn, lenet, mlp, mobilenet, own, resnet, shufflenet, vgg, wrn
+from kdbench.models import adapters, conv4, fpn, lenet, mlp, mobilenet, own, resnet, shufflenet, small, vgg, wrn
 from kdbench.models.base import Builder, Shape
 from kdbench.models.resized import Resized
 from kdbench.networks import is_own, sized
@@ -23,6 +23,7 @@ ZOOS: dict[str, dict[str, Builder]] = {
         **shufflenet.NETS,
         **lenet.NETS,
         **conv4.NETS,
+        **small.NETS,
     },
     "segmentation": fpn.SEGMENTATION,
     "depth": fpn.DEPTH,

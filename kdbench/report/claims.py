@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from kdbench.report.csv import CSV_MARKER, csv_value
 from kdbench.report.markdown import MARKER, escape, line
-from kdbench.results.claims import STATUSES, TEACHER_TOLERANCE, TOLERANCE, Claim, Comparison, Status, compare_claims
+from kdbench.report.reproductions import HEADER as ARMS
+from kdbench.report.reproductions import RULE, Group, groups_of, many
+from kdbench.results.claims import STATUSES, TEACHER_TOLERANCE, TOLERANCE, Claim, Comparison, Status
 from kdbench.results.record import Record
 from kdbench.results.stats import Estimate
 from kdbench.text import fixed
@@ -33,7 +35,17 @@ HEADER = (
     "Why, notes",
 )
 COVERAGE_HEADER = ("Source", "Claims", "Method and networks here", *STATUSES)
-_LEAST_FLATTERING: tuple[Status, ...] = ("below", "above", "reproduced", "protocol differs", "untested")
+_LEAST_FLATTERING: tuple[Status, ...] = (
+    "confounded",
+    "below",
+    "above",
+    "gain not reproduced",
+    "direction reproduced",
+    "reproduced",
+    "cannot be decided",
+    "protocol differs",
+    "untested",
+)
 TRUST = (
     "Claims are top-1 accuracies in percent, published errors converted. Ours: last epoch, mean ± 95 % t-interval over "
     f"n seeds. Reproduced: same protocol and selection rule, and within max(2 SE, {TOLERANCE:g}) of the claim. Where "
@@ -54,18 +66,23 @@ class ClaimsTable:
 def render_claims(records: Iterable[Record], claims: Iterable[Claim]) -> dict[str, str]:
     """Text of ``claims.md`` and ``claims.csv``, by file name; the order of `records` and `claims` plays no part.
 
-    Both hold the claims that join records; the Markdown file ends with the coverage of each source.
+    Both hold the claims that records answer; the Markdown file begins with the groups that were trained as their
+    sources say, and ends with the coverage of each source.
     """
-    comparisons = compare_claims(claims, records)
-    return {"claims.md": _markdown(comparisons), "claims.csv": _csv(comparisons)}
+    comparisons, groups = groups_of(claims, records)
+    return {"claims.md": _markdown(comparisons, groups), "claims.csv": _csv(comparisons, groups)}
+
+
+def answered(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """Those that records answer. What is from memory is no published number, and stands in its group alone."""
+    return [each for each in comparisons if each.cells and each.claim.provenance == "confirmed"]
 
 
 def claims_tables(comparisons: Sequence[Comparison]) -> list[ClaimsTable]:
     """One table for each data set and pair that has both claims and records, in the order of `comparisons`."""
-    tested = [comparison for comparison in comparisons if comparison.cells]
     return [
         ClaimsTable(f"{dataset}: {pair}", HEADER, tuple(_cells(comparison) for comparison in group))
-        for (dataset, pair), group in groupby(tested, key=lambda c: (c.claim.dataset, c.claim.pair))
+        for (dataset, pair), group in groupby(answered(comparisons), key=lambda c: (c.claim.dataset, c.claim.pair))
     ]
 
 
@@ -84,7 +101,7 @@ def coverage_table(comparisons: Sequence[Comparison]) -> ClaimsTable:
         status = min((comparison.status for comparison in group), key=_LEAST_FLATTERING.index)
         for claim in claims:
             counts = Counter({"claims": 1, "here": int(_here(claim)), status: 1})
-            by_source.setdefault(claim.source.partition("@")[0], Counter()).update(counts)
+            by_source.setdefault(claim.origin, Counter()).update(counts)
             total.update(counts)
     columns = ("claims", "here", *STATUSES)
     rows = [
@@ -111,7 +128,7 @@ def _cells(comparison: Comparison) -> tuple[str, ...]:
         claim.method if not claim.settings else f"{claim.method} ({claim.settings})",
         fixed(claim.accuracy, 2),
         "; ".join(sources),
-        f"{claim.selection} / last",
+        f"{claim.selection} / {'both' if claim.reproduction else 'last'}",
         f"{claim.epochs} / {_text(comparison.epochs)}",
         claim.kd_term,
         f"{_number(claim.teacher_accuracy)} / {_number(teacher)}",
@@ -126,7 +143,7 @@ def _cells(comparison: Comparison) -> tuple[str, ...]:
 
 def _source(claim: Claim) -> str:
     """Where the number is printed and, if another, who reports it."""
-    quoted = claim.source.partition("@")[0] != claim.reported_by
+    quoted = claim.origin != claim.reported_by
     return f"{claim.reported_by}, in {claim.source}" if quoted else claim.source
 
 
@@ -144,23 +161,56 @@ def _estimate(value: Estimate | None) -> str:
     return fixed(value.mean, 2) if value.half is None else f"{fixed(value.mean, 2)} ± {fixed(value.half, 2)}"
 
 
-def _markdown(comparisons: Sequence[Comparison]) -> str:
-    tables = claims_tables(comparisons)
+def _markdown(comparisons: Sequence[Comparison], groups: Sequence[Group]) -> str:
+    run = [group for group in groups if group.arms]
+    rest = claims_tables([each for each in comparisons if not each.claim.reproduction])
     coverage = coverage_table(comparisons)
-    claims, *_, untested = coverage.rows[-1][1:]
+    total, untested = coverage.rows[-1][1], coverage.rows[-1][-1]
+    lines = [MARKER, "# Paper vs ours", ""]
+    if run:
+        words = Counter(each.status for group in run for each in group.tested)
+        verdicts = ", ".join(f"{words[word]} {word}" for word in STATUSES if words[word])
+        lines += [
+            f"Trained again: {many(sum(words.values()), 'published number')} in {many(len(run), 'group')}: {verdicts}.",
+            "",
+            RULE,
+            "",
+        ]
+    for group in run:
+        lines += _group(group)
+    if rest:
+        lines += ["## Joined by method and networks", "", TRUST, ""]
+        for table in rest:
+            lines += [f"### {escape(table.title)}", "", *_rows(table.header, table.rows), ""]
     records = len({cell for comparison in comparisons for cell in comparison.cells})
-    lines = [MARKER, "# Paper vs ours", "", TRUST, ""]
     if records:
-        lines += [f"{claims} claims, {untested} of them untested; {records} records join the others.", ""]
+        lines += [f"{total} claims, {untested} of them untested; {records} records join the others.", ""]
     else:
-        lines += [f"No record joins one of the {claims} claims yet.", ""]
-    for table in [*tables, coverage]:
-        rows = [line(table.header), "|" + "---|" * len(table.header), *(line(map(escape, row)) for row in table.rows)]
-        if records:
-            lines += [f"## {escape(table.title)}", "", *rows, ""]
-        else:  # rows of zeros, for who looks for them
-            lines += ["<details>", f"<summary>{escape(table.title)}</summary>", "", *rows, "", "</details>", ""]
+        lines += [f"No record joins one of the {total} claims yet.", ""]
+    waiting = [group for group in groups if not group.arms]
+    if waiting:
+        lines += ["Ready to be trained: " + ", ".join(f"`{group.reproduction.name}`" for group in waiting) + ".", ""]
+    # long, and mostly of what was not tested: for who looks for it
+    folded = _rows(coverage.header, coverage.rows)
+    lines += ["<details>", f"<summary>{escape(coverage.title)}</summary>", "", *folded, "", "</details>", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _group(group: Group) -> list[str]:
+    told = group.reproduction
+    lines = [
+        f"## {escape(told.title)}",
+        "",
+        f"`kdbench run reproduction={told.name}`. {escape(' '.join(group.sentences))}",
+    ]
+    lines += ["", *_rows(ARMS, group.rows), ""]
+    if told.filled_in:
+        lines += ["Filled in:", "", *(f"- {escape(f'{what}: {how}')}" for what, how in told.filled_in.items()), ""]
+    return lines
+
+
+def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [line(header), "|" + "---|" * len(header), *(line(map(escape, row)) for row in rows)]
 
 
 _COLUMNS = (
@@ -196,17 +246,31 @@ _COLUMNS = (
     "differences",
     "notes",
     "other_settings",
+    "reproduction",
+    "baseline",
+    "control",
+    "ours_by_their_rule",
+    "interval_low",
+    "interval_high",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "claimed_gain",
+    "beside_control",
+    "beside_control_low",
+    "beside_control_high",
+    "filled_in",
 )
 
 
-def _csv(comparisons: Sequence[Comparison]) -> str:
+def _csv(comparisons: Sequence[Comparison], groups: Sequence[Group]) -> str:
     """Ten significant digits; empty where there is no value."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    for comparison in comparisons:
-        if comparison.cells:
-            writer.writerow(map(csv_value, _values(comparison)))
+    filled = {group.reproduction.name: "; ".join(group.reproduction.filled_in) for group in groups}
+    for comparison in answered(comparisons):
+        writer.writerow(map(csv_value, [*_values(comparison), *_judged(comparison, filled)]))
     return file.getvalue()
 
 
@@ -246,4 +310,22 @@ def _values(comparison: Comparison) -> list[Any]:
         "; ".join(comparison.differences),
         "; ".join(comparison.notes),
         comparison.others,
+    ]
+
+
+def _judged(comparison: Comparison, filled: Mapping[str, str]) -> list[Any]:
+    claim, verdict = comparison.claim, comparison.verdict
+    low, high = sorted(map(claim.merit, verdict.interval)) if verdict and verdict.interval else (None, None)
+    gain, beside = (verdict.gain, verdict.beside_control) if verdict else (None, None)
+    return [
+        claim.reproduction,
+        claim.baseline,
+        claim.control,
+        comparison.under_rule.mean if comparison.under_rule else None,
+        low,
+        high,
+        *((gain.mean, gain.low, gain.high) if gain else (None, None, None)),
+        verdict.claimed_gain if verdict else None,
+        *((beside.mean, beside.low, beside.high) if beside else (None, None, None)),
+        filled.get(claim.group),
     ]

@@ -23,10 +23,11 @@ from kdbench.report.leaderboard import HTML_MARKER
 from kdbench.report.leaderboard.payload import Described
 from kdbench.report.markdown import MARKER, markdown
 from kdbench.report.model import build_tables, load_records
+from kdbench.report.reproductions import groups_of
 from kdbench.report.sheet import ALL, COLUMNS, Sheet, chosen
 from kdbench.report.terminal import render_terminal
 from kdbench.results import figures
-from kdbench.results.claims import Claim, compare_claims, load_claims
+from kdbench.results.claims import Claim, load_claims
 from kdbench.results.labels import Labels, load_labels
 from kdbench.results.record import Record
 
@@ -122,7 +123,7 @@ def render(
     texts = {f"{FOLDER}/{sheet.path}.{suffix}": look.show(sheet, suffix) for sheet in sheets for suffix in shown}
     others, claims = {}, list(claims)
     if "html" in formats:
-        texts[LEADERBOARD] = leaderboard.render(tables, methods, compare_claims(claims, records))
+        texts[LEADERBOARD] = leaderboard.render(tables, methods, groups_of(claims, records)[0])
         others[f"../{LEADERBOARD}"] = "Leaderboard, to search, sort and plot"
     if "tex" in formats:
         works = cited(row.paper for table in tables for row in table.rows)

@@ -12,24 +12,25 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdbench import shipped
 from kdbench.errors import UserError
-from kdbench.measures import TOP1
+from kdbench.measures import TOP1, further
 from kdbench.protocol import Protocol
 from kdbench.results.record import Record, canonical_json, flatten
 from kdbench.results.stats import Estimate, mean_interval
+from kdbench.results.verdict import WORDS, Arm, Printed, Verdict, Word, judge
 from kdbench.text import fixed
 from kdbench.tuned import settings_on
 
-Status = Literal["reproduced", "below", "above", "protocol differs", "untested"]
-STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+Status = Word | Literal["protocol differs", "untested"]
+STATUSES: Final[tuple[Status, ...]] = (*WORDS, "protocol differs", "untested")
 
 TOLERANCE: Final = 0.3
 """Percentage points within which a claim counts as reproduced however small the standard error is."""
@@ -40,10 +41,13 @@ TEACHER_TOLERANCE: Final = 1.0
 PLAUSIBLE_GAIN: Final = 1.0
 """Percentage points above a claim from which our own result is to be doubted."""
 
+FROM_MEMORY: Final = "the number is from memory, to be confirmed"
+
 ROLES: Final = frozenset({"peers", "self", "ema self", "ensemble", "previous model", "supervised model"})
 """Teachers that are not a network of their own."""
 _FOREIGN: Final = re.compile(r"[^\s@]+@[^\s@]+")
-_EPOCHS: Final = re.compile(r"\d+(\+\d+)?|\d+ iterations|unknown|n/a")
+_EPOCHS: Final = re.compile(r"\d+(\+\d+)?|\d+ iterations|\d+( iterations)? per task|unknown|n/a")
+_ARM: Final = re.compile(r"[a-z0-9_]+/[a-z0-9_]+")
 _FRAMEWORKS: Final = ("torchvision/", "timm/")
 
 
@@ -51,16 +55,50 @@ def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
-Printed = Annotated[float, Field(ge=0, le=100)]
-OptionalPrinted = Annotated[Printed | None, BeforeValidator(_none_if_empty)]
+OptionalNumber = Annotated[float | None, BeforeValidator(_none_if_empty)]
+OptionalNatural = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_if_empty)]
+OptionalCount = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_empty)]
 Text = Annotated[str, Field(min_length=1)]
+Selection = Literal["last", "best-test", "best-run", "validation", "median", "unknown"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a claim prints: which measure of a record that is, and how the printed number becomes one of it.
+
+    Attributes:
+        measure: its name, as `kdbench.measures` and the tasks have it.
+        kind: ``error``: 100 minus it; ``count``: wrong ones out of the claim's `n_test` images.
+        bounded: whether it is a share of 100.
+    """
+
+    measure: str
+    kind: Literal["as it is", "error", "count"] = "as it is"
+    bounded: bool = True
+
+
+METRICS: Final[dict[str, Metric]] = {
+    "top1_acc": Metric("top1"),
+    "top1_err": Metric("top1", "error"),
+    "top1_errors": Metric("top1", "count"),
+    "top5_acc": Metric("top5"),
+    "top5_err": Metric("top5", "error"),
+    "mAP": Metric("mAP"),
+    "mIoU": Metric("mIoU"),
+    "retrieval_mAP": Metric("retrieval_mAP"),
+    "average_accuracy": Metric("average"),  # incremental: mean over the tasks so far, see kdbench.tasks.incremental
+    "forgetting": Metric("forgetting"),
+    "agreement": Metric("agreement"),
+    "return": Metric("return", bounded=False),
+}
+"""Column ``metric`` -> what it means; which way is better `kdbench.measures` knows."""
 
 
 class Claim(BaseModel):
     """One published number; the columns are explained in ``results/claims/README.md``.
 
-    `value`, `teacher_value` and `student_value` are percentages as printed, errors where `metric` is an error;
-    `accuracy`, `teacher_accuracy` and `student_accuracy` are the accuracies.
+    `value`, `teacher_value` and `student_value` are as printed, errors where `metric` is an error; `accuracy`,
+    `teacher_accuracy` and `student_accuracy` are the accuracies (or what else is measured, see `METRICS`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
@@ -72,16 +110,52 @@ class Claim(BaseModel):
     teacher: str = ""
     student: Text
     dataset: Text
-    metric: Literal["top1_acc", "top1_err", "top5_acc", "top5_err", "mAP", "mIoU"]
-    value: Printed
-    selection: Literal["last", "best-test", "median", "unknown"]
+    metric: str
+    value: Annotated[float, Field(ge=0)]
+    selection: Selection
     epochs: Text
     protocol: str = ""
     kd_term: Literal["yes", "no", "n/a", "unknown"]
-    teacher_value: OptionalPrinted = None
-    student_value: OptionalPrinted = None
+    teacher_value: OptionalNumber = None
+    student_value: OptionalNumber = None
     source: Text
     notes: str = ""
+    reproduction: str = ""
+    baseline: str = ""
+    control: str = ""
+    provenance: Literal["confirmed", "memory"] = "confirmed"
+    decimals: OptionalNatural = None
+    seeds: OptionalCount = None
+    spread: OptionalNumber = None
+    split: str = ""
+    n_test: OptionalCount = None
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: str) -> str:
+        if value not in METRICS:
+            raise ValueError(f"choose from {', '.join(METRICS)}")
+        return value
+
+    @field_validator("reproduction")
+    @classmethod
+    def _arm(cls, value: str) -> str:
+        if value and not _ARM.fullmatch(value):
+            raise ValueError("give NAME/ARM of conf/reproduction")
+        return value
+
+    @field_validator("provenance", mode="before")
+    @classmethod
+    def _confirmed(cls, value: Any) -> Any:
+        return value or "confirmed"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _printed_decimals(cls, data: Any) -> Any:
+        """Where nothing else is said, those of the text that stands there."""
+        if isinstance(data, dict) and data.get("decimals") in (None, "") and isinstance(data.get("value"), str):
+            return {**data, "decimals": len(data["value"].strip().partition(".")[2])}
+        return data
 
     @field_validator("teacher", "student")
     @classmethod
@@ -116,19 +190,30 @@ class Claim(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _settings_need_a_config(self) -> Claim:
+    def _columns_agree(self) -> Claim:
         if self.settings and not self.config:
             raise ValueError("settings without a config mean nothing")
+        if (self.baseline or self.control) and not self.reproduction:
+            raise ValueError("a baseline or a control is an arm beside that of column reproduction: give it")
+        if METRICS[self.metric].kind == "count" and self.n_test is None:
+            raise ValueError("a number of errors needs n_test, the images that it is out of")
+        if self.spread is not None and self.seeds is None:
+            raise ValueError("a spread needs seeds, the number of runs that it is over")
+        if METRICS[self.metric].bounded:
+            for name in ("value", "teacher_value", "student_value"):
+                number = getattr(self, name)
+                if number is not None and not 0 <= self._converted(number) <= 100:
+                    raise ValueError(f"{name}={number:g} is no share of 100")
         return self
 
     @property
     def quantity(self) -> str:
-        """What is measured, errors and accuracies alike: ``top1``, ``top5``, ``mAP`` or ``mIoU``."""
-        return self.metric.removesuffix("_acc").removesuffix("_err")
+        """The name of what is measured, errors and accuracies alike: ``top1``, ``mIoU``, ``average``."""
+        return METRICS[self.metric].measure
 
     @property
     def accuracy(self) -> float:
-        """`value`, or 100 - `value` where that is an error."""
+        """`value`, or 100 - `value` where that is an error, or 100 - the share of `n_test` where it counts errors."""
         return self._converted(self.value)
 
     @property
@@ -144,8 +229,40 @@ class Claim(BaseModel):
     def pair(self) -> str:
         return f"{self.teacher} → {self.student}" if self.teacher else self.student
 
+    @property
+    def origin(self) -> str:
+        """Where it was read: ``OWNER/REPOSITORY``, or ``arXiv:NUMBER`` of a paper."""
+        return self.source.split()[0].partition("@")[0]
+
+    @property
+    def group(self) -> str:
+        """The name of its reproduction, empty without one."""
+        return self.reproduction.partition("/")[0]
+
+    @property
+    def printed(self) -> Printed:
+        """For a verdict: so that higher is better, a mean of runs with their sd where both are printed."""
+        kind = METRICS[self.metric].kind
+        decimals = 2 if self.decimals is None else self.decimals
+        if kind == "count" and self.n_test:
+            decimals += round(math.log10(self.n_test)) - 2  # one error of 10,000 images is .01 %
+        return Printed(
+            self.merit(self.accuracy),
+            decimals,
+            self.seeds or 1,
+            self.spread,
+            best=self.selection == "best-run",
+        )
+
+    def merit(self, value: float) -> float:
+        """A value of its measure so that higher is better."""
+        return further(self.quantity).merit(value)
+
     def _converted(self, value: float) -> float:
-        return round(100 - value, 6) if self.metric.endswith("_err") else value
+        kind = METRICS[self.metric].kind
+        if kind == "count":
+            value = 100 * value / (self.n_test or 1)
+        return value if kind == "as it is" else round(100 - value, 6)
 
 
 def load_claims(root: str | Path | None = None) -> list[Claim]:
@@ -234,8 +351,10 @@ class Comparison:
         also: the same number, to `SAME_NUMBER`, as other sources print it.
         differences: why the two numbers are not comparable; empty where they are judged.
         notes: what a reader should know besides.
-        ours: top-1 accuracy after the last epoch over the finished seeds; None without any.
-        oracle: mean of our best test accuracies over the epochs; shown beside, never judged.
+        ours: the measure, top-1 accuracy for most, after the last epoch over the finished seeds; None without any.
+        oracle: mean of our best test accuracies over the epochs; shown beside, judged only where that is the rule.
+        under_rule: ours by the selection rule of a claim that has a reproduction.
+        verdict: on a claim that has a reproduction, once that was run.
         teacher: test accuracy and sha256 of our teacher's weights.
         protocol, epochs: of our records.
         seeds: of the finished records.
@@ -256,23 +375,31 @@ class Comparison:
     seeds: tuple[int, ...] = ()
     cells: tuple[str, ...] = ()
     others: int = 0
+    under_rule: Estimate | None = None
+    verdict: Verdict | None = None
 
     @property
     def difference(self) -> float | None:
         """Ours - theirs in percentage points; None where the two are not comparable."""
-        if self.ours is None or self.status in ("protocol differs", "untested"):
+        ours = self.under_rule or self.ours
+        if ours is None or self.status in ("protocol differs", "untested") or self.claim.provenance == "memory":
             return None
-        return self.ours.mean - self.claim.accuracy
+        return ours.mean - self.claim.accuracy
 
 
 Key = tuple[str, str, str, str]
 
 
-def compare_claims(claims: Iterable[Claim], records: Iterable[Record]) -> list[Comparison]:
+def compare_claims(
+    claims: Iterable[Claim], records: Iterable[Record], arms: Mapping[str, Sequence[Record]] | None = None
+) -> list[Comparison]:
     """Answer each claim, in order of data set, pair and method; the order of `claims` and `records` plays no part.
 
-    A claim, always of top-1, joins the records of top-1 of its `config`, teacher and student architecture and data set.
-    Its status is
+    A claim that names an arm of a reproduction is answered by that arm's records, `arms` by ``NAME/ARM`` (see
+    `kdbench.engine.arms`), and its status is the word of its verdict (`kdbench.results.verdict`).
+
+    Any other claim, always of top-1, joins the records of top-1 of its `config`, teacher and student architecture and
+    data set. Its status is
 
     - ``reproduced`` where selection rule and protocol are the same and |ours - claim| <= max(2 SE, `TOLERANCE`), with
       SE = s / √n over our seeds; else ``below`` or ``above``;
@@ -295,7 +422,13 @@ def compare_claims(claims: Iterable[Claim], records: Iterable[Record]) -> list[C
         key: [sorted(groups[name], key=lambda record: (record.cell.seed, record.cell.id)) for name in sorted(groups)]
         for key, groups in cells.items()
     }
-    return [comparison for group in joined for comparison in _compare(group, runs)]
+    theirs: dict[tuple[str, str, str], Claim] = {}
+    for group in reversed(joined):
+        theirs |= {(claim.reproduction, claim.quantity, claim.selection): claim for claim in group}
+    found = []
+    for group in joined:
+        found += [_judged(group, arms or {}, theirs)] if group[0].reproduction else _compare(group, runs)
+    return found
 
 
 def _join_duplicates(claims: Iterable[Claim]) -> list[tuple[Claim, ...]]:
@@ -328,6 +461,8 @@ def _setting(claim: Claim) -> tuple[str, ...]:
         claim.selection,
         claim.epochs,
         claim.kd_term,
+        claim.reproduction,
+        claim.provenance,
     )
 
 
@@ -340,10 +475,109 @@ def _close(a: float | None, b: float | None, tolerance: float) -> bool:
 
 
 def _key(claim: Claim) -> Key | None:
-    if not claim.config or claim.quantity != "top1":
+    if not claim.config or claim.quantity != "top1" or claim.reproduction:
         return None
     # a method without a frozen teacher has records without one, whoever teaches in the paper
     return (claim.config, "" if claim.teacher in ROLES else claim.teacher, claim.student, claim.dataset)
+
+
+def _judged(
+    group: tuple[Claim, ...], arms: Mapping[str, Sequence[Record]], theirs: Mapping[tuple[str, str, str], Claim]
+) -> Comparison:
+    """A claim beside the runs of its arm, of its baseline's and of its control's.
+
+    Args:
+        theirs: what the source prints of an arm, in the same measure and by the same rule.
+    """
+    claim, also = group[0], group[1:]
+    records = sorted(arms.get(claim.reproduction, ()), key=lambda record: (record.cell.seed, record.cell.id))
+    if not records:
+        return Comparison(claim, also, "untested")
+    first = records[0]
+    last = _values(records, claim, "last")
+    ruled = _values(records, claim, claim.selection)
+    notes = []
+    if diverged := sum(record.metrics is None for record in records):
+        notes.append(f"{diverged} of {len(records)} seeds diverged")
+    if last and not ruled:
+        notes.append(f"their rule ({claim.selection}) cannot be applied to our runs: the last epoch is judged")
+        ruled = last
+    elif claim.selection in ("unknown", "median"):
+        notes.append(f"their selection: {claim.selection}; the last epoch is judged")
+    verdict = None
+    if claim.provenance == "confirmed":
+        verdict = _verdict(claim, ruled, arms, theirs, first.dataset.n_test)
+        notes.insert(0, verdict.reason)
+    else:
+        notes.insert(0, FROM_MEMORY)
+    best = [record.metrics.oracle for record in records if record.metrics and record.metrics.oracle is not None]
+    epochs = _mapping(first.config, "protocol").get("epochs")
+    return Comparison(
+        claim,
+        also,
+        verdict.word if verdict else "cannot be decided",
+        notes=tuple(notes),
+        ours=mean_interval(list(last.values())) if last else None,
+        oracle=math.fsum(best) / len(best) if best else None,
+        teacher=(first.teacher.accuracy, first.teacher.sha256) if first.teacher else None,
+        protocol=first.cell.protocol,
+        epochs=epochs if isinstance(epochs, int) else None,
+        seeds=tuple(last),
+        cells=tuple(record.cell.id for record in records),
+        under_rule=mean_interval(list(ruled.values())) if ruled else None,
+        verdict=verdict,
+    )
+
+
+def _verdict(
+    claim: Claim,
+    ruled: Mapping[int, float],
+    arms: Mapping[str, Sequence[Record]],
+    theirs: Mapping[tuple[str, str, str], Claim],
+    n_test: int,
+) -> Verdict:
+    def arm(name: str) -> Arm | None:
+        if not name:
+            return None
+        records = arms.get(f"{claim.group}/{name}", ())
+        values = _values(records, claim, claim.selection) or _values(records, claim, "last")
+        return Arm(name, {seed: claim.merit(value) for seed, value in values.items()})
+
+    printed = theirs.get((f"{claim.group}/{claim.baseline}", claim.quantity, claim.selection))
+    claimed = printed.printed if printed and printed.provenance == "confirmed" else None
+    if claimed is None and claim.baseline and claim.student_accuracy is not None:
+        claimed = Printed(claim.merit(claim.student_accuracy), claim.printed.decimals)
+    low, high = sorted(map(claim.merit, (0.0, 100.0))) if METRICS[claim.metric].bounded else (-math.inf, math.inf)
+    fewer = claim.n_test if claim.n_test and claim.n_test < n_test else None
+    return judge(
+        replace(claim.printed, images=fewer),
+        Arm(claim.reproduction.partition("/")[2], {seed: claim.merit(value) for seed, value in ruled.items()}),
+        baseline=arm(claim.baseline),
+        claimed_baseline=claimed,
+        control=arm(claim.control),
+        bounds=(low, high),
+    )
+
+
+def _values(records: Iterable[Record], claim: Claim, selection: Selection) -> dict[int, float]:
+    """Seed -> the claim's measure of each finished run by a selection rule; empty where the runs do not tell."""
+    found = {}
+    for record in records:
+        metrics = record.metrics
+        if metrics is None:
+            continue
+        value: float | None
+        if claim.quantity != metrics.primary:
+            value = metrics.others.get(claim.quantity) if selection not in ("best-test", "validation") else None
+        elif selection == "best-test":
+            value = metrics.oracle
+        elif selection == "validation":
+            value = metrics.val_selected
+        else:
+            value = metrics.last
+        if value is not None:
+            found[record.cell.seed] = value
+    return found
 
 
 def _compare(group: tuple[Claim, ...], runs: Mapping[Key, list[list[Record]]]) -> list[Comparison]:
@@ -410,6 +644,7 @@ def _differences(claim: Claim, record: Record) -> tuple[bool, list[str]]:
     """Whether the record saw only a part of the data, and all that keeps it from being compared with the claim."""
     partial = _cuts(record)
     found = [
+        *([FROM_MEMORY] if claim.provenance == "memory" else []),
         *partial,
         *_of_protocol(claim, record),
         *_of_selection(claim),
@@ -474,7 +709,13 @@ def _of_data(record: Record) -> list[str]:
 
 
 def _of_selection(claim: Claim) -> list[str]:
-    said = {"best-test": "best test epoch", "median": "median of several runs", "unknown": "unknown selection"}
+    said = {
+        "best-test": "best test epoch",
+        "best-run": "best run",
+        "validation": "best validation epoch",
+        "median": "median of several runs",
+        "unknown": "unknown selection",
+    }
     return [f"their {said[claim.selection]}"] if claim.selection in said else []
 
 

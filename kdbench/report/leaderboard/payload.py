@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from kdbench.docs import Docs, spans
 from kdbench.report.across import across_pairs, standing
 from kdbench.report.bibliography import work
-from kdbench.report.claims import HEADER, TRUST, claims_tables, coverage_table
+from kdbench.report.claims import HEADER, TRUST, answered, claims_tables, coverage_table
 from kdbench.report.latex import escape
 from kdbench.report.leaderboard.columns import columns, further_heads
 from kdbench.report.measured import measured_cells
@@ -79,7 +79,7 @@ def payload(
     numbers = {record.cell.id: index for index, record in enumerate(records)}
     digits = {cell: table.digits for table in tables for cell in table.cells}
     groups = [(table, settings_of(table.records)) for table in tables]
-    answers = [comparison for comparison in claims if comparison.cells]
+    answers = answered(claims)
     configs, environments, surveys = _Pool(), _Pool(), _Pool()
     rows, shown = [], []
     for index, (table, group) in enumerate(groups):
