@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.errors import DoesNotFit, UserError
 from kdbench.models import create, names
+from kdbench.models.cnn import Noise
 from kdbench.models.shufflenet import Shuffle
 from kdbench.taps import probe
 
@@ -90,6 +92,48 @@ CONV4 = {"conv4": (64, 64, 64, 64)}
 # Of 1x28x28 and 10 classes, by model.summary() of the networks of keras-io's knowledge_distillation.py: convolutions
 # 160 + 4,640, linear 15,690; 2,560 + 1,180,160, linear 250,890.
 KERAS = {"cnn-16-32": 20_490, "cnn-256-512": 1_433_610}
+# Parameters at 10 classes, 1x28x28: printed in logs.rst of SforAiDl/KD_Lib; ZSKD's and Lopes et al.'s half LeNet-5 and
+# kuangliu/pytorch-cifar's ResNet18 (of 3x32x32), counted on their layers.
+PRINTED = {
+    "resnet18-mini": 213_178,
+    "resnet34-mini": 403_194,
+    "resnet50-mini": 454_010,
+    "resnet18-micro": 4_254,
+    "resnet50-micro": 10_182,
+    "lenet5-half-maps": 35_820,
+    "resnet18-cifar": 11_173_962,
+}
+# Units of the layers of a perceptron on 1x28x28, in turn, as its source has them.
+PERCEPTRONS = {
+    "linear": (784, 10),
+    "fc-20-20": (784, 20, 20, 10),
+    "fc-20-20-at7": (49, 20, 20, 10),
+    "fc-200-tanh": (784, 200, 10),
+    "fc-256": (784, 256, 10),
+    "fc-400-400": (784, 400, 400, 10),
+    "fc-800-800": (784, 800, 800, 10),
+    "fc-800-800-dropout": (784, 800, 800, 10),
+    "fc-800-800-unit": (784, 800, 800, 10),
+    "fc-1000-sigmoid": (784, 1000, 10),
+    "fc-1200-1200-bn": (784, 1200, 1200, 10),
+    "fc-1200-1200-dropout": (784, 1200, 1200, 10),
+    "fc-1200-1200-dropout-unit": (784, 1200, 1200, 10),
+    "fc-1200-600-300-150-bn": (784, 1200, 600, 300, 150, 10),
+}
+# Kernel, channels of the convolutions in turn, units of the linear layers in turn, and numbers beside weights and
+# biases, for each convolution's channel and for each hidden unit: 2 of batch norm, 1 of weight norm.
+CHAINS = {
+    "cnn-16-32-wn": (3, (1, 16, 32), (1568, 10), (1, 0)),
+    "cnn-32-64-128-dropout": (3, (1, 32, 64, 128), (1152, 625, 10), (0, 0)),
+    "lenet-32-64": (5, (1, 32, 64), (3136, 1024, 10), (0, 0)),
+    "cnn-32-64-128-bn": (3, (3, 32, 64, 128), (2048, 128, 10), (2, 2)),
+    "cnn-8-16-32-valid": (3, (3, 8, 16, 32), (128, 64, 10), (2, 0)),
+    "cnn-16-32-64-valid": (3, (3, 16, 32, 64), (256, 128, 10), (2, 0)),
+    "cnn-32-64-2048": (3, (3, 32, 64), (4096, 2048, 2048, 10), (0, 0)),
+    "plane2": (3, (3, 32, 32), (2048, 10), (2, 0)),
+    "plane4": (3, (3, 32, 32, 64, 64), (4096, 10), (2, 0)),
+    "plane10": (3, (3, 32, 32, 64, 64, 128, 128, 256, 256, 256, 256), (1024, 512, 10), (2, 0)),
+}
 
 # Millions of multiply-accumulates at 3x32x32, from the definitions in the papers.
 PUBLISHED_MACS = {
@@ -131,7 +175,8 @@ def macs(net: nn.Module, shape: tuple[int, int, int] = CIFAR) -> int:
 
 def size(name: str) -> tuple[int, int, int]:
     """The smallest images of a zoo network."""
-    return {"lenet5": (3, 28, 28), "lenet5-half": (3, 28, 28), "conv4": (3, 16, 16)}.get(name, (3, 8, 8))
+    side = {"conv4": 16, "plane10": 16}.get(name, 28 if name.startswith("lenet5") or name.endswith("-valid") else 8)
+    return 3, side, side
 
 
 def norms(net: nn.Module) -> list[Any]:
@@ -146,6 +191,9 @@ def small(name: str) -> Any:
     for module in norms(net):
         nn.init.uniform_(module.weight, 0.5, 1.5)
         nn.init.normal_(module.bias, std=0.3)
+    for module in net.modules():
+        if isinstance(module, (nn.Dropout, Noise)):
+            module.eval()
     return net
 
 
@@ -157,7 +205,7 @@ def images(shape: tuple[int, int, int], n: int = 4) -> torch.Tensor:
 
 
 def test_every_network_of_the_zoo_has_a_reference_count() -> None:
-    counted = [REPDISTILLER, DAFL, MOONSHINE, WIDTHS, NARROW_VGG, CONV4, KERAS]
+    counted = [REPDISTILLER, DAFL, MOONSHINE, WIDTHS, NARROW_VGG, CONV4, KERAS, PRINTED, PERCEPTRONS, CHAINS]
     assert sorted(names()) == sorted(name for table in counted for name in table)
 
 
@@ -192,6 +240,61 @@ def test_padding_of_the_strided_networks_is_tensorflows() -> None:
         shown = F.max_pool2d(F.pad(x[:, :, ::2, ::2] if size == 10 else F.pad(x, (1, 0, 1, 0))[:, :, ::2, ::2],
                                    (0, 1, 0, 1), value=-9.0), 2, 1)  # fmt: skip
         assert torch.equal(net.tap(x)["stem"][:, :1], shown)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_networks_of_published_results_have_their_parameters(name: str) -> None:
+    assert parameters(on_meta(name, (3, 32, 32) if name.endswith("cifar") else (1, 28, 28), 10)) == PRINTED[name]
+
+
+@pytest.mark.parametrize("name", PERCEPTRONS)
+def test_perceptrons_have_the_parameters_of_their_layers(name: str) -> None:
+    units = PERCEPTRONS[name]
+    normalised = 2 * sum(units[1:-1]) if name.endswith("bn") else 0
+    assert parameters(on_meta(name, (1, 28, 28), 10)) == sum((a + 1) * b for a, b in pairwise(units)) + normalised
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_have_the_parameters_of_their_layers(name: str) -> None:
+    kernel, channels, units, (beside_conv, beside_unit) = CHAINS[name]
+    convs = sum((kernel**2 * a + 1 + beside_conv) * b for a, b in pairwise(channels))
+    linear = sum((a + 1) * b for a, b in pairwise(units)) + beside_unit * sum(units[1:-1])
+    shape = (channels[0], 28, 28) if channels[0] == 1 else CIFAR
+    assert parameters(on_meta(name, shape, 10)) == convs + linear
+
+
+def test_a_perceptron_at_7x7_sees_the_middle_of_each_4x4_pixels() -> None:
+    x = images((1, 28, 28), 2)
+    middles = x.view(2, 7, 4, 7, 4)[:, :, 1:3, :, 1:3].mean((2, 4)).flatten(1)
+    torch.testing.assert_close(create("fc-20-20-at7", (1, 28, 28), 10).tap(x)["stem"], middles)  # type: ignore[operator]
+
+
+def test_a_bound_on_weights_holds_behind_each_pass_of_training_and_leaves_the_smaller_alone() -> None:
+    net: Any = create("fc-1200-1200-dropout", (1, 8, 8), 10)
+    layers = [block[0][-1] for block in net.stages]
+    for layer in layers:
+        nn.init.normal_(layer.weight)
+        layer.weight.data[0] = 0.01
+    before = [layer.weight.detach().clone() for layer in layers]
+    net.eval()(images((1, 8, 8)))
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, before, strict=True))
+    net.train()
+    (net(images((1, 8, 8))).sum() + net(images((1, 8, 8))).sum()).backward()  # the second pass spoils nothing
+    for layer, weight in zip(layers, before, strict=True):
+        torch.testing.assert_close(
+            layer.weight, weight * (math.sqrt(15) / weight.norm(dim=1, keepdim=True)).clamp(max=1)
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "std", "bias"), [("fc-1000-sigmoid", (2 / 1784) ** 0.5, 0.0), ("fc-800-800-unit", 0.8796, 0.1)]
+)
+def test_weights_start_as_in_the_source(name: str, std: float, bias: float) -> None:
+    """Normal numbers that are drawn again beyond two standard deviations have a standard deviation of .8796."""
+    torch.manual_seed(0)
+    layer: Any = create(name, (1, 28, 28), 10).stages[0][0][0]  # type: ignore[index]
+    assert layer.weight.std().item() == pytest.approx(std, rel=0.01)
+    assert (layer.bias == bias).all()
 
 
 @pytest.mark.parametrize("name", WIDTHS)
@@ -383,7 +486,9 @@ def test_a_tail_goes_on_bit_for_bit_where_its_stage_ends(name: str) -> None:
                 tail.tail(stages[i - 1])
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn-16-1", "mobilenetv2-0.5", "shufflenetv2", "vgg8", "lenet5", "conv4"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "wrn-16-1", "mobilenetv2-0.5", "shufflenetv2", "vgg8", "lenet5", "conv4", "fc-1200-1200-bn"]
+)
 def test_every_parameter_of_a_copied_tail_learns_and_none_of_its_networks(name: str) -> None:
     net, x = copy.deepcopy(small(name)), images(size(name))
     for stage in [tap for tap in net.tap(x) if tap.startswith("stage")]:

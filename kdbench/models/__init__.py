@@ -9,7 +9,22 @@ from __future__ import annotations
 from torch import nn
 
 from kdbench.errors import UserError
-from kdbench.models import adapters, conv4, fpn, lenet, mlp, mobilenet, own, resnet, shufflenet, small, vgg, wrn
+from kdbench.models import (
+    adapters,
+    cnn,
+    conv4,
+    fc,
+    fpn,
+    lenet,
+    mlp,
+    mobilenet,
+    own,
+    resnet,
+    shufflenet,
+    small,
+    vgg,
+    wrn,
+)
 from kdbench.models.base import Builder, Shape
 from kdbench.models.resized import Resized
 from kdbench.networks import is_own, sized
@@ -24,13 +39,15 @@ ZOOS: dict[str, dict[str, Builder]] = {
         **lenet.NETS,
         **conv4.NETS,
         **small.NETS,
+        **cnn.NETS,
+        **fc.NETS,
     },
     "segmentation": fpn.SEGMENTATION,
     "depth": fpn.DEPTH,
     "policy": mlp.NETS,
 }
 DENSE = frozenset({"segmentation", "depth"})
-SMALLEST = 8  # pixels: below, pooling leaves nothing
+SMALLEST = 8  # pixels: below, pooling leaves nothing, where there is some
 
 
 def names(task: str = "classification") -> list[str]:
@@ -83,7 +100,7 @@ def create(name: str, shape: Shape, outputs: int, task: str = "classification") 
         return adapters.timm_net(rest, shape, outputs)
     if name not in ZOOS[task]:
         raise UserError(_refusal(name, task))
-    if len(shape) == 3 and min(shape[1:]) < SMALLEST:
+    if len(shape) == 3 and min(shape[1:]) < SMALLEST and name not in fc.NETS:
         raise UserError(
             f"{name} takes images of at least {SMALLEST}x{SMALLEST}, not {shape[1]}x{shape[2]}: enlarge them."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
-from typing import cast
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -161,3 +161,23 @@ def small_head_init(head: nn.Linear | nn.Conv2d) -> None:
     """Linear classifier, of images or of pixels: normal with std 0.01, zero bias."""
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(cast(Tensor, head.bias))
+
+
+Start = Literal["torch", "glorot", "tenth", "unit"]
+"""How weights begin: as PyTorch has them; ``glorot``: uniform of variance 2 / (in + out), zero bias (Glorot and Bengio,
+AISTATS 2010; the default of Keras and of TensorFlow's slim); ``tenth``: normal with std .1, drawn again beyond two of
+them, zero bias (slim's LeNet); ``unit``: the same with std 1, and a bias of .1 (iRapha/replayed_distillation)."""
+
+
+def start(net: nn.Module, how: Start) -> None:
+    """Convolutions and linear layers as `how` says."""
+    for module in net.modules():
+        if how == "torch" or not isinstance(module, (nn.Conv2d, nn.Linear)):
+            continue
+        if how == "glorot":
+            nn.init.xavier_uniform_(module.weight)
+        else:
+            std = 1.0 if how == "unit" else 0.1
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        if module.bias is not None:
+            nn.init.constant_(module.bias, 0.1 if how == "unit" else 0.0)

@@ -33,4 +33,6 @@ def lenet(widths: tuple[int, int, int, int], shape: Shape, num_classes: int) -> 
 NETS: dict[str, Builder] = {
     "lenet5": partial(lenet, (6, 16, 120, 84)),
     "lenet5-half": partial(lenet, (3, 8, 60, 42)),
+    # half of the maps alone: vcl-iisc/ZSKD's student, and models/lenet_half.py of iRapha/replayed_distillation
+    "lenet5-half-maps": partial(lenet, (3, 8, 120, 84)),
 }

@@ -6,6 +6,7 @@ Widths, depths, 1x1-convolution shortcuts with batch norm and the initialisation
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -57,16 +58,42 @@ def basic_resnet(depth: int, widths: tuple[int, ...], shape: Shape, num_classes:
     return net
 
 
-def resnet50(shape: Shape, num_classes: int) -> StagedNet:
-    """The ImageNet ResNet-50 with a 3x3 stem of stride 1 and no pooling behind it: four stages, strides 1, 2, 2, 2."""
-    stages, c_in = [], 64
-    for width, n, first in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-        strides = [first] + [1] * (n - 1)
-        stages.append([bottleneck(c_in if j == 0 else 4 * width, width, stride) for j, stride in enumerate(strides)])
-        c_in = 4 * width
-    net = StagedNet(nn.Sequential(*conv_bn_relu(shape[0], 64)), stages, nn.Linear(c_in, num_classes))
-    he_init(net)
+def four_stages(
+    block: Callable[[int, int, int], Residual],
+    expansion: int,
+    counts: tuple[int, ...],
+    widths: tuple[int, ...],
+    shape: Shape,
+    num_classes: int,
+    *,
+    he: bool = True,
+) -> StagedNet:
+    """The ImageNet ResNets with a 3x3 stem of stride 1 and no pooling behind it: four stages, strides 1, 2, 2, 2.
+
+    Args:
+        expansion: what a block gives, in units of its width.
+        counts: of blocks, by stage.
+        widths: of the stem and of the stages.
+        he: He's initialisation; else PyTorch's.
+    """
+    stages: list[list[nn.Module]] = []
+    c_in = widths[0]
+    for i, (width, n) in enumerate(zip(widths[1:], counts, strict=True)):
+        strides = [1 if i == 0 else 2] + [1] * (n - 1)
+        stages.append([block(c_in if j == 0 else expansion * width, width, stride) for j, stride in enumerate(strides)])
+        c_in = expansion * width
+    net = StagedNet(nn.Sequential(*conv_bn_relu(shape[0], widths[0])), stages, nn.Linear(c_in, num_classes))
+    if he:
+        he_init(net)
     return net
+
+
+resnet18 = partial(four_stages, basic, 1, (2, 2, 2, 2))
+resnet34 = partial(four_stages, basic, 1, (3, 4, 6, 3))
+resnet50 = partial(four_stages, bottleneck, 4, (3, 4, 6, 3))
+WHOLE = (64, 64, 128, 256, 512)
+# Of SforAiDl/KD_Lib, whose logs.rst prints no widths but how many parameters there are
+MINI, MICRO = (16, 16, 32, 32, 64), (4, 4, 8, 4, 4)
 
 
 NETS: dict[str, Builder] = {
@@ -74,5 +101,11 @@ NETS: dict[str, Builder] = {
     **{f"resnet{depth}x4": partial(basic_resnet, depth, (32, 64, 128, 256)) for depth in (8, 32)},
     "resnet8x0.25": partial(basic_resnet, 8, (4, 4, 8, 16)),
     "resnet8x0.5": partial(basic_resnet, 8, (8, 8, 16, 32)),
-    "resnet50-cifar": resnet50,
+    "resnet18-cifar": partial(resnet18, WHOLE, he=False),
+    "resnet50-cifar": partial(resnet50, WHOLE),
+    "resnet18-mini": partial(resnet18, MINI, he=False),
+    "resnet34-mini": partial(resnet34, MINI, he=False),
+    "resnet50-mini": partial(resnet50, MINI, he=False),
+    "resnet18-micro": partial(resnet18, MICRO, he=False),
+    "resnet50-micro": partial(resnet50, MICRO, he=False),
 }

@@ -46,9 +46,13 @@ _NETWORKS = (
     (r"^mobilenet", "MobileNet"),
     (r"^shufflenet", "ShuffleNet"),
     (r"(?<=Net)v(?=\d)", "V"),
-    (r"^lenet(?=\d)", "LeNet-"),
+    (r"^lenet-?(?=\d)", "LeNet-"),
+    (r"^linear$", "Linear"),
+    (r"^plane(?=\d)", "Plane-"),
     (r"^conv(?=\d)", "Conv-"),
     (r"^mlp-", "MLP-"),
+    (r"^fc-", "FC-"),
+    (r"^cnn-", "CNN-"),
     (r"(?<=\d)x(?=\d)", "×"),
 )
 
