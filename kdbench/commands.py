@@ -198,10 +198,12 @@ def _spec(recipe: Config, dataset: Config, protocol: Config, pair: str | None) -
     What is as it ships is left out, but for the method.
     """
     epochs = recipe["protocol"]["epochs"]
+    own, usual = _full(Protocol.of(recipe["protocol"])), _full(Protocol.of({**protocol, "epochs": epochs}))
     spec = {
         "name": recipe["name"] if recipe["name"] != pair else None,
         "seed": recipe["seed"] or None,
         "epochs": epochs if epochs != protocol["epochs"] else None,
+        "protocol": {key: value for key, value in own.items() if not _same(value, usual[key])} or None,
         "dataset": _unlike(dataset, recipe["dataset"]) or None,
         "teacher": _spec(recipe["teacher"], recipe["dataset"], protocol, None) if "teacher" in recipe else None,
     }

@@ -300,6 +300,9 @@ def test_recipes_without_chains_are_what_they_were(tmp_path: Path) -> None:
     known = partial(Teachers(tmp_path, tmp_path).of_hash, dataset=None)
     recipe = recipe_of(TeacherConfig(method=scratch), {"name": "digits"}, Protocol(), known=known, pair="resnet20")
     assert set(recipe) == {"name", "method", "dataset", "protocol", "seed"}
+    own = TeacherConfig(method=scratch, epochs=7, protocol={"batch_size": 5})
+    changed = recipe_of(own, {"name": "digits"}, Protocol(), known=known, pair="resnet20")
+    assert changed == {**recipe, "protocol": {**recipe["protocol"], "epochs": 7, "batch_size": 5}}
 
 
 @pytest.mark.parametrize(
@@ -308,6 +311,8 @@ def test_recipes_without_chains_are_what_they_were(tmp_path: Path) -> None:
         (("teacher=assistant",), "teacher.teacher.name"),
         (("teacher.method=${method.kd}",), "needs a teacher of its own"),
         (("teacher.teacher={method: {_target_: methods.controls.scratch.Scratch}, name: vgg8}",), "needs no teacher"),
+        (("teacher.protocol={epoks: 3}",), "teacher.protocol: "),
+        (("teacher.protocol={optimizer: {_target_: torch.optim.Adam, lr: 0.1, momentum: 1.0}}",), "momentum"),
         (("teachers=[{sed: 1}]",), "teachers[0] has an unknown setting 'sed'"),
         (("teachers=[{seed: -1}]",), "teachers[0]"),
         (("teachers=[{dataset: {clases: 3}}]",), "teachers[0].dataset.clases"),

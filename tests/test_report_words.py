@@ -78,6 +78,9 @@ def test_a_part_of_the_data_stands_in_the_title() -> None:
     assert title(make_record("kd", 0, **part)).startswith("cifar100 (2 classes, 50 images each), ")
     few = {"config": {"dataset": {"classes": None, "per_class": 50}}}
     assert title(make_record("kd", 0, **few)).startswith("cifar100 (50 images a class), ")
+    published = {"subset": {"n": 9, "order": "last", "seed": 0}, "size": 28, "affine": {"rotate": 15.0, "zoom": 0.0}}
+    counted = {"config": {"dataset": published}}
+    assert title(make_record("kd", 0, **counted)).startswith("cifar100 (9 images, last, 28×28, rotate 15), ")
 
 
 def test_networks_and_data_sets_that_ship_have_their_written_names() -> None:

@@ -97,6 +97,14 @@ OTHERS = {
         *("teacher=assistant", "teacher.teacher.name=resnet32", "teacher.teacher.method=${method.kd}"),
         "+teacher.teacher.teacher={name: resnet56, method: {_target_: methods.controls.scratch.Scratch}, epochs: 3}",
     ],
+    "a protocol of the teacher's": [
+        *("method=average_kd", "teacher.epochs=5", "teachers=[{epochs: null, protocol: null, seed: 2}]"),
+        "teacher.protocol={batch_size: 32, optimizer: {_target_: torch.optim.Adam, lr: 0.001}, clip_norm: 1.0}",
+    ],
+    "data as published": [
+        *("dataset.subset={n: 40, order: last}", "dataset.size=16", "dataset.affine={rotate: 15, zoom: 0.1}"),
+        *("method=kd", "teacher.dataset.affine=null", "teacher.dataset.subset=null"),
+    ],
     "teachers": ["method=average_kd", "teacher.epochs=5", "teachers=[{epochs: null, seed: 2},{name: vgg8}]"],
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 from unicodedata import normalize
 
 import numpy as np
@@ -18,11 +18,51 @@ from torch import Tensor
 from kdbench.data.arrays import Arrays, canonical_order, classes_hash, holdout, load
 from kdbench.data.batch import AGAIN, DataSpec
 from kdbench.data.kinds import targets_of
+from kdbench.data.pixels import fitted
 from kdbench.errors import UserError
 from kdbench.sparse import Sparse
 from kdbench.targets import first_line, settings_of
 
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Subset(Sparse):
+    """Training samples as a publication counts them off: by their places in the prepared file.
+
+    Attributes:
+        n: how many.
+        order: the ``first`` or the ``last`` of the file, or ``drawn``: the first of NumPy's
+            ``RandomState(seed).permutation``, which is also what ``shuffle`` makes of the places.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n: StrictInt = Field(ge=1)
+    order: Literal["first", "last", "drawn"] = "first"
+    seed: StrictInt = Field(default=0, ge=0, lt=2**32)
+
+    def places(self, there: int) -> NDArray[np.int64]:
+        """Which of `there` samples, (n,)."""
+        if self.order == "drawn":
+            return np.random.RandomState(self.seed).permutation(there)[: self.n]
+        return np.arange(there)[: self.n] if self.order == "first" else np.arange(there)[-self.n :]
+
+
+class Affine(Sparse):
+    """How far training images are turned, moved and zoomed: uniformly up to so much either way, anew with each view.
+
+    Attributes:
+        rotate: degrees.
+        shift: of the height, and of the width.
+        zoom: of the factor 1, for the height and for the width by itself.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    shift: Share = 0.0
+    zoom: Share = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +137,7 @@ class Dataset:
         val: the data's own validation split, or images held out of the training split; None when there are neither.
         classes: class names, by label.
         mean, std: per channel, of pixels scaled to 0..1.
-        pad, flip: the augmentation (see `kdbench.data.views`).
+        pad, flip, affine: the augmentation (see `kdbench.data.views`).
         content_hash: of the whole prepared data set, whatever part of it is used; and of what a scenario adds to it.
         classes_hash: of all its class names, which are no part of its content; None where they are made up.
         beside: streams by name.
@@ -123,6 +163,7 @@ class Dataset:
     laps: int = 1
     paired: Dataset | None = None
     origin: Origin | None = None
+    affine: Affine | None = None
 
     @property
     def for_teacher(self) -> Dataset:
@@ -195,7 +236,7 @@ class DatasetConfig(Sparse):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    ADDED = frozenset({"scenario"})
+    ADDED = frozenset({"scenario", "subset", "size", "affine"})
 
     name: StrictStr
     mean: tuple[float, ...] | None = None
@@ -208,6 +249,9 @@ class DatasetConfig(Sparse):
     per_class: StrictInt | None = Field(default=None, ge=1)
     root: StrictStr | None = None
     scenario: Mapping[str, Any] | None = None
+    subset: Subset | None = None
+    size: StrictInt | None = Field(default=None, ge=1)
+    affine: Affine | None = None
 
     @field_validator("scenario", mode="before")
     @classmethod
@@ -232,9 +276,12 @@ class DatasetConfig(Sparse):
             return cls.model_validate(plain)
         except ValidationError as error:
             first = error.errors()[0]
-            key = f"dataset.{first['loc'][0]}" if first["loc"] else "dataset"
+            parts: dict[str, type[Sparse]] = {"subset": Subset, "affine": Affine}
+            part = parts.get(str(next(iter(first["loc"]), "")))
+            key = ".".join(map(str, ("dataset", *first["loc"][: 2 if part else 1])))
             if first["type"] == "extra_forbidden":
-                raise UserError(f"unknown key '{key}': choose from {', '.join(cls.model_fields)}.") from error
+                fields = part.model_fields if part else cls.model_fields
+                raise UserError(f"unknown key '{key}': choose from {', '.join(fields)}.") from error
             raise UserError(f"bad value {first['input']!r} for '{key}' ({first['msg']}): mend it.") from error
 
     def identity(self) -> dict[str, Any]:
@@ -244,10 +291,11 @@ class DatasetConfig(Sparse):
     def build(self) -> Dataset:
         """Load, check, cut to size and pose as the scenario says.
 
-        The order of the cuts: `classes`, then `val` (the last of each class in canonical order), then `per_class` (the
-        first of each class). Where samples are of no class, `val` takes the last of all. Data that have a validation
-        split bring it along. Statistics that are not given are those of the whole prepared training split, so that
-        every cut of a data set, and a teacher trained on all of it, sees equal pixels.
+        The order of the cuts: `subset`, then `classes`, then `val` (the last of each class in canonical order), then
+        `per_class` (the first of each class). Where samples are of no class, `val` takes the last of all. Data that
+        have a validation split bring it along. Statistics that are not given are those of the whole prepared training
+        split, so that every cut of a data set, and a teacher trained on all of it, sees equal pixels. Last of all
+        images are brought to `size`.
 
         Raises:
             UserError: the data are missing or corrupt, or a field does not fit them.
@@ -258,10 +306,21 @@ class DatasetConfig(Sparse):
         if not arrays.kind.classes and (self.classes is not None or self.per_class is not None):
             key = "per_class" if self.classes is None else "classes"
             raise UserError(f"the images of {self.name} are of no class ({arrays.task}): leave dataset.{key} at null.")
+        if arrays.task != "classification" and (self.size or self.affine):
+            key = "size" if self.size else "affine"
+            raise UserError(
+                f"dataset.{key} is for labelled images, and {self.name} is for {arrays.task}: leave it at null."
+            )
         chosen = self._chosen(arrays.classes) if arrays.kind.classes else list(range(len(arrays.classes)))
+        if self.subset and self.subset.n > (there := len(arrays.train_labels)):
+            raise UserError(
+                f"dataset.subset.n={self.subset.n} of the {there} training images of {self.name}: lower it."
+            )
 
         def ordered(split: str) -> NDArray[np.int64]:
             index = canonical_order(arrays.digests[split])
+            if split == "train" and self.subset:
+                index = index[np.isin(index, self.subset.places(len(index)))]
             if arrays.kind.classes:
                 index = index[np.isin(arrays.split(split)[1][index], chosen)]
             if not len(index):
@@ -289,9 +348,12 @@ class DatasetConfig(Sparse):
             images, labels = arrays.split(split)
             labels = labels[index]
             targets = relabel[labels] if arrays.kind.classes else targets_of(arrays.task, labels, arrays.ignore)
-            return Split(torch.from_numpy(images[index]), torch.from_numpy(targets))
+            pixels = torch.from_numpy(images[index])
+            if self.size:
+                pixels = fitted(pixels, (self.size, self.size), channels)
+            return Split(pixels, torch.from_numpy(targets))
 
-        height, width = arrays.train_images.shape[1:3]
+        height, width = (self.size, self.size) if self.size else arrays.train_images.shape[1:3]
         if self.pad > (side := min(height, width)):
             raise UserError(
                 f"dataset.pad={self.pad} moves images of {height}x{width} out of sight: choose at most {side}."
@@ -320,6 +382,7 @@ class DatasetConfig(Sparse):
             origin=Origin(
                 arrays, {"train": ("train", train), "val": (held_in, val), "test": ("test", test)}, self.root
             ),
+            affine=self.affine,
         ).posed()
         return self._posed(data) if self.scenario else data
 

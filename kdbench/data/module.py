@@ -107,6 +107,7 @@ class ArrayData(pl.LightningDataModule):
             augment=True,
             pad=data.pad,
             flip=data.flip,
+            affine=data.affine,
             drop_last=self.drop_last,
             blind=self.blind,
             device=self._device,

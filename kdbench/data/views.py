@@ -9,20 +9,24 @@ shows samples more than once, each pass counts on from the one before: sample i 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.data.batch import AGAIN, Batch, Beside
-from kdbench.data.datasets import Split, Stream
-from kdbench.draws import random_bits
+from kdbench.data.datasets import Affine, Split, Stream
+from kdbench.draws import random_bits, uniform
 
 ORDER, DY, DX, FLIP = range(4)
 DRAWS = 4
 """The independent streams of random numbers of a sample in an epoch; those of draw k are ``DRAWS * k`` further on."""
+WARP = range(1 << 20, (1 << 20) + 5)
+"""Further on than any draw: the angle, the shifts down and to the right, the zooms of height and width."""
 
 Moved = Callable[[Tensor, Tensor, int], Tensor]
 """(targets, views, pad) -> the targets of images that are seen so, see `kdbench.tasks.Task.moved`."""
@@ -43,6 +47,33 @@ def view_of(seed: int, epoch: int, index: Tensor, pad: int, flip: bool, draw: in
     dy, dx = (random_bits(seed, epoch, stream + DRAWS * draw, index) % sides for stream in (DY, DX))
     flipped = random_bits(seed, epoch, FLIP + DRAWS * draw, index) % (2 if flip else 1)
     return torch.stack([dy, dx, flipped], dim=1)
+
+
+def warp_of(seed: int, epoch: int, index: Tensor, draw: int = 0) -> Tensor:
+    """The draws of the affine map of each sample, random bits as of `WARP`, int64, (N, 5)."""
+    return torch.stack([random_bits(seed, epoch, stream + len(WARP) * draw, index) for stream in WARP], dim=1)
+
+
+def warp(x: Tensor, drawn: Tensor, affine: Affine) -> Tensor:
+    """Images (B, C, H, W), turned, moved and zoomed about their middle by what was `drawn`, (B, 5).
+
+    As Keras's ``ImageDataGenerator`` (``random_transform``, fill mode ``nearest``): the place at which an image is read
+    is zoomed first, then moved, then turned; bilinear between pixels, beyond the edge as on it.
+    """
+    unit = 2 * uniform(drawn) - 1
+    angle = math.radians(affine.rotate) * unit[:, 0]
+    height, width = x.shape[2:]
+    down, right = height * affine.shift * unit[:, 1], width * affine.shift * unit[:, 2]
+    tall, wide = 1 + affine.zoom * unit[:, 3], 1 + affine.zoom * unit[:, 4]
+    y = torch.arange(height, device=x.device) - (height - 1) / 2
+    z = torch.arange(width, device=x.device) - (width - 1) / 2
+    rows = (tall[:, None] * y + down[:, None])[:, :, None]
+    columns = (wide[:, None] * z + right[:, None])[:, None, :]
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    read = torch.stack(
+        [(sin * rows + cos * columns) * (2 / (width - 1)), (cos * rows - sin * columns) * (2 / (height - 1))], dim=3
+    )  # x before y, in units of half the image
+    return F.grid_sample(x, read, mode="bilinear", padding_mode="border", align_corners=True)
 
 
 def crop(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, pad: int) -> Tensor:
@@ -88,13 +119,23 @@ class Passes:
         pad, flip: see `view_of`.
         draw: which random numbers are used.
         shuffle: in random order; else as in `positions`.
+        warped: views go on with `warp_of`, (N, 8).
     """
 
     def __init__(
-        self, seed: int, epoch: int, positions: Tensor, n: int, pad: int, flip: bool, draw: int, shuffle: bool = True
+        self,
+        seed: int,
+        epoch: int,
+        positions: Tensor,
+        n: int,
+        pad: int,
+        flip: bool,
+        draw: int,
+        shuffle: bool = True,
+        warped: bool = False,
     ) -> None:
         self._seed, self._epoch, self._positions, self._n, self._draw = seed, epoch, positions, n, draw
-        self._pad, self._flip, self._shuffle = pad, flip, shuffle
+        self._pad, self._flip, self._shuffle, self._warped = pad, flip, shuffle, warped
         self._made: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -113,7 +154,10 @@ class Passes:
 
     def views(self, counter: Tensor, *, again: bool = False) -> Tensor:
         """The views of numbered samples, (B, 3): those that the epoch shows, or those of the next draw."""
-        return view_of(self._seed, self._epoch, counter, self._pad, self._flip, self._draw + again)
+        view = view_of(self._seed, self._epoch, counter, self._pad, self._flip, self._draw + again)
+        if not self._warped:
+            return view
+        return torch.cat([view, warp_of(self._seed, self._epoch, counter, self._draw + again)], dim=1)
 
     def _pass(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         if number not in self._made:
@@ -157,6 +201,7 @@ class Views:
         part_of: from an epoch to the samples that it shows, int64, ascending, on `device`; None: all of them.
         laps: how often an epoch shows each of them, each time in another view.
         moved: what becomes of targets when their images move; None: nothing.
+        affine: for training, images are turned, moved and zoomed behind all that.
     """
 
     def __init__(
@@ -179,6 +224,7 @@ class Views:
         part_of: Callable[[int], Tensor] | None = None,
         laps: int = 1,
         moved: Moved | None = None,
+        affine: Affine | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.images, self.labels = images.to(self.device), labels.to(self.device)
@@ -186,7 +232,7 @@ class Views:
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
         self.pad, self.flip = (pad, flip) if augment else (0, False)
         self.drop_last, self.blind, self.epoch_of = drop_last, blind, epoch_of
-        self.laps, self.moved = laps, moved
+        self.laps, self.moved, self.affine = laps, moved, affine if augment else None
         everything = torch.arange(len(self.labels), device=self.device)
         self._part_of = part_of or (lambda epoch: everything)
         self._samples = _Samples(self.images, self.labels, self.mean, self.std)
@@ -241,7 +287,8 @@ class Views:
         return self._batch(passes, index, index, passes.views(index), {})
 
     def _passes(self, epoch: int, positions: Tensor, n: int, draw: int = 0) -> Passes:
-        return Passes(self.seed, epoch, positions, n, self.pad, self.flip, draw, shuffle=self.augment)
+        warped = self.affine is not None
+        return Passes(self.seed, epoch, positions, n, self.pad, self.flip, draw, shuffle=self.augment, warped=warped)
 
     def _batch(
         self,
@@ -285,6 +332,8 @@ class Views:
             x = apply_views(images, view[:, 0], view[:, 1], view[:, 2], self.pad, samples.mean, samples.std)
         else:
             x = normalise(images.permute(0, 3, 1, 2), samples.mean, samples.std)
+        if self.affine and view.shape[1] > 3:  # a plain view has no more
+            x = warp(x, view[:, 3:], self.affine)
         y = samples.targets[index]
         y = y if y.is_floating_point() else y.long()
         return Batch(x, self.moved(y, view, self.pad) if self.moved else y, index, view, Beside(beside or {}, own))

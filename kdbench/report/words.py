@@ -76,6 +76,13 @@ def cut(record: Record) -> str:
     parts = [f"{record.dataset.num_classes} classes"] if classes else []
     if per_class is not None:
         parts.append(f"{shown(per_class)} images {'each' if classes else 'a class'}")
+    if subset := dataset.get("subset"):
+        drawn = f" by seed {subset['seed']}" if subset["order"] == "drawn" else ""
+        parts.append(f"{subset['n']} images, {subset['order']}{drawn}")
+    if size := dataset.get("size"):
+        parts.append(f"{size}×{size}")
+    if affine := dataset.get("affine"):
+        parts.append(" ".join(f"{key} {shown(value)}" for key, value in affine.items() if value))
     return ", ".join(parts)
 
 

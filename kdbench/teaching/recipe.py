@@ -7,7 +7,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
-from kdbench.construct import Text, construct, method_class, method_identity
+from kdbench.construct import Text, check_optimizer, construct, method_class, method_identity
 from kdbench.data.datasets import differing
 from kdbench.data.sources import keys_of, source_of
 from kdbench.errors import UserError, nearest
@@ -34,6 +34,7 @@ class TeacherConfig(Settings):
 
     Attributes:
         name: its architecture; None: the pair's teacher.
+        epochs: None for as many as the protocol's, which is the cells' but for what `protocol` says otherwise.
         weights: the beginning of the sha256 of a teacher that is there: just that one, however it came to be.
         teacher: of its own, where its method needs one: an assistant's, a generation's.
     """
@@ -43,6 +44,7 @@ class TeacherConfig(Settings):
     seed: Natural = 0
     epochs: Annotated[StrictInt, Field(ge=1)] | None = None
     dataset: dict[str, Any] | None = None
+    protocol: dict[str, Any] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     weights: Annotated[str, Field(pattern=r"^[0-9a-f]{6,64}$")] | None = None
     teacher: TeacherConfig | None = None
@@ -107,7 +109,7 @@ def recipe_of(
     name = teacher.name or pair
     if name is None:
         raise UserError(f"{where} names no network: give {where}.name, such as resnet56.")
-    changes = {"epochs": teacher.epochs} if teacher.epochs else {}
+    cells, protocol = protocol, _by(teacher, protocol, where)
     cls = method_class("teacher", teacher.method)
     method = method_identity(cls, teacher.method)
     construct("teacher", cls, method, protocol, f"{where}.method")
@@ -121,7 +123,7 @@ def recipe_of(
         "name": name,
         "method": method,
         "dataset": dataset_identity(shown),
-        "protocol": protocol.model_copy(update=changes).model_dump(mode="json"),
+        "protocol": protocol.model_dump(mode="json"),
         "seed": teacher.seed,
     }
     if "teachers" in cls.needs:
@@ -137,8 +139,21 @@ def recipe_of(
             f"{where}.method: {cls.__name__} needs a teacher of its own: say which with {where}.teacher, as "
             "teacher=assistant teacher.teacher.name=NETWORK does."
         )
-    recipe["teacher"] = recipe_of(teacher.teacher, shown, protocol, known=known, where=f"{where}.teacher")
+    recipe["teacher"] = recipe_of(teacher.teacher, shown, cells, known=known, where=f"{where}.teacher")
     return recipe
+
+
+def _by(teacher: TeacherConfig, protocol: TrainingProtocol, where: str) -> TrainingProtocol:
+    """The cells' protocol with the teacher's own fields and epochs."""
+    own = {**(teacher.protocol or {}), **({"epochs": teacher.epochs} if teacher.epochs else {})}
+    if not own:
+        return protocol
+    try:
+        changed = TrainingProtocol.of({**protocol.model_dump(), **own})
+        check_optimizer(changed)
+    except UserError as error:
+        raise UserError(f"{where}.protocol: {error}") from None
+    return changed
 
 
 def _of_weights(teacher: TeacherConfig, known: Known, where: str) -> dict[str, Any]:
@@ -150,7 +165,7 @@ def _of_weights(teacher: TeacherConfig, known: Known, where: str) -> dict[str, A
             f"{where}.weights={teacher.weights} are of a {recipe['name']}, not of {teacher.name}: leave out "
             f"{where}.name."
         )
-    for key in ("epochs", "dataset", "teacher"):
+    for key in ("epochs", "dataset", "protocol", "teacher"):
         if getattr(teacher, key) is not None:
             raise UserError(
                 f"{where}.{key} says how a teacher is trained, and {where}.weights={teacher.weights} names one that is "

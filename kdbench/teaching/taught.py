@@ -82,7 +82,7 @@ def share(
     cache = None
     if route.cached and not _vectors(frozen, dataset):
         frozen.failed = frozen.failed or "its outputs are maps, and not cached"
-    elif route.cached:
+    elif route.cached and not dataset.affine:  # whose views cannot be counted
         # all that can change a bit of what the teacher says
         key = {
             "teacher": card.sha256,
