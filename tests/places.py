@@ -81,6 +81,9 @@ PLACES = {
         streams=UNLABELLED,
         guests=("scratch", "kd", "self_ensembling", "mean_teacher"),
     ),
+    "some_classes": Place(
+        f"{DIGITS} scenario=some_classes dataset.scenario.classes=[3,5] {CLEAN}", guests=("kd_unlabelled", "scratch")
+    ),
     "transfer": Place(f"{DIGITS} scenario=transfer {CLEAN}", guests=("kd_unlabelled", "logits_mse")),
 }
 ONLY = dict.fromkeys(("fskd", "cross_distillation", "finetuning"), "pruned")

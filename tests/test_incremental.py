@@ -11,8 +11,10 @@ from test_families import CLASSES, EACH, INCREMENTAL, MEMORY, World, learn
 from test_methods import ENTRIES, PLAIN, PROTOCOL, bind, home, network, watch
 from torch import Tensor, nn
 
+from kdbench.data.batch import Batch
 from kdbench.errors import DoesNotFit
 from kdbench.method import Method
+from kdbench.taps import Out
 from methods.controls.actor_critic import returns
 from methods.learning.actor_mimic import mimic_loss
 from methods.learning.balanced import Balanced
@@ -46,6 +48,20 @@ def test_what_arrives_is_learnt(name: str) -> None:
     assert world.y[method.kept].bincount(minlength=CLASSES).tolist() == [memory] * CLASSES
     scores = method.eval()(world.x)
     assert (scores.argmax(1) >= 4).any()  # of the classes that came last, too
+
+
+def test_lwf_of_the_three_scenarios_counts_experiences() -> None:
+    """In the second of two, with three of six classes old: CE over all six, halved; the second term times 2² / 2."""
+    method = make("lwf").__class__(labels="seen", balance="experiences", protocol=PROTOCOL)
+    bind(method)
+    method._position = next(k for k, entry in enumerate(method._plan) if entry.experience.number == 1)
+    s, t, y = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([3, 4, 5, 4, 3])
+    batch = Batch(torch.zeros(5, 1, 8, 8), y, torch.arange(5), torch.zeros(5, 3, dtype=torch.long))
+    found = method.losses(Out({"logits": s}), Out({"logits": t}), batch)
+    soft = (t[:, :3] / 2).softmax(1)
+    assert found["ce"].item() == pytest.approx(nn.functional.cross_entropy(s, y).item() / 2, rel=1e-5)
+    kd = -(soft * (s[:, :3] / 2).log_softmax(1)).sum(1).mean()
+    assert found["kd"].item() == pytest.approx(2 * kd.item(), rel=1e-5)
 
 
 def ends_of(method: EEIL, experience: int, stage: str) -> tuple[int, ...]:

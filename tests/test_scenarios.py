@@ -524,6 +524,18 @@ def test_noise_has_the_distribution_that_was_asked_for(plain: Dataset) -> None:
     assert torch.allclose(coloured.std((0, 1, 2)), torch.tensor([25.5, 2.55]).double(), atol=0.5)
 
 
+def test_some_classes_teach_and_all_judge(plain: Dataset) -> None:
+    data = posed("SomeClasses", classes=[7, 3])
+    assert sorted(data.train.labels.unique().tolist()) == [3, 7]
+    assert len(data.train) == int(((plain.train.labels == 3) | (plain.train.labels == 7)).sum())
+    assert torch.equal(data.test.labels, plain.test.labels)
+    assert (data.classes, data.spec.num_classes) == (plain.classes, 10)
+    assert consistent(data)
+    for classes in ([], [10], [*range(10)]):
+        with pytest.raises(UserError, match="does not choose some of the 10 classes of digits"):
+            posed("SomeClasses", classes=classes)
+
+
 # --- configuration and identity ---------------------------------------------------------------------------------------
 
 
@@ -632,6 +644,7 @@ def test_bad_scenarios_are_told_in_one_sentence(scenario: Any, what: str) -> Non
         ("Robust", {}),
         ("Target", {"dataset": "digits"}),
         ("Transfer", {"noise": "uniform"}),
+        ("SomeClasses", {"classes": [0]}),
     ],
 )
 def test_scenarios_of_classes_refuse_other_targets(scenario: str, settings: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from worlds import BATCH, CLASSES, IMAGES, SPEC, Data, batches, network
 
 from kdbench.data.batch import Batch
+from kdbench.errors import DoesNotFit
 from kdbench.method import Method
 from kdbench.taps import Out
 from methods.intermediate.jacobian import JacobianMatching
@@ -24,7 +25,9 @@ from methods.logits.kd_unlabelled import KDUnlabelled
 from methods.logits.knowledge_adjustment import adjusted_loss, shifted
 from methods.logits.mlkd import OneViewMLKD, batch_relation_loss, class_relation_loss, uncertain
 from methods.logits.model_compression import munged
+from methods.logits.shuffled_kd import ShuffledKD
 from methods.logits.tf_kd_reg import virtual_teacher_loss
+from methods.logits.warm_mimic import WarmMimic, dropped_logits
 from methods.logits.wsld import sample_weights
 
 
@@ -49,6 +52,38 @@ def test_without_labels_it_is_the_term_of_kd_alone() -> None:
     found = method.losses(s, t, batch)
     assert found.keys() == {"kd"}
     assert found["kd"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_biases_are_offset_in_what_is_judged_alone() -> None:
+    method = bound(KDUnlabelled(shifted=[1, 4], offset=-7.5))
+    x = batches(1)[0].x
+    with torch.no_grad():
+        want = method.student(x)
+        want[:, [1, 4]] -= 7.5
+        assert torch.equal(method.deployed()(x), want)
+    assert bound(KDUnlabelled()).deployed() is not None
+    with pytest.raises(DoesNotFit, match="shifts"):
+        bound(KDUnlabelled(shifted=[CLASSES], offset=1.0))
+
+
+def test_shuffled_targets_are_the_teachers_of_other_images() -> None:
+    method, batch = bound(ShuffledKD()), batches(1)[0]
+    own, said = method.teacher_out(batch.x).logits, method.teach(batch).logits
+    assert not torch.equal(said, own)
+    assert torch.equal(said.sum(1).sort().values, own.sum(1).sort().values)
+
+
+def test_a_warm_start_knows_labels_before_logits() -> None:
+    """Logits 0, 2 of a teacher, masked and noisy by hand: 2 · (1 / .75 + .5 · .1) is kept, and 0 stays 0."""
+    z, kept, noise = torch.tensor([[0.0, 2.0, 4.0]]), torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[3.0, 0.1, 1.0]])
+    found = dropped_logits(z, kept, noise, 0.25, 0.5)
+    torch.testing.assert_close(found, torch.tensor([[0.0, 2 * (1 / 0.75 + 0.05), 4 * 0.5]]))
+    method, batch = bound(WarmMimic(start=0.5, variant="mean")), batches(1)[0]
+    s = method.student_out(batch.x)
+    assert [(stage.name, stage.share) for stage in method.stages()] == [("start", 0.5), ("mimic", 0.5)]
+    assert method.losses(s, None, batch).keys() == {"start"}
+    t = Out({"logits": s.logits.detach() + 2.0})
+    assert method.losses(s, t, batch)["mimic"].item() == pytest.approx(4.0)
 
 
 def test_the_virtual_teacher_of_the_paper_is_softened_once() -> None:

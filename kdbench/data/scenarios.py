@@ -391,6 +391,27 @@ class Transfer:
         return data.posed({"labelled": False}, train=train, content_hash=_folded(data, digest))
 
 
+@dataclass(frozen=True)
+class SomeClasses:
+    """A student trains on images of some classes alone, and is judged on all: a transfer set that lacks what its
+    teacher knows (Hinton et al. 2015, arXiv:1503.02531, section 3).
+
+    Attributes:
+        classes: which, by their places in the data set's.
+    """
+
+    classes: list[Natural]
+
+    def __call__(self, data: Dataset) -> Dataset:
+        labels = _labels(data, "SomeClasses")
+        if not self.classes or not set(self.classes) < set(range(len(data.classes))):
+            raise UserError(
+                f"dataset.scenario.classes={self.classes} does not choose some of the {len(data.classes)} "
+                f"classes of {data.spec.name}: name one or more, but not all."
+            )
+        return data.posed(train=data.train[torch.from_numpy(np.flatnonzero(np.isin(labels, self.classes)))])
+
+
 def _labels(data: Dataset, scenario: str) -> NDArray[np.int64]:
     """The classes of the training samples.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -36,6 +36,12 @@ class LwF(Method):
 
     The past self is the student as it was when the new classes came. Each step trains the scores of all classes seen;
     where data come whole, or in the first experience, this is plain training.
+
+    Args:
+        temperature: T.
+        labels: what CE tells apart: ``new`` classes, or all ``seen`` (van de Ven and Tolias 2019, arXiv:1904.07734).
+        balance: ``experiences``: in the k-th CE counts 1 / k and the second term (1 - 1 / k) · T² (the same); else
+            ``weights`` alone.
     """
 
     leaf = "learning/incremental"
@@ -50,9 +56,17 @@ class LwF(Method):
         "objective": "CE on new classes + λ CE(past/T, s/T)",
     }
 
-    def __init__(self, temperature: Temperature = 2.0, **kwargs: Any) -> None:
+    added: ClassVar = {"labels": "new", "balance": "weights"}
+
+    def __init__(
+        self,
+        temperature: Temperature = 2.0,
+        labels: Literal["new", "seen"] = "new",
+        balance: Literal["weights", "experiences"] = "weights",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.temperature = temperature
+        self.temperature, self.labels, self.balance = temperature, labels, balance
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         self.past = Snapshot(self.student)
@@ -65,5 +79,11 @@ class LwF(Method):
 
     def losses(self, s: Out, t: Out | None, batch: Batch) -> dict[str, Tensor]:
         old, seen = self.experience.old, self.experience.seen
-        terms = {"ce": new_classes_loss(s.logits[:, :seen], batch.y, old)}
-        return terms | ({"kd": old_classes_loss(s.logits[:, :old], t.logits[:, :old], self.temperature)} if t else {})
+        terms = {"ce": new_classes_loss(s.logits[:, :seen], batch.y, old if self.labels == "new" else 0)}
+        if t:
+            terms["kd"] = old_classes_loss(s.logits[:, :old], t.logits[:, :old], self.temperature)
+        if self.balance == "experiences":
+            share = 1 / (self.experience.number + 1)
+            factors = {"ce": share, "kd": (1 - share) * self.temperature**2}
+            terms = {name: factors[name] * term for name, term in terms.items()}
+        return terms
