@@ -52,7 +52,7 @@ def test_what_arrives_is_learnt(name: str) -> None:
 
 def test_lwf_of_the_three_scenarios_counts_experiences() -> None:
     """In the second of two, with three of six classes old: CE over all six, halved; the second term times 2² / 2."""
-    method = make("lwf").__class__(labels="seen", balance="experiences", protocol=PROTOCOL)
+    method: Any = make("lwf").__class__(labels="seen", balance="experiences", protocol=PROTOCOL)
     bind(method)
     method._position = next(k for k, entry in enumerate(method._plan) if entry.experience.number == 1)
     s, t, y = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([3, 4, 5, 4, 3])
@@ -62,6 +62,11 @@ def test_lwf_of_the_three_scenarios_counts_experiences() -> None:
     assert found["ce"].item() == pytest.approx(nn.functional.cross_entropy(s, y).item() / 2, rel=1e-5)
     kd = -(soft * (s[:, :3] / 2).log_softmax(1)).sum(1).mean()
     assert found["kd"].item() == pytest.approx(2 * kd.item(), rel=1e-5)
+    method.balance = [0.0, 0.7]
+    found = method.losses(Out({"logits": s}), Out({"logits": t}), batch)
+    assert found["kd"].item() == pytest.approx(0.7 * kd.item(), rel=1e-5)
+    with pytest.raises(DoesNotFit, match="balance has 1 numbers for 2 experiences"):
+        bind(method.__class__(balance=[1.0], protocol=PROTOCOL))
 
 
 def ends_of(method: EEIL, experience: int, stage: str) -> tuple[int, ...]:

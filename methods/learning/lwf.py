@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from kdbench.data.batch import Batch, DataSpec
+from kdbench.errors import DoesNotFit
 from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Method, Snapshot, Stage
-from kdbench.settings import Temperature
+from kdbench.settings import Temperature, Weight
 from kdbench.taps import Out, Spec
 
 
@@ -40,8 +41,8 @@ class LwF(Method):
     Args:
         temperature: T.
         labels: what CE tells apart: ``new`` classes, or all ``seen`` (van de Ven and Tolias 2019, arXiv:1904.07734).
-        balance: ``experiences``: in the k-th CE counts 1 / k and the second term (1 - 1 / k) · T² (the same); else
-            ``weights`` alone.
+        balance: ``experiences``: in the k-th CE counts 1 / k and the second term (1 - 1 / k) · T² (the same); numbers:
+            CE counts 1 / k, and the second term so much in each experience; else ``weights`` alone.
     """
 
     leaf = "learning/incremental"
@@ -62,13 +63,17 @@ class LwF(Method):
         self,
         temperature: Temperature = 2.0,
         labels: Literal["new", "seen"] = "new",
-        balance: Literal["weights", "experiences"] = "weights",
+        balance: Literal["weights", "experiences"] | Sequence[Weight] = "weights",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.temperature, self.labels, self.balance = temperature, labels, balance
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
+        if not isinstance(self.balance, str) and len(self.balance) != (there := max(1, len(data.experiences))):
+            raise DoesNotFit(
+                f"LwF: balance has {len(self.balance)} numbers for {there} experiences: give one for each."
+            )
         self.past = Snapshot(self.student)
 
     def stages(self) -> Sequence[Stage]:
@@ -82,8 +87,9 @@ class LwF(Method):
         terms = {"ce": new_classes_loss(s.logits[:, :seen], batch.y, old if self.labels == "new" else 0)}
         if t:
             terms["kd"] = old_classes_loss(s.logits[:, :old], t.logits[:, :old], self.temperature)
-        if self.balance == "experiences":
-            share = 1 / (self.experience.number + 1)
-            factors = {"ce": share, "kd": (1 - share) * self.temperature**2}
-            terms = {name: factors[name] * term for name, term in terms.items()}
-        return terms
+        if self.balance == "weights":
+            return terms
+        number = self.experience.number
+        share = 1 / (number + 1)
+        of_past = (1 - share) * self.temperature**2 if self.balance == "experiences" else float(self.balance[number])
+        return {name: (share if name == "ce" else of_past) * term for name, term in terms.items()}
