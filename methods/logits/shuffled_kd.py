@@ -1,4 +1,5 @@
-"""Distillation from a teacher that speaks of other images: a control for what soft targets do whatever they say."""
+"""Distillation by the targets of other images: a control of KD (Hinton, Vinyals, Dean, NIPS 2014 workshop,
+arXiv:1503.02531)."""
 
 from __future__ import annotations
 
