@@ -182,7 +182,7 @@ def test_every_committed_record_of_classes_has_its_labels() -> None:
     for record in records:
         sizes = class_sizes(known, record)
         assert sizes is not None
-        assert not sizes.unequal
+        assert not sizes.unequal or record.cell.dataset == "mnist"  # whose students are judged on USPS, too
         assert sizes.counts.sum() == record.dataset.n_test
 
 
