@@ -34,7 +34,7 @@ class Images(TorchDataset[tuple[Tensor, int]]):
     """The training images of a data set as PIL images, transformed one by one."""
 
     def __init__(self, data: Dataset) -> None:
-        self.images, self.labels = data.train.images.numpy(), data.train.labels.tolist()
+        self.images, self.labels = data.train.pixels.numpy(), data.train.labels.tolist()
         crop = [transforms.RandomCrop(data.spec.shape[1:], padding=data.pad)] if data.pad else []
         flip = [transforms.RandomHorizontalFlip()] if data.flip else []
         self.transform = transforms.Compose(

@@ -41,6 +41,7 @@ EXAMPLES = {
     "kdbench data list": "what there is, with tasks, sizes and licences",
     "kdbench data prepare cifar100": "download and convert",
     "kdbench data prepare folder --source DIR --size 64 --name parts": "your own images",
+    "kdbench data prepare folder --stream --source DIR --name photos": "large ones, left where they are",
     "kdbench data verify cifar100": "is all of it as it should be?",
 }
 
@@ -72,6 +73,11 @@ def add_to(commands: Any) -> None:
         type=size_of,
         metavar="N|HxW",
         help="of 'folder': images are resized to cover it and centre-cropped (default 64; with maps: their own size)",
+    )
+    prepare.add_argument(
+        "--stream",
+        action="store_true",
+        help="of 'folder': leave the images where they are, and read them while training (for large ones, or many)",
     )
     prepare.set_defaults(command=prepare_data)
     verify = data.add_parser("verify", help="read everything and compare with the known hash")
@@ -124,7 +130,8 @@ def describe(row: Row) -> str:
     classes = f"{row.num_classes} classes, " if row.num_classes else ""
     line = (
         f"{row.name}: {row.status}{where}; {task}{row.n_train} training{val} and {row.n_test} test images of "
-        f"{'x'.join(map(str, row.shape or ()))}, {classes}sha256 {row.sha256 or 'not known'}"
+        f"{'x'.join(map(str, row.shape)) if row.shape else 'their own sizes'}, {classes}sha256 "
+        f"{row.sha256 or 'not known'}"
     )
     return "\n".join([line, *(f"  {told}" for told in row.told)])
 
@@ -132,11 +139,14 @@ def describe(row: Row) -> str:
 def prepare_data(options: argparse.Namespace) -> int:
     from kdbench.data.prepare import FOLDER, prepare
 
-    row = prepare(options.kind, options.root, options.source, name=options.name, size=options.size)
+    row = prepare(
+        options.kind, options.root, options.source, name=options.name, size=options.size, stream=options.stream
+    )
     say(describe(row))
     if options.kind == FOLDER:
         root = [assignment("dataset.root", str(options.root))] if options.root else []
-        say("use it with: " + " ".join(["kdbench run", "dataset=folder", assignment("dataset.name", row.name), *root]))
+        group = "dataset=streamed" if options.stream else "dataset=folder"
+        say("use it with: " + " ".join(["kdbench run", group, assignment("dataset.name", row.name), *root]))
     return 0
 
 

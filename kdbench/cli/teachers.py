@@ -151,6 +151,8 @@ def cache_one(job: Job, told: Told, *, every: bool) -> None:
     bench.check()
     dataset_config = dataset_identity(job.dataset)
     dataset = bench.dataset(dataset_config)
+    if dataset.crops:
+        raise UserError(f"crops of streamed images are not cached, so nothing is to be done for {dataset.spec.name}.")
     route = bench.route(protocol, dataset)
     if not route.cached:
         raise UserError(f"there is no view cache on this route ({route.describe(1)}): set engine.view_cache=true.")

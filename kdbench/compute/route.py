@@ -13,10 +13,10 @@ import sysconfig
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, StrictBool
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 COMPILE_STEPS = 5000
 """Cells of fewer steps are not compiled: a graph costs 15 to 35 s on two cores and saves about a tenth of a step of
@@ -27,13 +27,14 @@ ISA_CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
 class EngineConfig(BaseModel):
-    """What a user may say about the route; none of it changes which cell it is.
+    """What a user may say about how cells are computed; none of it changes which cell it is.
 
     Attributes:
         route: ``fast``, or ``plain`` for eager float32 throughout (then the other settings are without effect).
         compile: torch.compile for full batches; ``auto``: for cells of at least `COMPILE_STEPS` steps where a compiler
             is installed.
         view_cache: keep the teacher's logits and embeddings of every view that it has seen; ``auto``: on the CPU.
+        workers: processes that read streamed images; 0: the one that trains; ``auto``: one for each core, at most 8.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +42,7 @@ class EngineConfig(BaseModel):
     route: Literal["fast", "plain"] = "fast"
     compile: Literal["auto"] | StrictBool = "auto"
     view_cache: Literal["auto"] | StrictBool = "auto"
+    workers: Literal["auto"] | Annotated[StrictInt, Field(ge=0)] = "auto"
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ from kdbench.errors import Unreadable, UserError
 from kdbench.paths import conf_dir, data_root
 
 SPLITS = ("train", "test")
+MANIFEST = "manifest.csv"
+"""What a folder holds instead of arrays whose images are streamed, see `kdbench.data.manifest`."""
 KNOWN_CLASSES = {
     "984f666cbed7c4b79e214dec73ca0a778f02feb3809ffda9afe0448076f82191": (  # cifar100
         "407f97f9f231f1a980f2c9a1126dd31617d34115d3458d0b5b5955a578140369"
@@ -237,7 +239,15 @@ def read(name: str, root: str | Path | None = None) -> Arrays:
     """
     from kdbench.data.embedded import EMBEDDED  # which is made of what stands here
 
-    return EMBEDDED[name]() if name in EMBEDDED else _read(*_stamp(folder_of(name, root)))
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
+    folder = folder_of(name, root)
+    if (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} streams its images from files, and arrays of them are needed here: prepare the same images once "
+            "more, without --stream and under another --name."
+        )
+    return _read(*_stamp(folder))
 
 
 def prepared(name: str, root: str | Path | None = None) -> bool:
@@ -294,9 +304,9 @@ def _stamp(folder: Path) -> tuple[Path, tuple[tuple[str, int, int], ...]]:
 @lru_cache(maxsize=8)
 def _read(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> Arrays:
     there = {file for file, _, _ in stamp}
-    meta = _meta(folder / "meta.json")
+    meta = read_meta(folder / "meta.json")
     kind = _kind(folder, meta, there)
-    classes = _classes(folder / "meta.json", meta, kind)
+    classes = read_classes(folder / "meta.json", meta, kind)
     _settings(folder / "meta.json", meta, kind, classes)
     parts = _parts(folder, kind, classes, there)
     arrays = Arrays(folder.name, **parts, classes=classes, meta=meta, folder=folder, task=kind.task)
@@ -436,7 +446,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise Unreadable(path, error) from error
 
 
-def _meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
+    """The content of a ``meta.json``; nothing where it is no object."""
     try:
         with _reading(path):
             meta = json.loads(path.read_text(encoding="utf-8"))
@@ -445,7 +456,8 @@ def _meta(path: Path) -> dict[str, Any]:
     return meta if isinstance(meta, dict) else {}
 
 
-def _classes(path: Path, meta: Mapping[str, Any], kind: Kind) -> tuple[str, ...]:
+def read_classes(path: Path, meta: Mapping[str, Any], kind: Kind) -> tuple[str, ...]:
+    """The class names in the content of the ``meta.json`` that lies at `path`, composed (NFC)."""
     if not kind.named:
         return ()
     classes = meta.get("classes")

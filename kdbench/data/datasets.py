@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, field_validator
 from torch import Tensor
 
-from kdbench.data.arrays import Arrays, canonical_order, classes_hash, holdout, load
+from kdbench.data.arrays import Arrays, canonical_order, classes_hash, holdout
 from kdbench.data.batch import AGAIN, DataSpec
+from kdbench.data.crops import Crops
 from kdbench.data.kinds import targets_of
+from kdbench.data.manifest import ImageFiles, Manifest, find
 from kdbench.data.pixels import fitted
+from kdbench.data.workers import Workers
 from kdbench.errors import UserError
 from kdbench.sparse import Sparse
 from kdbench.targets import first_line, settings_of
@@ -70,14 +73,14 @@ class Split:
     """Samples and what is known of them.
 
     Attributes:
-        images: uint8, (N, H, W, C).
+        images: uint8, (N, H, W, C); or the files that they are read from, batch by batch.
         labels: int64, (N,), -1 where they are not known; or the targets of another task: masks, int64, (N, H, W);
             depth, float32, (N, H, W); boxes, float32, (N, M, 5); pictures, uint8, (N, C, H, W). See
             `kdbench.data.kinds.targets_of`.
         mean, std: per channel, on the scale 0..1, where they are not the data set's: of another domain or modality.
     """
 
-    images: Tensor
+    images: Tensor | ImageFiles
     labels: Tensor
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -90,7 +93,22 @@ class Split:
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device: torch.device) -> Split:
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        images = self.images if isinstance(self.images, ImageFiles) else self.images.to(device)
+        return replace(self, images=images, labels=self.labels.to(device))
+
+    @property
+    def pixels(self) -> Tensor:
+        """All images, uint8, (N, H, W, C), for what needs them at once.
+
+        Raises:
+            UserError: they are streamed.
+        """
+        if isinstance(self.images, ImageFiles):
+            raise UserError(
+                f"the images of {self.images.folder} are streamed, and all of them are needed at once here: prepare "
+                "them once more, without --stream and under another --name."
+            )
+        return self.images
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +162,9 @@ class Dataset:
         experiences: where training samples arrive in several parts, the positions of each, int64, ascending.
         laps: how often an epoch shows each training sample.
         paired: the same samples as teachers see them, where that is not as students do.
-        origin: None where the samples are made up.
+        origin: None where the samples are made up, or streamed.
+        crops: how streamed images are shown; None where images lie in memory.
+        workers: processes that read streamed images.
     """
 
     train: Split
@@ -164,6 +184,8 @@ class Dataset:
     paired: Dataset | None = None
     origin: Origin | None = None
     affine: Affine | None = None
+    crops: Crops | None = None
+    workers: Workers = "auto"
 
     @property
     def for_teacher(self) -> Dataset:
@@ -236,13 +258,14 @@ class DatasetConfig(Sparse):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    ADDED = frozenset({"scenario", "subset", "size", "affine"})
+    ADDED = frozenset({"scenario", "subset", "size", "affine", "views"})
 
     name: StrictStr
     mean: tuple[float, ...] | None = None
     std: tuple[Positive, ...] | None = None
     pad: StrictInt = Field(default=0, ge=0)
     flip: StrictBool = False
+    views: Crops | None = None
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     val: StrictInt = Field(default=0, ge=0)
     classes: StrictInt | tuple[StrictInt | StrictStr, ...] | None = None
@@ -276,7 +299,7 @@ class DatasetConfig(Sparse):
             return cls.model_validate(plain)
         except ValidationError as error:
             first = error.errors()[0]
-            parts: dict[str, type[Sparse]] = {"subset": Subset, "affine": Affine}
+            parts: dict[str, type[BaseModel]] = {"subset": Subset, "affine": Affine, "views": Crops}
             part = parts.get(str(next(iter(first["loc"]), "")))
             key = ".".join(map(str, ("dataset", *first["loc"][: 2 if part else 1])))
             if first["type"] == "extra_forbidden":
@@ -295,13 +318,20 @@ class DatasetConfig(Sparse):
         `per_class` (the first of each class). Where samples are of no class, `val` takes the last of all. Data that
         have a validation split bring it along. Statistics that are not given are those of the whole prepared training
         split, so that every cut of a data set, and a teacher trained on all of it, sees equal pixels. Last of all
-        images are brought to `size`.
+        images are brought to `size`. Of streamed images no file is opened.
 
         Raises:
             UserError: the data are missing or corrupt, or a field does not fit them.
         """
-        arrays = load(self.name, self.root, self.sha256)
-        channels = arrays.train_images.shape[3]
+        arrays = find(self.name, self.root, self.sha256)
+        if isinstance(arrays, Manifest):
+            arrays = self._shown(arrays)
+        elif self.views is not None:
+            raise UserError(
+                f"dataset.views says how streamed images are shown, and those of {self.name} lie in memory: leave it "
+                "out, or prepare them with --stream."
+            )
+        channels = arrays.split("train")[0].shape[3]
         mean, std = self._statistics(arrays)
         if not arrays.kind.classes and (self.classes is not None or self.per_class is not None):
             key = "per_class" if self.classes is None else "classes"
@@ -312,7 +342,7 @@ class DatasetConfig(Sparse):
                 f"dataset.{key} is for labelled images, and {self.name} is for {arrays.task}: leave it at null."
             )
         chosen = self._chosen(arrays.classes) if arrays.kind.classes else list(range(len(arrays.classes)))
-        if self.subset and self.subset.n > (there := len(arrays.train_labels)):
+        if self.subset and self.subset.n > (there := len(arrays.split("train")[1])):
             raise UserError(
                 f"dataset.subset.n={self.subset.n} of the {there} training images of {self.name}: lower it."
             )
@@ -329,17 +359,18 @@ class DatasetConfig(Sparse):
                 )
             return index
 
+        train_labels = arrays.split("train")[1]
         train, test = ordered("train"), ordered("test")
         if "val" in arrays.splits:
             if self.val:
                 raise UserError(f"{self.name} has a validation split of its own: leave dataset.val at 0.")
             val = ordered("val")
         else:
-            labels = arrays.train_labels[train] if arrays.kind.classes else np.zeros(len(train), dtype=np.int64)
+            labels = train_labels[train] if arrays.kind.classes else np.zeros(len(train), dtype=np.int64)
             held = holdout(labels, self.val)
             train, val = train[~held], train[held]
         if self.per_class is not None:
-            train = train[rank_in_class(arrays.train_labels[train]) < self.per_class]
+            train = train[rank_in_class(train_labels[train]) < self.per_class]
 
         relabel = np.full(len(arrays.classes), -1, dtype=np.int64)
         relabel[chosen] = np.arange(len(chosen))
@@ -348,12 +379,13 @@ class DatasetConfig(Sparse):
             images, labels = arrays.split(split)
             labels = labels[index]
             targets = relabel[labels] if arrays.kind.classes else targets_of(arrays.task, labels, arrays.ignore)
-            pixels = torch.from_numpy(images[index])
-            if self.size:
+            some = images[index]
+            pixels = some if isinstance(some, ImageFiles) else torch.from_numpy(some)
+            if self.size and isinstance(pixels, Tensor):
                 pixels = fitted(pixels, (self.size, self.size), channels)
             return Split(pixels, torch.from_numpy(targets))
 
-        height, width = (self.size, self.size) if self.size else arrays.train_images.shape[1:3]
+        height, width = (self.size, self.size) if self.size else arrays.split("train")[0].shape[1:3]
         if self.pad > (side := min(height, width)):
             raise UserError(
                 f"dataset.pad={self.pad} moves images of {height}x{width} out of sight: choose at most {side}."
@@ -379,10 +411,11 @@ class DatasetConfig(Sparse):
                 settings={"frames": arrays.frames} if arrays.task == "video" else {},
             ),
             classes_hash=classes_hash(arrays.classes),
-            origin=Origin(
-                arrays, {"train": ("train", train), "val": (held_in, val), "test": ("test", test)}, self.root
-            ),
+            origin=None
+            if isinstance(arrays, Manifest)
+            else Origin(arrays, {"train": ("train", train), "val": (held_in, val), "test": ("test", test)}, self.root),
             affine=self.affine,
+            crops=self.views,
         ).posed()
         return self._posed(data) if self.scenario else data
 
@@ -400,13 +433,43 @@ class DatasetConfig(Sparse):
                 f"{first_line(error)}): mend dataset.scenario."
             ) from error
 
-    def _statistics(self, arrays: Arrays) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        channels = arrays.train_images.shape[3]
+    def _shown(self, manifest: Manifest) -> Manifest:
+        """Streamed images in the size in which they are shown.
+
+        Raises:
+            UserError: a setting is missing, or is of no use to them.
+        """
+        what = f"the images of {self.name} are streamed"
+        if self.views is None:
+            raise UserError(
+                f"{what}: say in which size they are shown, as dataset=streamed dataset.views.size=224 does."
+            )
+        for key, value in (("pad", 0), ("size", None), ("affine", None)):
+            if getattr(self, key) != value:
+                null = "null" if value is None else value
+                raise UserError(f"{what}, and cropped as dataset.views says: set dataset.{key}={null}.")
+        if self.scenario is not None:
+            raise UserError(
+                f"{what}, and scenarios pose images that lie in memory: set scenario=null, or prepare the images once "
+                "more, without --stream and under another --name."
+            )
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if values is None:
+                raise UserError(
+                    f"{what}, so that dataset.{key} is not computed: give it, or take ImageNet's with dataset=streamed."
+                )
+        side = self.views.size
+        return replace(manifest, files={name: replace(files, side=side) for name, files in manifest.files.items()})
+
+    def _statistics(self, arrays: Arrays | Manifest) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        channels = arrays.split("train")[0].shape[3]
         mean, std = self.mean, self.std
-        if mean is None or std is None:
+        if isinstance(arrays, Arrays) and (mean is None or std is None):
             computed = channel_statistics(arrays.train_images)
             mean = computed[0] if mean is None else mean
             std = computed[1] if std is None else std
+        assert mean is not None  # `_shown` has seen to that
+        assert std is not None
         for key, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 raise UserError(

@@ -12,9 +12,12 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from kdbench.data.folders import Files
-from kdbench.data.images import Size, depth_file, mask_file, read_image, read_with, upright_size
+from kdbench.data.images import Size, depth_file, mask_file, read_image, read_whole, read_with, upright_size
+from kdbench.data.manifest import Seen, digest_of
 from kdbench.errors import UserError
 
 NAMED = 10
@@ -77,6 +80,55 @@ def decode_beside(
         parts[split] = images, maps
     _refuse(broken, splits, "images cannot be read with what lies beside them")
     return parts
+
+
+def examine(splits: Mapping[str, Files], notes: Counter[str], workers: int) -> dict[str, list[Seen]]:
+    """What is known of the image files of each split: all of them are read and decoded, and no pixel is kept.
+
+    Args:
+        workers: processes that read them; 0: this one.
+
+    Raises:
+        UserError: files that cannot be read.
+    """
+    files = [path for files in splits.values() for path, _ in files]
+    broken: list[tuple[Path, str]] = []
+    found: list[Seen] = []
+    loader = DataLoader(_Examined(files), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+    for path, (seen, noted) in zip(files, loader, strict=True):
+        if isinstance(seen, Seen):
+            found.append(seen)
+            notes.update(noted)
+        else:
+            broken.append((path, seen))
+    _refuse(broken, splits, "images cannot be read")
+    rest = iter(found)
+    return {split: [next(rest) for _ in files] for split, files in splits.items()}
+
+
+class _Examined(TorchDataset[tuple[Seen | str, Counter[str]]]):
+    """Of each file what is known of it, or why it cannot be read; and what was assumed."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Seen | str, Counter[str]]:
+        notes: Counter[str] = Counter()
+        try:
+            content = self.paths[i].read_bytes()
+            image = read_whole(self.paths[i], content, notes)
+        except OSError as error:
+            return error.strerror or str(error), notes
+        except ValueError as error:
+            return str(error), notes
+        return Seen(len(content), digest_of(content), image.height, image.width), notes
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def _common_size(paths: Sequence[Path]) -> Size:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,16 @@ def read_image(path: Path, size: Size, notes: Counter[str]) -> NDArray[np.uint8]
     """
     with _told(notes), _open(path) as file:
         return _fitted(_rgb(_upright(file, notes), file, notes), size, TF.InterpolationMode.BILINEAR)
+
+
+def read_whole(path: Path, content: bytes, notes: Counter[str]) -> Image.Image:
+    """An image file as large as it is, of which the `content` is at hand.
+
+    Raises:
+        ValueError: it cannot be read; why, in a few words.
+    """
+    with _told(notes), _open(path, content) as file:
+        return _rgb(_upright(file, notes), file, notes)
 
 
 def upright_size(path: Path) -> Size | None:
@@ -249,9 +260,10 @@ def _fitted(image: Image.Image, size: Size, mode: TF.InterpolationMode) -> NDArr
     return np.asarray(TF.center_crop(TF.resize(image, list(whole), mode), [height, width]))
 
 
-def _open(path: Path) -> ImageFile.ImageFile:
+def _open(path: Path, content: bytes | None = None) -> ImageFile.ImageFile:
     by_ending = endings().get(path.suffix.lower())
-    return Image.open(path, formats=[name for name in (*BY_CONTENT, by_ending) if name in Image.OPEN])
+    formats = [name for name in (*BY_CONTENT, by_ending) if name in Image.OPEN]
+    return Image.open(path if content is None else BytesIO(content), formats=formats)
 
 
 def _upright(file: ImageFile.ImageFile, notes: Counter[str]) -> Image.Image:

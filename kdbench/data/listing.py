@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.data.about import ABOUT, About
-from kdbench.data.arrays import Arrays, is_name, read
+from kdbench.data.arrays import MANIFEST, Arrays, is_name, read
 from kdbench.data.kinds import KINDS
+from kdbench.data.manifest import Manifest, is_streamed
+from kdbench.data.manifest import read as read_manifest
 from kdbench.errors import Unreadable, UserError
 from kdbench.paths import conf_dir, data_root
 from kdbench.shipped import config
 
-FIRST = sorted({f"train_{kind.inputs}.npy" for kind in KINDS.values()})
+FIRST = sorted({MANIFEST, *(f"train_{kind.inputs}.npy" for kind in KINDS.values())})
 """Of these, a folder of prepared data has one, or all of `WHOLE`."""
 WHOLE = "images.npy", "labels.npy"
 
@@ -27,7 +29,8 @@ class Row:
             (has the hash that was prepared, if one was kept), ``missing``, ``corrupt``, ``unreadable`` (the system does
             not let us) or ``misnamed``.
         folder: where it lies or would lie; None for the embedded ones.
-        shape: (H, W, C), of clips (T, H, W, C); this and the sizes are None unless it is there.
+        shape: (H, W, C), of clips (T, H, W, C); None where images are streamed, each of its own size. This and the
+            numbers of samples are None unless it is there.
         num_classes: 0 for tasks without classes.
         sha256: its content hash where it was computed (prepare, verify), else the known one (list), if any.
         note: the mend, where it is not well.
@@ -89,7 +92,7 @@ def _listed(name: str, root: Path) -> Row:
         return Row(name, "embedded", None, about.shape, *sizes, known, task=about.task, licence=about.licence)
     folder = root / name
     try:
-        arrays = read(name, root)
+        found = read_manifest(folder) if is_name(name) and is_streamed(name, root) else read(name, root)
     except UserError as error:
         if isinstance(error, Unreadable):
             status = "unreadable"
@@ -98,7 +101,7 @@ def _listed(name: str, root: Path) -> Row:
         else:
             status = "corrupt" if is_name(name) else "misnamed"
         return Row(name, status, folder, sha256=known, note=str(error), task=about.task, licence=about.licence)
-    return row_of(arrays, "prepared", known)
+    return row_of(found, "prepared", known)
 
 
 def known_hash(name: str) -> str | None:
@@ -106,7 +109,7 @@ def known_hash(name: str) -> str | None:
     return config("dataset", name).get("sha256")
 
 
-def row_of(arrays: Arrays, status: str, sha256: str | None, *told: str) -> Row:
+def row_of(arrays: Arrays | Manifest, status: str, sha256: str | None, *told: str) -> Row:
     """A data set that is there."""
     n_train, n_test, *n_val = (len(arrays.split(split)[1]) for split in arrays.splits)
     return Row(
@@ -125,8 +128,10 @@ def row_of(arrays: Arrays, status: str, sha256: str | None, *told: str) -> Row:
     )
 
 
-def _shape(arrays: Arrays) -> tuple[int, ...]:
+def _shape(arrays: Arrays | Manifest) -> tuple[int, ...] | None:
     """Of an image, or of a clip."""
+    if isinstance(arrays, Manifest):
+        return None
     height, width, channels = arrays.train_images.shape[1:]
     if arrays.task != "video":
         return height, width, channels

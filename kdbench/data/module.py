@@ -15,6 +15,8 @@ from torch import Tensor
 
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.data.datasets import Dataset, Split
+from kdbench.data.manifest import ImageFiles
+from kdbench.data.streamed import Streamed
 from kdbench.data.views import Moved, Views
 from kdbench.plan import ends_of
 
@@ -24,10 +26,14 @@ EVAL_BATCH = 500
 """Images that are evaluated at a time."""
 EVAL_PIXELS = 500 * 32 * 32
 """Of images whose every pixel has an output, evaluated at a time."""
+EVAL_STREAMED = 100
+"""Images that are streamed, so large ones, evaluated at a time."""
 
 
 def eval_batch(dataset: Dataset) -> int:
     """How many samples are evaluated at a time: fewer where the outputs are maps, which take memory."""
+    if dataset.crops:
+        return EVAL_STREAMED
     if dataset.test.labels.dim() > 2:
         return max(1, min(EVAL_BATCH, EVAL_PIXELS // math.prod(dataset.spec.shape[1:])))
     return EVAL_BATCH
@@ -36,9 +42,9 @@ def eval_batch(dataset: Dataset) -> int:
 class ArrayData(pl.LightningDataModule):
     """The loaders of a `Dataset`: training views, and the plain validation (if any) and test splits.
 
-    Everything lies on the trainer's device; the epoch whose views are seen is the trainer's, also after a resume. Where
-    data arrive in experiences, an epoch shows those of its experience alone, so loaders differ in length: have
-    Lightning ask for them in each epoch (``reload_dataloaders_every_n_epochs=1``).
+    Everything lies on the trainer's device, but for images that are streamed to it; the epoch whose views are seen is
+    the trainer's, also after a resume. Where data arrive in experiences, an epoch shows those of its experience alone,
+    so loaders differ in length: have Lightning ask for them in each epoch (``reload_dataloaders_every_n_epochs=1``).
 
     Args:
         seed: of data order and views.
@@ -66,6 +72,7 @@ class ArrayData(pl.LightningDataModule):
         if dataset.experiences and not epochs:
             raise ValueError("experiences share the epochs: say how many there are")
         self._ends = ends_of(epochs, len(dataset.experiences)) if epochs and dataset.experiences else ()
+        self._training: Views | Streamed | None = None
         self._placed: dict[tuple[str, torch.device], Any] = {}
 
     @property
@@ -94,25 +101,40 @@ class ArrayData(pl.LightningDataModule):
             seen += (batches * self.batch_size if self.drop_last else samples) + batches * per_batch
         return seen
 
-    def train_dataloader(self) -> Views:
+    def train_dataloader(self) -> Views | Streamed:
+        self._training = self._shown_in_training()
+        return self._training
+
+    def teardown(self, stage: str) -> None:
+        """The processes that read images have done what they were for."""
+        if isinstance(self._training, Streamed):
+            self._training.close()
+
+    def _shown_in_training(self) -> Views | Streamed:
         data, trainer = self.dataset, self.trainer
         split = self._on_device("train")
+        # Lightning's own count is one behind when the first batch after a resume is fetched
+        epoch_of = (lambda: getattr(trainer.lightning_module, "epoch", trainer.current_epoch)) if trainer else None
+        common: dict[str, Any] = {
+            "mean": data.mean,
+            "std": data.std,
+            "augment": True,
+            "flip": data.flip,
+            "drop_last": self.drop_last,
+            "blind": self.blind,
+            "device": self._device,
+            "epoch_of": epoch_of,
+        }
+        if data.crops:
+            return self._streamed(split, self.batch_size, self.seed, **common)
         return Views(
-            split.images,
+            split.pixels,
             split.labels,
             self.batch_size,
             self.seed,
-            mean=data.mean,
-            std=data.std,
-            augment=True,
+            **common,
             pad=data.pad,
-            flip=data.flip,
             affine=data.affine,
-            drop_last=self.drop_last,
-            blind=self.blind,
-            device=self._device,
-            # Lightning's own count is one behind when the first batch after a resume is fetched
-            epoch_of=(lambda: getattr(trainer.lightning_module, "epoch", trainer.current_epoch)) if trainer else None,
             beside={name: replace(stream, split=self._on_device(name)) for name, stream in data.beside.items()},
             part_of=(lambda epoch: self.positions(self.experience_at(epoch))) if data.experiences else None,
             laps=data.laps,
@@ -121,32 +143,38 @@ class ArrayData(pl.LightningDataModule):
 
     def take(self, index: Tensor, epoch: int, *, plain: bool) -> Batch:
         """Any training samples, whatever their experience, as `epoch` shows them first, or plain; see `Views.take`."""
-        views = self.train_dataloader()
+        views = self._shown_in_training()
         views.epoch_of = lambda: epoch
         return views.take(index, plain)
 
-    def val_dataloader(self) -> list[Views]:
+    def val_dataloader(self) -> list[Views | Streamed]:
         """Plain views of [test], or of [test, val] where there is a validation split."""
         return [self._plain(name) for name in ("test", "val") if getattr(self.dataset, name) is not None]
 
-    def test_dataloader(self) -> Views:
+    def test_dataloader(self) -> Views | Streamed:
         return self._plain("test")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches are made on the device: nothing to move."""
         return batch.to(device) if isinstance(batch, Batch) else super().transfer_batch_to_device(batch, device, 0)
 
-    def _plain(self, name: str) -> Views:
+    def _plain(self, name: str) -> Views | Streamed:
         data, split = self.dataset, self._on_device(name)
-        return Views(
-            split.images,
-            split.labels,
-            self.eval_batch_size,
-            mean=split.mean or data.mean,
-            std=split.std or data.std,
-            augment=False,
-            device=self._device,
-        )
+        common: dict[str, Any] = {
+            "mean": split.mean or data.mean,
+            "std": split.std or data.std,
+            "augment": False,
+            "device": self._device,
+        }
+        if data.crops:
+            return self._streamed(split, self.eval_batch_size, **common)
+        return Views(split.pixels, split.labels, self.eval_batch_size, **common)
+
+    def _streamed(self, split: Split, *settings: int, **common: Any) -> Streamed:
+        assert isinstance(split.images, ImageFiles)
+        crops, workers = self.dataset.crops, self.dataset.workers
+        assert crops
+        return Streamed(split.images, split.labels, *settings, crops=crops, workers=workers, **common)
 
     @property
     def _device(self) -> torch.device:

@@ -21,6 +21,7 @@ from torchvision.datasets.utils import check_integrity
 
 from kdbench.data.about import ABOUT, how_to_get
 from kdbench.data.arrays import (
+    MANIFEST,
     Arrays,
     canonical_order,
     check,
@@ -33,14 +34,16 @@ from kdbench.data.arrays import (
     sample_digests,
 )
 from kdbench.data.beside import Beside, scan_beside
-from kdbench.data.decode import decode, decode_beside
+from kdbench.data.decode import decode, decode_beside, examine
 from kdbench.data.embedded import EMBEDDED
 from kdbench.data.folders import Folder, scan
 from kdbench.data.images import Size
 from kdbench.data.kinds import IGNORE, KINDS
 from kdbench.data.listing import Row, known_hash, row_of
+from kdbench.data.manifest import ImageFiles, Manifest, find, is_streamed
 from kdbench.data.maps import check_depth, check_masks, classes_of
 from kdbench.data.public import LOCAL, SOURCES, Local
+from kdbench.data.workers import usable_cores
 from kdbench.errors import Unreadable, UserError
 from kdbench.paths import cache_dir, expanded
 
@@ -68,7 +71,10 @@ def verify(name: str, root: str | Path | None = None) -> Row:
         UserError: it is missing, corrupt, or differs from the known content hash or from what was prepared.
     """
     known = known_hash(name)
-    arrays = load(name, root, known)
+    arrays = find(name, root, known)
+    if isinstance(arrays, Manifest):
+        arrays.verify()
+        return row_of(arrays, "verified" if known else "intact", arrays.content_hash)
     told = []
     if not known and arrays.folder and "sha256" not in arrays.prepared:
         told.append("no hash was kept when it was made: later changes are not seen")
@@ -89,6 +95,7 @@ def prepare(
     *,
     name: str | None = None,
     size: int | Size | None = None,
+    stream: bool = False,
 ) -> Row:
     """Make the prepared data set `kind` under `root`; the same one that is there already is checked and left as it is.
 
@@ -104,6 +111,8 @@ def prepare(
         name: for ``folder``, what to call the result (default ``folder``).
         size: for ``folder``, height and width (one number: both) that images are resized to cover, then centre-cropped.
             By default 64 for images of classes; those with maps beside them stay as large as they are.
+        stream: for ``folder``, leave the images where they are, and write down what is known of them; see
+            `kdbench.data.manifest`.
 
     Raises:
         UserError: unknown kind, no network and no archive, unreadable images, nowhere to write, or what is there was
@@ -119,15 +128,21 @@ def prepare(
             raise UserError(f"'{name}' is the name of a public data set: give the folder another --name.")
         if source is None:
             raise UserError("no images given: say where they are with --source DIR.")
+        if stream and size is not None:
+            raise UserError(
+                "streamed images stay as large as they are: leave out --size, and give dataset.views.size to each run."
+            )
         if size is not None and min(size) < 1:
             raise UserError(f"size={size[0]}x{size[1]} is no image size: give positive numbers of pixels.")
     elif kind not in ABOUT:
         raise UserError(f"unknown data set '{kind}': choose one of {', '.join([*ABOUT, FOLDER])}.")
-    elif name is not None or size is not None:
-        raise UserError(f"name and size are for a folder of images: leave them out for {kind}.")
+    elif name is not None or size is not None or stream:
+        raise UserError(f"name, size and stream are for a folder of images: leave them out for {kind}.")
     final = folder_of(name or kind, root)
     images = expanded(source, "--source") if source else cache_dir() / "downloads"
     if os.path.exists(final):
+        if stream or is_streamed(final.name, root):
+            return _streamed_already(final, root, images, stream)
         arrays = load(final.name, root)
         if kind == FOLDER:
             _check_request(arrays, images, size)
@@ -137,6 +152,8 @@ def prepare(
 
     with _writing(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
+    if stream:
+        return _stream(images, final)
     told: list[str] = []
     made: dict[str, Any] = {}
     if kind in SOURCES:
@@ -162,24 +179,33 @@ def prepare(
 
 
 def _write(arrays: Arrays, final: Path, made: Mapping[str, Any]) -> None:
-    """Write to ``NAME.partial``, then rename: a folder without that ending is complete.
+    """Write arrays into a new folder.
 
     Args:
         made: what the data were made of, for ``meta.json``.
     """
     kind = arrays.kind
-    partial = final.with_name(final.name + ".partial")
-    hashes = {"sha256": arrays.content_hash, "classes_sha256": classes_hash(arrays.classes)}
     classes = {"classes": list(arrays.classes)} if kind.named else {}
-    meta = {**arrays.meta, **classes, "prepared": {**hashes, **made}}
+    with _new_folder(final, {**arrays.meta, **classes, "prepared": {**_hashes(arrays), **made}}) as partial:
+        for split in arrays.splits:
+            images, labels = arrays.split(split)
+            np.save(partial / f"{split}_{kind.inputs}.npy", images)
+            np.save(partial / f"{split}_{kind.targets}.npy", labels)
+
+
+def _hashes(data: Arrays | Manifest) -> dict[str, str]:
+    return {"sha256": data.content_hash, "classes_sha256": classes_hash(data.classes)}
+
+
+@contextmanager
+def _new_folder(final: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
+    """``NAME.partial`` to write into, which is renamed at the end: a folder without that ending is complete."""
+    partial = final.with_name(final.name + ".partial")
     with _writing(final.parent):
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir()
-            for split in arrays.splits:
-                images, labels = arrays.split(split)
-                np.save(partial / f"{split}_{kind.inputs}.npy", images)
-                np.save(partial / f"{split}_{kind.targets}.npy", labels)
+            yield partial
             (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
             partial.rename(final)
         except BaseException:
@@ -316,18 +342,93 @@ def _read_folder(
         arrays = replace(arrays, val_images=parts["val"][0], val_labels=parts["val"][1])
     told += [*(f"{n} images {what}" for what, n in sorted(counts.items())), *_repeated(arrays)]
     if folder.left_out:
-        told.append("left out: " + ", ".join(f"{n} {what}" for what, n in folder.left_out.most_common()))
+        told.append(_left_out(folder))
     return arrays, told
 
 
-def _repeated(arrays: Arrays) -> Iterator[str]:
+def _stream(source: Path, final: Path) -> Row:
+    """Write down what is known of a folder of labelled images."""
+    folder = _labelled(source)
+    counts: Counter[str] = Counter()
+    n = sum(map(len, folder.files.values()))
+    # below some hundred files, processes cost more than they save
+    found = examine(folder.files, counts, workers=usable_cores() if n >= 256 else 0)
+    where = source.resolve()
+    files, labels = {}, {}
+    for split, images in folder.files.items():
+        paths = [path.relative_to(source).as_posix() for path, _ in images]
+        files[split] = ImageFiles.of(where, final, paths, found[split])
+        labels[split] = np.array([label for _, label in images], dtype=np.int64)
+    if "all" in files:
+        whole, targets = files["all"], labels["all"]
+        order = canonical_order(whole.sample_digests(targets))
+        held = holdout(targets[order], round(len(targets) / 5))
+        if not held.any():
+            raise UserError(f"{source} has {len(targets)} images: give 3 or more, of which some become the test split.")
+        parts = {"train": order[~held], "test": order[held]}
+        files = {split: whole[index] for split, index in parts.items()}
+        labels = {split: targets[index] for split, index in parts.items()}
+    text = f"images of {where.name}, streamed"
+    manifest = Manifest(final.name, files, labels, folder.classes, {}, final)
+    meta = {"classes": list(folder.classes), "source": text, "images": str(where), "prepared": _hashes(manifest)}
+    with (
+        _new_folder(final, meta) as partial,
+        (partial / MANIFEST).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        manifest.write(file)
+    told = [*folder.notes, *(f"{n} images {what}" for what, n in sorted(counts.items())), *_repeated(manifest)]
+    if folder.left_out:
+        told.append(_left_out(folder))
+    return row_of(manifest, "prepared", manifest.content_hash, f"its images stay in {where}", *told)
+
+
+def _labelled(source: Path) -> Folder:
+    folder = _scanned(source)
+    if isinstance(folder, Beside):
+        raise UserError(f"{source} holds {folder.task} data, and only images of classes are streamed: drop --stream.")
+    return folder
+
+
+def _streamed_already(final: Path, root: str | Path | None, source: Path, stream: bool) -> Row:
+    """What was prepared as a streamed folder, if it is what is asked for and every file of it is as it was.
+
+    Raises:
+        UserError: it is not.
+    """
+    anew = f"give another --name, or delete {final} to make it anew"
+    if not (stream and is_streamed(final.name, root)):
+        how = "without" if stream else "with"
+        raise UserError(f"{final} was prepared {how} --stream, which is another thing: {anew}.")
+    manifest = find(final.name, root)
+    assert isinstance(manifest, Manifest)
+    there = {
+        (path, label)
+        for split, files in manifest.files.items()
+        for path, label in zip(files.paths, manifest.labels[split].tolist(), strict=True)
+    }
+    folder = _labelled(source)
+    asked = {(p.relative_to(source).as_posix(), k) for files in folder.files.values() for p, k in files}
+    if there != asked or manifest.classes != folder.classes or Path(manifest.meta["images"]) != source.resolve():
+        raise UserError(f"{final} was made of other images than {source} has: {anew}.")
+    manifest.verify()
+    return row_of(manifest, "already prepared", manifest.content_hash)
+
+
+def _left_out(folder: Folder | Beside) -> str:
+    return "left out: " + ", ".join(f"{n} {what}" for what, n in folder.left_out.most_common())
+
+
+def _repeated(data: Arrays | Manifest) -> Iterator[str]:
     """Images that stand under several labels, or in more than one split: either makes a measure wrong."""
     pixels: dict[str, list[bytes]] = {}
     labels: dict[bytes, set[int]] = {}
-    for split in arrays.splits:
-        images, targets = arrays.split(split)
-        pixels[split] = sample_digests(images, np.zeros(len(images), dtype=np.int64))
-        if arrays.kind.classes:
+    for split in data.splits:
+        images, targets = data.split(split)
+        nothing = np.zeros(len(images), dtype=np.int64)
+        pixels[split] = (
+            images.sample_digests(nothing) if isinstance(images, ImageFiles) else sample_digests(images, nothing)
+        )
+        if data.kind.classes:
             for digest, label in zip(pixels[split], targets.tolist(), strict=True):
                 labels.setdefault(digest, set()).add(label)
     several = sum(len(labels.get(digest, ())) > 1 for digests in pixels.values() for digest in digests)

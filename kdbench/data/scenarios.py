@@ -191,7 +191,7 @@ class FewShot:
                 f"{len(data.classes)} of {data.spec.name} {len(new)} are new: choose a lower way, or with "
                 "dataset.scenario.base how many classes are trained on."
             )
-        pool = Split(torch.cat([data.train.images, data.test.images]), torch.cat([data.train.labels, data.test.labels]))
+        pool = Split(torch.cat([data.train.pixels, data.test.pixels]), torch.cat([data.train.labels, data.test.labels]))
         judged = _relabelled(pool, new)
         fewest = int(judged.labels.bincount(minlength=len(new)).min())
         if fewest < self.shot + self.query:
@@ -275,7 +275,7 @@ class Paired:
 
     def _worse(self, data: Dataset, split: Split) -> Tensor:
         if self.degrade is not None:
-            return degraded(split.images, self.degrade, self.amount or 0)
+            return degraded(split.pixels, self.degrade, self.amount or 0)
         assert self.frames is not None
         there = _origin(data).arrays.frames
         if not self.frames < there:
@@ -284,8 +284,8 @@ class Paired:
                 "of clips."
             )
         middles = [there * (2 * k + 1) // (2 * self.frames) for k in range(self.frames)]
-        n, height, width, channels = split.images.shape
-        clips = split.images.view(n, height, width, there, channels // there)
+        n, height, width, channels = split.pixels.shape
+        clips = split.pixels.view(n, height, width, there, channels // there)
         return clips[..., middles, :].reshape(n, height, width, -1)
 
 
@@ -319,7 +319,7 @@ class Target:
                 f"the target {self.dataset} has no class '{absent[0]}' (it has {', '.join(other.classes)}): choose the "
                 "classes that both have with dataset.classes, or another target."
             )
-        height, width, channels = data.train.images.shape[1:]
+        height, width, channels = data.train.pixels.shape[1:]
         size = (height, width) if self.size is None else (self.size, self.size)
         if data.pad > min(size):
             raise UserError(f"dataset.pad={data.pad} moves images of {size[0]}x{size[1]} out of sight: lower it.")
@@ -335,9 +335,9 @@ class Target:
             found = _relabelled(Split(images, labels, mean, std), chosen)
             if not len(found):
                 raise UserError(f"the target {self.dataset} has no {split} images of these classes: choose others.")
-            return replace(found, images=fitted(found.images, size, most))
+            return replace(found, images=fitted(found.pixels, size, most))
 
-        source = {name: fitted(split.images, size, most) for name, split in _splits(data).items() if name != "test"}
+        source = {name: fitted(split.pixels, size, most) for name, split in _splits(data).items() if name != "test"}
         return data.posed(
             train=replace(data.train, images=source["train"]),
             val=data.val and replace(data.val, images=source["val"]),
@@ -375,7 +375,7 @@ class Transfer:
 
     def __call__(self, data: Dataset) -> Dataset:
         _labels(data, "Transfer")
-        n, height, width, channels = data.train.images.shape
+        n, height, width, channels = data.train.pixels.shape
         if self.dataset is None:
             assert self.noise is not None
             images = noise((n, height, width, channels), self.noise, data.mean, data.std)

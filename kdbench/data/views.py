@@ -343,7 +343,7 @@ class Views:
             own if given is None else self._per_channel(given)
             for own, given in ((self.mean, split.mean), (self.std, split.std))
         )
-        return _Samples(split.images.to(self.device), split.labels.to(self.device), mean, std)
+        return _Samples(split.pixels.to(self.device), split.labels.to(self.device), mean, std)
 
     def _per_channel(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)

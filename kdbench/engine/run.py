@@ -173,7 +173,7 @@ class Bench:
     def dataset(self, config: Mapping[str, Any]) -> Dataset:
         name = rec.canonical_json(dict(config))
         if name not in self._datasets:
-            built = source_of({**config, "root": self.data_root}).build()
+            built = replace(source_of({**config, "root": self.data_root}).build(), workers=self.engine.workers)
             self._datasets[name] = built.first(self.images) if self.images else built
         return self._datasets[name]
 

@@ -135,8 +135,10 @@ def check_as_fed(name: str, measured: Measured, data: Dataset) -> None:
 
 
 def same_test(a: Dataset, b: Dataset) -> bool:
-    """Whether both have the same test images: no setting but the classes and the scenario chooses among them."""
-    return a.content_hash == b.content_hash and sorted(a.classes) == sorted(b.classes) and len(a.test) == len(b.test)
+    """Whether both have the same test images: no setting but the classes and the scenario chooses among them, and none
+    but the crops changes them."""
+    alike = a.content_hash == b.content_hash and sorted(a.classes) == sorted(b.classes)
+    return alike and len(a.test) == len(b.test) and a.crops == b.crops
 
 
 def percent(right: Tensor) -> float:

@@ -51,7 +51,7 @@ def fill(
     labels = dataset.train.labels
     for part in views.split(batch_size):
         index, view = part[:, 0], part[:, 1:]
-        images = dataset.train.images[index].to(device)
+        images = dataset.train.pixels[index].to(device)
         dy, dx, flip = view.to(device).unbind(1)
         x = apply_views(images, dy, dx, flip, dataset.pad, mean, std)
         frozen.serve(Batch(x, labels[index], index, view))

@@ -80,7 +80,9 @@ def share(
     frozen = FrozenTeacher(adapter.wrap(net), shape, route, min(protocol.batch_size, dataset.spec.n_train)).to(device)
     found = _measured(teacher, net, frozen, learned, dataset, protocol, route, adapter, device)
     cache = None
-    if route.cached and not _vectors(frozen, dataset):
+    if route.cached and dataset.crops:
+        frozen.failed = frozen.failed or "crops of streamed images are not cached"
+    elif route.cached and not _vectors(frozen, dataset):
         frozen.failed = frozen.failed or "its outputs are maps, and not cached"
     elif route.cached and not dataset.affine:  # whose views cannot be counted
         # all that can change a bit of what the teacher says
