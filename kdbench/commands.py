@@ -92,7 +92,7 @@ def _pair(teacher: str | None, student: str) -> tuple[Config, str]:
 def _dataset(want: Config) -> list[str]:
     names = [name for name in shipped.names("dataset") if _same_source(shipped.config("dataset", name), want)]
     name = next((name for name in names if shipped.config("dataset", name)["name"] == want["name"]), None)
-    name = name or next(iter(names), "folder")
+    name = name or next(iter(names), "streamed" if want.get("views") else "folder")
     there = shipped.config("dataset", name)
     settings = {key: value for key, value in there.items() if key != "root"}
     have = settings if "_target_" in there else _full(DatasetConfig.of(settings))

@@ -87,6 +87,12 @@ OTHERS = {
     "later fields": ["protocol.clip_norm=1.0", "protocol.accumulate=2", "protocol.drop_last=true"],
     "other networks": ["pair.student=vgg8", "pair.teacher=torchvision/resnet18"],
     "a folder": ["dataset=folder", "dataset.name=parts", "dataset.val=3", "dataset.classes=[a, 'b c', 'true', '7']"],
+    "photographs": [
+        "dataset=streamed",
+        "dataset.name=photos",
+        "dataset.views.size=64",
+        "dataset.views.jitter=[0.4,0.4,0,0]",
+    ],
     "an assistant": [
         "teacher=assistant",
         "teacher.teacher.name=resnet56",

@@ -440,6 +440,15 @@ def test_settings_that_do_not_fit(here: Path, settings: dict[str, Any], says: st
     refused(says, lambda: built(here, **settings))
 
 
+def test_a_setting_that_is_said_and_one_that_is_not_are_the_same() -> None:
+    usual = {"size": 224, "scale": [0.08, 1], "ratio": [0.75, 1.3333333333333333], "jitter": None, "resize": 256}
+    assert DatasetConfig.of({**SETTINGS, "views": {"size": 224}}).identity()["views"] == usual
+    shown = DatasetConfig.of({**SETTINGS, "views": usual}).identity()
+    assert shown["views"] == json.loads(json.dumps(DatasetConfig.of(shown).identity()["views"]))
+    assert type(shown["views"]["scale"][1]) is float
+    assert "views" not in DatasetConfig.of({"name": "digits"}).identity()
+
+
 def test_streamed_and_not_streamed_are_not_taken_for_each_other(here: Path, tmp_path: Path) -> None:
     from kdbench.data.arrays import load
 

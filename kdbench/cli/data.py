@@ -67,7 +67,7 @@ def add_to(commands: Any) -> None:
         metavar="DIR",
         help="of 'folder': where the images lie, see above; of camvid: its folder; else downloads",
     )
-    prepare.add_argument("--name", help="of 'folder': what to call the result (default folder)")
+    prepare.add_argument("--name", help="of 'folder': what to call the result (default folder, or streamed)")
     prepare.add_argument(
         "--size",
         type=size_of,

@@ -190,11 +190,14 @@ def made_protocol(name: str, args: Sequence[str]) -> str:
 
 def prepared_folder(name: str, args: Sequence[str]) -> str:
     """How to choose the prepared data set `name`, which has no configuration of its own; empty where there is none."""
-    from kdbench.data.arrays import folder_of, is_name
+    from kdbench.data.arrays import MANIFEST, folder_of, is_name
 
     root = next((arg.partition("=")[2].strip("'\"") for arg in args if re.match(r"\+{0,2}dataset\.root=", arg)), None)
-    there = is_name(name) and os.path.exists(folder_of(name, None if root == "null" else root) / "meta.json")
-    return f"dataset=folder {assignment('dataset.name', name)}" if there else ""
+    folder = folder_of(name, None if root == "null" else root) if is_name(name) else None
+    if folder is None or not os.path.exists(folder / "meta.json"):
+        return ""
+    group = "streamed" if os.path.exists(folder / MANIFEST) else "folder"
+    return f"dataset={group} {assignment('dataset.name', name)}"
 
 
 def assignment(key: str, value: str) -> str:

@@ -275,6 +275,8 @@ def is_name(name: str) -> bool:
 
 def prepare_command(name: str) -> str:
     """What a user types to prepare `name`: a public data set, or else a folder of images."""
+    if name == "streamed":
+        return "`kdbench data prepare folder --stream --source DIR`"
     if name != "folder" and (conf_dir() / "dataset" / f"{name}.yaml").is_file():
         return f"`kdbench data prepare {name}`"
     return f"`kdbench data prepare folder --source DIR --name {name}`"

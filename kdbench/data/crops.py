@@ -7,10 +7,11 @@ whole numbers, see `VIEW`, and says all that there is to know of how an image wa
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 from torch import Tensor
 
 from kdbench.draws import random_bits, uniform
@@ -26,8 +27,8 @@ _CROP = 1 << 32
 _OF_A_DRAW = 4 * TRIES + 2
 _FLIP, _JITTER = 4 * TRIES, 4 * TRIES + 1
 
-Strength = Annotated[StrictFloat | StrictInt, Field(ge=0)]
-Positive = Annotated[StrictFloat | StrictInt, Field(gt=0)]
+Strength = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Crops(BaseModel):
@@ -38,8 +39,8 @@ class Crops(BaseModel):
         scale: least and largest share of the image's area that a crop of training has (Szegedy et al., CVPR 2015).
         ratio: least and largest ratio of its width to its height (there, too).
         jitter: by how much brightness, contrast, saturation and hue vary, as of torchvision's ColorJitter; None: not.
-        resize: where images are judged, their shorter side, before the square in the middle is cut out; None: 8/7 of
-            `size`, which is 256 for 224 (Krizhevsky et al., NIPS 2012).
+        resize: where images are judged, their shorter side, before the square in the middle is cut out; unless it is
+            given, 8/7 of `size`, which is 256 for 224 (Krizhevsky et al., NIPS 2012).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,8 +48,16 @@ class Crops(BaseModel):
     size: StrictInt = Field(ge=1)
     scale: tuple[Positive, Positive] = (0.08, 1.0)
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    jitter: tuple[Strength, Strength, Strength, Annotated[Strength, Field(le=0.5)]] | None = None
-    resize: Annotated[StrictInt, Field(ge=1)] | None = None
+    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] | None = None
+    resize: StrictInt
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_resize(cls, value: Any) -> Any:
+        """Said or not, it is the same setting."""
+        if isinstance(value, Mapping) and value.get("resize") is None and isinstance(value.get("size"), int):
+            return {**value, "resize": round(8 * value["size"] / 7)}
+        return value
 
     @model_validator(mode="after")
     def _in_order(self) -> Crops:
@@ -57,14 +66,9 @@ class Crops(BaseModel):
                 raise ValueError(f"{name} goes from {least} to {most}: the smaller number comes first")
         if self.scale[1] > 1:
             raise ValueError(f"scale goes to {self.scale[1]}, and no crop is larger than its image")
-        if self.resize is not None and self.resize < self.size:
+        if self.resize < self.size:
             raise ValueError(f"resize={self.resize} is smaller than size={self.size}, which is cut out of it")
         return self
-
-    @property
-    def shorter_side(self) -> int:
-        """Where images are judged, before the middle is cut out."""
-        return self.resize or round(8 * self.size / 7)
 
 
 def view_of(crops: Crops, flip: bool, seed: int, epoch: int, index: Tensor, sizes: Tensor, draw: int = 0) -> Tensor:

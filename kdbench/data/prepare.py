@@ -47,7 +47,7 @@ from kdbench.data.workers import usable_cores
 from kdbench.errors import Unreadable, UserError
 from kdbench.paths import cache_dir, expanded
 
-FOLDER = "folder"
+FOLDER, STREAMED = "folder", "streamed"
 SIZE = 64
 """Side of the images of a folder, where none is asked for."""
 READER = 2
@@ -108,7 +108,7 @@ def prepare(
             split, chosen by content); or with masks or depth maps beside them, see `kdbench.data.beside`. For `LOCAL`,
             the copy at hand. Else the download folder, by default ``downloads`` in the cache folder, where archives
             that lie there are not downloaded again.
-        name: for ``folder``, what to call the result (default ``folder``).
+        name: for ``folder``, what to call the result (default ``folder``, or ``streamed``).
         size: for ``folder``, height and width (one number: both) that images are resized to cover, then centre-cropped.
             By default 64 for images of classes; those with maps beside them stay as large as they are.
         stream: for ``folder``, leave the images where they are, and write down what is known of them; see
@@ -123,7 +123,7 @@ def prepare(
     if isinstance(size, int):
         size = size, size
     if kind == FOLDER:
-        name = name or FOLDER
+        name = name or (STREAMED if stream else FOLDER)
         if name in ABOUT:
             raise UserError(f"'{name}' is the name of a public data set: give the folder another --name.")
         if source is None:

@@ -83,7 +83,7 @@ class Reader(TorchDataset[Tensor | str]):
             ) from error
         if box is not None:
             return np.asarray(TF.resized_crop(image, *box, size))
-        side = self.crops.shorter_side
+        side = self.crops.resize
         if side**2 * max(image.size) > MOST_PIXELS * min(image.size):
             raise UserError(
                 f"{path} is {image.width}x{image.height}, too long to be cropped from the middle: take it away, and "
