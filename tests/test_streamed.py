@@ -18,21 +18,25 @@ import numpy as np
 import pytest
 import torch
 from conftest import Kdbench
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as TF
 
 from kdbench.data import workers
-from kdbench.data.crops import Crops, jitter_of, jittered, resized_crop_of, view_of
+from kdbench.data.crops import TURN, Crops, jitter_of, jittered, resized_crop_of, view_of
 from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.data.listing import list_datasets
 from kdbench.data.manifest import ImageFiles
 from kdbench.data.module import ArrayData
 from kdbench.data.prepare import prepare, verify
+from kdbench.data.sources import source_of
 from kdbench.data.streamed import Streamed
 from kdbench.engine.cohort import Cohort
 from kdbench.errors import UserError
+from kdbench.paths import conf_dir
+from kdbench.results.record import canonical_json
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TRAIN, TEST = 10, 4
@@ -184,13 +188,13 @@ def test_pixels_are_those_of_torchvision(here: Path) -> None:
     index, x, y, view = epoch_of(loader(data), 0)
     usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     for row, i in enumerate(index.tolist()):
-        top, left, height, width, flip, bits = view[row].tolist()
+        top, left, height, width, flip, bits, turn = view[row].tolist()
         with Image.open(images.path(i)) as file:
             shown = TF.resized_crop(file.convert("RGB"), top, left, height, width, [16, 16])
         shown = TF.horizontal_flip(shown) if flip else shown
         assert torch.equal(x[row], usual(shown))
         assert y[row] == ["cat", "dog"].index(images.path(i).parent.name)
-        assert bits == 0
+        assert (bits, turn) == (0, 0)
     assert 0 < int(view[:, 4].sum()) < len(view)
     middle = transforms.Compose([transforms.Resize(20), transforms.CenterCrop(16), usual])
     for row, batch in enumerate(loader(data, 1, augment=False)):
@@ -283,12 +287,8 @@ def test_colours_are_jittered_as_by_torchvision() -> None:
 # ---- trained on -------------------------------------------------------------------------------------------------
 
 
-def test_company_processes_and_an_interruption_change_no_number(
-    kd: Kdbench, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from test_grid import all_numbers, other
-
-    common = (
+def commanded(here: Path) -> tuple[str, ...]:
+    return (
         "run",
         "method=[scratch,kd]",
         "dataset=streamed",
@@ -303,6 +303,14 @@ def test_company_processes_and_an_interruption_change_no_number(
         "checkpoint_seconds=0",
         "engine.compile=false",
     )
+
+
+def test_company_processes_and_an_interruption_change_no_number(
+    kd: Kdbench, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_grid import all_numbers, other
+
+    common = commanded(here)
     read: list[int] = []
     original = ImageFiles.content
 
@@ -331,6 +339,32 @@ def test_company_processes_and_an_interruption_change_no_number(
     assert not broken.records()
     assert broken(*common, "engine.workers=0", "protocol.epochs=3", "cohort.max_students=1").code == 0
     assert all_numbers(broken) == all_numbers(together)
+
+
+def test_views_that_come_round_again_are_said_once_by_the_teacher(
+    kd: Kdbench, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_cohort import asked
+    from test_grid import numbers, other
+
+    cycle = Crops(size=16, cycle=2)
+    index, sizes = torch.arange(6), torch.tensor([[30, 40]]).expand(6, 2)
+    first, second, third = (view_of(cycle, True, seed, epoch, index, sizes) for seed, epoch in ((1, 0), (2, 3), (3, 4)))
+    assert torch.equal(first, third)
+    assert not torch.equal(first[:, :4], second[:, :4])
+    assert (first[0, TURN], second[0, TURN]) == (0, 1)
+
+    rows = asked(monkeypatch)
+    taught = ("method=kd", "dataset.views.cycle=2", "engine.workers=0", "protocol.epochs=4", "protocol.eval_every=4")
+    cached = other(kd, "cached", monkeypatch)
+    assert cached(*commanded(here), *taught, "engine.view_cache=true", "seed=[0,1]").code == 0
+    # two views of each image, for both seeds, after a look at the test images
+    assert sum(rows) == 2 * 2 * TRAIN + 2 * TEST
+    rows.clear()
+    live = other(kd, "live", monkeypatch)
+    assert live(*commanded(here), *taught, "engine.view_cache=false").code == 0
+    assert sum(rows) == 4 * 2 * TRAIN + 2 * TEST
+    assert numbers(live.record("kd")) == numbers(cached.record("kd"))
 
 
 # ---- bad input --------------------------------------------------------------------------------------------------
@@ -441,11 +475,9 @@ def test_settings_that_do_not_fit(here: Path, settings: dict[str, Any], says: st
 
 
 def test_a_setting_that_is_said_and_one_that_is_not_are_the_same() -> None:
-    usual = {"size": 224, "scale": [0.08, 1], "ratio": [0.75, 1.3333333333333333], "jitter": None, "resize": 256}
-    assert DatasetConfig.of({**SETTINGS, "views": {"size": 224}}).identity()["views"] == usual
-    shown = DatasetConfig.of({**SETTINGS, "views": usual}).identity()
-    assert shown["views"] == json.loads(json.dumps(DatasetConfig.of(shown).identity()["views"]))
-    assert type(shown["views"]["scale"][1]) is float
+    whole = OmegaConf.load(conf_dir() / "dataset" / "streamed.yaml")
+    short = {key: value for key, value in whole.items() if key != "views"} | {"views": {"size": 224, "resize": 256}}
+    assert canonical_json(source_of(short).identity()) == canonical_json(source_of(whole).identity())  # 1 is 1.0
     assert "views" not in DatasetConfig.of({"name": "digits"}).identity()
 
 

@@ -152,7 +152,10 @@ def cache_one(job: Job, told: Told, *, every: bool) -> None:
     dataset_config = dataset_identity(job.dataset)
     dataset = bench.dataset(dataset_config)
     if dataset.crops:
-        raise UserError(f"crops of streamed images are not cached, so nothing is to be done for {dataset.spec.name}.")
+        raise UserError(
+            f"the images of {dataset.spec.name} are streamed, and nothing is cached ahead: dataset.views.cycle=K has "
+            "training keep what a teacher says of K views of each."
+        )
     route = bench.route(protocol, dataset)
     if not route.cached:
         raise UserError(f"there is no view cache on this route ({route.describe(1)}): set engine.view_cache=true.")

@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic import ConfigDict, Field, StrictInt, model_validator
 from torch import Tensor
 
 from kdbench.draws import random_bits, uniform
+from kdbench.sparse import Sparse
 
-VIEW = ("top", "left", "height", "width", "flip", "jitter")
+VIEW = ("top", "left", "height", "width", "flip", "jitter", "turn")
 """The numbers of a view: the box that is cut out and resized, in pixels of the upright image; whether it is mirrored;
-and the random bits that its colours are jittered by, 0 where they are not."""
-FLIP, JITTER = VIEW.index("flip"), VIEW.index("jitter")
+the random bits that its colours are jittered by, 0 where they are not; and which one it is of the views that come round
+again, 0 where none do."""
+FLIP, JITTER, TURN = VIEW.index("flip"), VIEW.index("jitter"), VIEW.index("turn")
 TRIES = 10
 """Boxes that are drawn until one lies inside the image, as torchvision does; else the middle is taken."""
 _CROP = 1 << 32
@@ -31,7 +33,7 @@ Strength = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Crops(BaseModel):
+class Crops(Sparse):
     """How streamed images are shown.
 
     Attributes:
@@ -41,6 +43,8 @@ class Crops(BaseModel):
         jitter: by how much brightness, contrast, saturation and hue vary, as of torchvision's ColorJitter; None: not.
         resize: where images are judged, their shorter side, before the square in the middle is cut out; unless it is
             given, 8/7 of `size`, which is 256 for 224 (Krizhevsky et al., NIPS 2012).
+        cycle: each image has so many views of training, the same for every seed, and they come round again, so that a
+            teacher's words on each are kept once for all (Shen and Xing, ECCV 2022); None: new ones in each epoch.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +54,7 @@ class Crops(BaseModel):
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] | None = None
     resize: StrictInt
+    cycle: Annotated[StrictInt, Field(ge=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -70,9 +75,14 @@ class Crops(BaseModel):
             raise ValueError(f"resize={self.resize} is smaller than size={self.size}, which is cut out of it")
         return self
 
+    @property
+    def of_test(self) -> tuple[int, int]:
+        """What images are judged by."""
+        return self.size, self.resize
+
 
 def view_of(crops: Crops, flip: bool, seed: int, epoch: int, index: Tensor, sizes: Tensor, draw: int = 0) -> Tensor:
-    """The view of each sample, int64, (N, 6), see `VIEW`.
+    """The view of each sample, int64, (N, 7), see `VIEW`.
 
     Args:
         flip: mirror half of them.
@@ -80,11 +90,15 @@ def view_of(crops: Crops, flip: bool, seed: int, epoch: int, index: Tensor, size
         sizes: height and width of each, int64, (N, 2).
         draw: 1 is another view of the same samples in the same epoch.
     """
+    turn = 0
+    if crops.cycle:
+        seed, epoch = 0, epoch % crops.cycle
+        turn = epoch
     box = resized_crop_of(seed, epoch, index, sizes, crops.scale, crops.ratio, draw)
     first = _CROP + _OF_A_DRAW * draw
     mirrored = random_bits(seed, epoch, first + _FLIP, index) % (2 if flip else 1)
     bits = random_bits(seed, epoch, first + _JITTER, index) if crops.jitter else torch.zeros_like(index)
-    return torch.cat([box, mirrored[:, None], bits[:, None]], dim=1)
+    return torch.cat([box, torch.stack([mirrored, bits, torch.full_like(index, turn)], dim=1)], dim=1)
 
 
 def resized_crop_of(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.compute.device import device_name
 from kdbench.compute.route import Route, instruction_set
+from kdbench.data.crops import TURN
 from kdbench.data.datasets import Dataset
 from kdbench.errors import UserError
 from kdbench.paths import cache_dir
@@ -80,8 +81,9 @@ def share(
     frozen = FrozenTeacher(adapter.wrap(net), shape, route, min(protocol.batch_size, dataset.spec.n_train)).to(device)
     found = _measured(teacher, net, frozen, learned, dataset, protocol, route, adapter, device)
     cache = None
-    if route.cached and dataset.crops:
-        frozen.failed = frozen.failed or "crops of streamed images are not cached"
+    cycle = dataset.crops and dataset.crops.cycle
+    if route.cached and dataset.crops and not cycle:
+        frozen.failed = frozen.failed or "views of streamed images that do not come round again are not cached"
     elif route.cached and not _vectors(frozen, dataset):
         frozen.failed = frozen.failed or "its outputs are maps, and not cached"
     elif route.cached and not dataset.affine:  # whose views cannot be counted
@@ -108,7 +110,8 @@ def share(
         if cache is None:
             frozen.failed = frozen.failed or "its views are not cached"
         else:
-            frozen.cache = Forgiving(cache, card.name, say)
+            forgiving = Forgiving(cache, card.name, say)
+            frozen.cache = ComingRound(forgiving, cycle) if cycle else forgiving
     return Taught(found, frozen, route, cache, adapter.known)
 
 
@@ -200,15 +203,34 @@ class Forgiving:
             self._say(f"the view cache of {self._name} is only read from now on: {error}")
 
 
+class ComingRound:
+    """The cache of streamed images whose views come round again: the ``turn`` of an image's view says which one it is,
+    see `kdbench.data.crops.VIEW`."""
+
+    def __init__(self, cache: Forgiving, cycle: int) -> None:
+        self._cache, self._cycle = cache, cycle
+
+    def lookup(self, index: Tensor, view: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._cache.lookup(*self._place(index, view))
+
+    def store(self, index: Tensor, view: Tensor, values: dict[str, Tensor]) -> None:
+        self._cache.store(*self._place(index, view), values)
+
+    def _place(self, index: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
+        """As if each view were an image of its own, never moved."""
+        return index * self._cycle + view[:, TURN], view.new_zeros(len(view), 3)
+
+
 def open_cache(root: Path, key: Mapping[str, Any], frozen: FrozenTeacher, dataset: Dataset) -> ViewCache:
     """The view cache of `key` under `root`, with a place for every view of the training images."""
     shapes = probe("teacher", frozen.plain, dataset.spec.shape).shapes
+    cycle = dataset.crops and dataset.crops.cycle
     return ViewCache.open(
         root,
         key,
-        samples=dataset.spec.n_train,
+        samples=dataset.spec.n_train * (cycle or 1),
         pad=dataset.pad,
-        flip=dataset.flip,
+        flip=dataset.flip and not cycle,
         widths={name: shapes[name][0] for name in sorted(CACHED)},
         dtype=frozen.dtype,
     )
