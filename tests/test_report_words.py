@@ -81,6 +81,8 @@ def test_a_part_of_the_data_stands_in_the_title() -> None:
     published = {"subset": {"n": 9, "order": "last", "seed": 0}, "size": 28, "affine": {"rotate": 15.0, "zoom": 0.0}}
     counted = {"config": {"dataset": published}}
     assert title(make_record("kd", 0, **counted)).startswith("cifar100 (9 images, last, 28×28, rotate 15), ")
+    crops = {"config": {"dataset": {"views": {"size": 64, "jitter": None, "cycle": 4}}}}
+    assert title(make_record("kd", 0, **crops)).startswith("cifar100 (crops of 64×64 cycle 4), ")
 
 
 def test_networks_and_data_sets_that_ship_have_their_written_names() -> None:

@@ -459,6 +459,8 @@ def test_class_names_in_another_order_are_told(here: Path, tmp_path: Path) -> No
     [
         ({"views": None}, "say in which size they are shown, as dataset=streamed dataset.views.size=224"),
         ({"pad": 4}, r"set dataset\.pad=0"),
+        ({"size": 8}, r"set dataset\.size=null"),
+        ({"affine": {"rotate": 3.0}}, r"set dataset\.affine=null"),
         ({"mean": None}, r"dataset\.mean is not computed: give it, or take ImageNet's"),
         ({"mean": [0.5]}, "for the 3 channels"),
         ({"scenario": {"_target_": "kdbench.data.scenarios.Robust"}}, "set scenario=null, or prepare"),
@@ -502,6 +504,25 @@ def test_too_little_shared_memory_is_known_beforehand(here: Path, monkeypatch: p
     )
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: usage(2 * 2 * 8 * 3 * 16**2))
     assert len(list(loader(built(here), number=2))) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),  # as torch says it
+        ConnectionResetError(104, "Connection reset by peer"),  # its batch was announced, and cannot be fetched
+        EOFError(),
+    ],
+    ids=["gone", "reset", "end"],
+)
+def test_a_death_is_told_however_it_shows(error: Exception) -> None:
+    def waits() -> None:
+        with workers.told_of_deaths():
+            raise error
+
+    refused(r"a process that reads images died.*engine\.workers=1", waits)
+    with pytest.raises(RuntimeError, match="no worker"), workers.told_of_deaths():
+        raise RuntimeError("no worker")
 
 
 @pytest.mark.slow  # ten seconds, until torch looks whether its workers live

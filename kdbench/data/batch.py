@@ -72,7 +72,8 @@ class Batch:
             not known, or where the method does not declare that it needs labels.
         index: position of each sample in the training set (of a stream with an order of its own: in its set), int64,
             (B,).
-        view: the exact view of each sample as (dy, dx, flip), int64, (B, 3); zeros where nothing was augmented.
+        view: the exact view of each sample as (dy, dx, flip), int64, (B, 3), or, where images are streamed, as
+            `kdbench.data.crops.VIEW`, (B, 7); zeros where nothing was augmented.
         beside: the streams, see `Beside`; a mapping of batches that are there already will do.
     """
 

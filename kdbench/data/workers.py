@@ -57,15 +57,15 @@ def check_shared_memory(workers: int, batch: int) -> None:
 
 @contextmanager
 def told_of_deaths() -> Iterator[None]:
-    """Tell in a sentence what torch's DataLoader says of a process that is gone, or that had no room.
+    """Tell in a sentence that a process is gone: torch's DataLoader says so, or cannot fetch what it has announced.
 
     Raises:
         UserError: one is.
     """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise UserError(
             "a process that reads images died, perhaps for want of memory: run it again, it goes on from its last "

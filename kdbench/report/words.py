@@ -81,6 +81,9 @@ def cut(record: Record) -> str:
         parts.append(f"{subset['n']} images, {subset['order']}{drawn}")
     if size := dataset.get("size"):
         parts.append(f"{size}×{size}")
+    if crops := dataset.get("views"):
+        more = [f"{key} {shown(crops[key])}" for key in ("jitter", "cycle") if crops[key]]
+        parts.append(" ".join([f"crops of {crops['size']}×{crops['size']}", *more]))
     if affine := dataset.get("affine"):
         parts.append(" ".join(f"{key} {shown(value)}" for key, value in affine.items() if value))
     return ", ".join(parts)
