@@ -48,6 +48,7 @@ def _play(method: Method, data: DataSpec, n: int) -> Exception | None:
             trial = copy.deepcopy(method, {id(thing): thing for thing in outside})
             trial._teachers = tuple(_Mute(spec) for spec in method.teachers)
             like = next(trial.student.parameters())
+            trial.samples = _Blank(data, like, trial.experience.old)
             for position in (position for position, entry in enumerate(trial._plan) if entry.length):
                 trial._position = position
                 for _ in trial.turns(trial.batch(_blank(data, n, like, trial.experience.old).seen_by(trial.needs))):
@@ -70,6 +71,19 @@ def _blank(data: DataSpec, n: int, like: Tensor, label: int) -> Batch:
 
     own = set(data.streams) - {AGAIN, PAIRED}
     return blank(n, **{AGAIN: blank(n)}, **{name: blank(2, **{AGAIN: blank(2)}) for name in own})
+
+
+class _Blank:
+    """Stands for the training samples: as many blank images as are taken."""
+
+    def __init__(self, data: DataSpec, like: Tensor, label: int) -> None:
+        self._data, self._like, self._label = data, like, label
+
+    def positions(self, experience: int) -> Tensor:
+        return torch.arange(self._data.n_train, device=self._like.device)
+
+    def take(self, index: Tensor, epoch: int, *, plain: bool) -> Batch:
+        return _blank(self._data, len(index), self._like, self._label)
 
 
 class _Mute(nn.Module):

@@ -36,6 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     TRAINED.update(filter(None, config.getoption("--methods").split(",")))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind nohup; commands under test listen to Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):  # one of several processes, with a core for each
         import torch
 
@@ -89,12 +91,7 @@ class Kdbench:
         full = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **env}
         command = [sys.executable, "-m", "kdbench.cli", *args]
         pipe = subprocess.PIPE
-        before = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here, as behind nohup, is inherited
-        try:
-            return subprocess.Popen(command, cwd=self.root, env=full, stdout=pipe, stderr=pipe, text=True)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        return subprocess.Popen(command, cwd=self.root, env=full, stdout=pipe, stderr=pipe, text=True)
 
     def records(self) -> list[Record]:
         return Store(self.results).load()

@@ -81,7 +81,7 @@ ASKED = {
     "kdbench run --config": {"--config-dir "},
     "kdbench run method=[kd,logits_m": {r"\[kd,logits_mse,", r"\[kd,logits_mse\]"},
     "kdbench run 'method=[kd,logits_m": {"method=[kd,logits_mse,", "method=[kd,logits_mse]"},
-    "kdbench run method=kd pair=resnet56-": {"resnet56-resnet20 "},
+    "kdbench run method=kd pair=wrn-16-": {"wrn-16-2-wrn-16-2-g8 "},
     "kdbench run dataset=fashion": {"fashion_mnist "},
     "kdbench run experiment=smoke/incr": {"smoke/incremental "},
     "kdbench run method=kd --config-dir myconf method=minem": {"minemine "},

@@ -123,6 +123,7 @@ INFORMED = {
     "lfme",
     "pate",
     "ps_kd",
+    "warm_mimic",
 }
 
 # A pair of its own for what fits no other.

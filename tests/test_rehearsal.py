@@ -143,8 +143,8 @@ def test_every_method_is_rehearsed(name: str) -> None:
         assert _play(method, method.data, 2) is None
 
 
-NORMALISED = {"byol", "kdpp"}
-"""Whose own layers normalise one value per sample, so that no batch may be of one."""
+NORMALISED = {"byol", "kdpp", "finetuning"}
+"""Whose own layers, or pruned networks, normalise one value per sample, so that no batch may be of one."""
 
 
 def odd(name: str, **protocol: Any) -> Method:

@@ -109,7 +109,8 @@ def test_committed_teachers_are_found_and_copied_byte_for_byte(path: Path, teach
     assert stem(card.recipe) == path.stem
     assert (card.model_dump_json(indent=1) + "\n").encode() == raw
     stated = {name: tuple(value) for name in ("mean", "std") if (value := getattr(card, name)) is not None}
-    own = replace(data(classes=card.classes or ("a", "b")), content_hash=card.dataset_sha256, **stated)
+    classes = ("a", "b") if card.classes is None else tuple(card.classes)
+    own = replace(data(), classes=classes, content_hash=card.dataset_sha256, **stated)
     teachers.cache.mkdir(parents=True)
     for kind in (".json", ".safetensors"):
         shutil.copy(path.with_suffix(kind), teachers.cache)

@@ -12,10 +12,8 @@ from functools import partial
 from typing import Any
 
 from kdbench.cli.helps import described
-from kdbench.cli.overrides import choices, folders, is_group
+from kdbench.cli.overrides import REPRODUCTION, choices, folders, is_group
 from kdbench.paths import conf_dir
-from kdbench.reproductions import GROUP as REPRODUCTION
-from kdbench.reproductions import files, read
 from kdbench.shipped import names
 
 SHELLS = {
@@ -99,6 +97,8 @@ def setting(prefix: str, parsed_args: argparse.Namespace, flags: Sequence[str], 
 
 def arms(value: str, args: Sequence[str]) -> list[str]:
     """The arms of the reproduction that a value ends with, as far as it is written."""
+    from kdbench.reproductions import files, read
+
     name = value.rpartition(",")[2].partition("/")[0]
     path = files(folders(args)[1:]).get(name)
     return [f"{name}/{arm}" for arm in read(path).arms] if path else []

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from kdbench.cli.overrides import REPRODUCTION as GROUP
 from kdbench.cli.overrides import folders
 from kdbench.errors import UserError
-from kdbench.reproductions import GROUP, Reproduction, split
+
+if TYPE_CHECKING:
+    from kdbench.reproductions import Reproduction
 
 _CHOICE = re.compile(rf"\+{{0,2}}{GROUP}=(.*)")
 
@@ -22,6 +26,8 @@ def expanded(args: Sequence[str]) -> list[str]:
         return list(args)
     if other := next((arg for arg in args if re.match(r"\+{0,2}(tour|experiment)=(?!null$)", arg)), None):
         raise UserError(f"{GROUP}=... has settings of its own: leave out {other}, or the {GROUP}.")
+    from kdbench.reproductions import split
+
     found, sweep = [], False
     for arg in args:
         if not (choice := _CHOICE.fullmatch(arg)) or choice[1] == "null":

@@ -84,7 +84,7 @@ def _sheet(cohort: str, tables: Sequence[Table]) -> Sheet:
     blocks = [Block("", [[_method(shown[value["method"]], rows), *_cells(value)] for value in values])]
     everything = subject(first, f"{len(tables)} pairs")
     summary = Grid("Over all pairs", _columns(kd), blocks, notes, f"{everything}. {_SUMMARY}", "summary")
-    nothing = dict.fromkeys(key for value in values for key in value if key != "method")
+    nothing = dict.fromkeys(key for value in values for key in value)
     complete = {value["method"]: value for value in values}
     return Sheet(
         path=f"across-pairs/{file_name(first.dataset, first.records[0].cell.protocol, key=cohort[:KEY_DIGITS])}",
@@ -94,7 +94,7 @@ def _sheet(cohort: str, tables: Sequence[Table]) -> Sheet:
         trust=trust,
         values=[
             {
-                **complete.get(name, {"method": name, **nothing}),
+                **complete.get(name, {**nothing, **_ran(name, [standing(table).get(name) for table in tables])}),
                 **_pair_values(name, tables),
                 "trust": trust,
             }
@@ -253,14 +253,22 @@ def _values(
         for row, other in zip(rows, kd, strict=True)
         if other is not None and row.control != "kd"
     ]
-    values: dict[str, Any] = {"method": name, "pairs": len(rows), "runs": sum(len(row.scores) for row in rows)}
+    values = _ran(name, rows)
+    cells = values.pop("cells")  # the last column
     values |= _interval("gap_iqm", iqm(gaps) if any(gaps) else None)
     values["gap_pairs"] = sum(1 for runs in gaps if runs)
     better = None
     if len(against) == len(rows):
         better = improvement_probability(against, higher=tables[0].measure.higher)
     values |= _interval("p_better_than_kd", better)
-    return values | {"average_rank": rank, "cells": " ".join(cell for row in rows for cell in row.cells)}
+    return values | {"average_rank": rank, "cells": cells}
+
+
+def _ran(name: str, rows: Sequence[Row | None]) -> dict[str, Any]:
+    """On how many pairs, how often, and as which cells."""
+    there = [row for row in rows if row is not None]
+    cells = " ".join(cell for row in there for cell in row.cells)
+    return {"method": name, "pairs": len(there), "runs": sum(len(row.scores) for row in there), "cells": cells}
 
 
 def _cells(values: dict[str, Any]) -> list[Cell]:

@@ -52,7 +52,7 @@ class WarmMimic(Method):
         start: Annotated[float, Field(gt=0, lt=1)] = 0.5,
         dropped: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         sigma: Annotated[float, Field(ge=0)] = 0.0,
-        variant: Variant = "sum",
+        variant: Variant = "mean",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
