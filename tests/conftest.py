@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -42,6 +43,12 @@ def pytest_configure(config: pytest.Config) -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What was collected lives until the end: the garbage collector need not look at a million objects every time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

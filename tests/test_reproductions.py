@@ -13,6 +13,7 @@ import yaml
 from conftest import Kdbench
 from factories import make_record
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from test_cli import one_sentence
 
@@ -29,6 +30,13 @@ from kdbench.results.claims import load_claims
 from kdbench.results.record import Record, cell_id
 
 DATA_SETS = {path.stem for path in (conf_dir() / "dataset").glob("*.yaml")}
+
+
+@pytest.fixture(autouse=True)
+def _arms_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra copies its store for every composition, so that hundreds of arms would slow down all tests to come."""
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", dict(store.repo))
 
 
 def cell(group: Reproduction, arm: str) -> Cell:

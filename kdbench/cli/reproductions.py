@@ -36,7 +36,7 @@ def expanded(args: Sequence[str]) -> list[str]:
         words = []
         for word in choice[1].split(","):
             group, arms = split(word.strip(), folders(args)[1:])
-            _register(group)
+            _register(group, arms)
             words += [f"{group.name}/{arm}" for arm in arms]
         if any(each == "-c" or each.startswith("--cfg") for each in args):
             words = words[:1]  # one of the sweep's configs is shown
@@ -45,11 +45,11 @@ def expanded(args: Sequence[str]) -> list[str]:
     return [*found, "--multirun"] if sweep and not {"-m", "--multirun"} & set(args) else found
 
 
-def _register(group: Reproduction) -> None:
+def _register(group: Reproduction, arms: Sequence[str]) -> None:
     """Hydra's store of configs goes with the jobs, to other processes and machines."""
     from hydra.core.config_store import ConfigStore
 
-    for arm in group.arms:
+    for arm in arms:
         ConfigStore.instance().store(
             group=f"{GROUP}/{group.name}", name=arm, node=group.node(arm), package="_global_", provider="kdbench"
         )
