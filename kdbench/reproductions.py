@@ -25,8 +25,8 @@ from kdbench.errors import UserError, nearest
 from kdbench.files import load_yaml
 from kdbench.paths import conf_dir
 from kdbench.settings import explain
+from kdbench.shipped import REPRODUCTION as GROUP
 
-GROUP: Final = "reproduction"
 CHOSEN: Final = ("method", "pair", "dataset", "scenario", "protocol")
 """Groups of which `common` and arms may choose; anything else is a setting."""
 
@@ -88,10 +88,10 @@ class Reproduction(BaseModel):
         rest: dict[str, Any] = {"seed": list(range(self.seeds))}
         for key, value in settings.items():
             if key not in CHOSEN:
-                _put(rest, key, value)
+                rest = _put(rest, key, value)
             elif isinstance(value, Mapping):
                 defaults.append({f"override /{key}": None})
-                _put(rest, key, value)
+                rest = _put(rest, key, value)
             else:
                 defaults.append({f"override /{key}": _methods(settings) if key == "method" else value})
         return {"defaults": [*defaults, "_self_"], **rest}
@@ -114,10 +114,10 @@ class Reproduction(BaseModel):
                         f"{self.name}/{arm}: there is no {group} '{name}': {nearest(name, shipped.names(group))}"
                     )
                 where = {"method": f"method.{name}", "scenario": "dataset.scenario"}.get(group, group)
-                _put(config, where, found)
+                config = _put(config, where, found)
         for key, value in settings.items():
             if key not in CHOSEN or isinstance(value, Mapping):
-                _put(config, key, value)
+                config = _put(config, key, value)
         chosen = _methods(settings)
         config["method"] = {name: value for name, value in config["method"].items() if name in chosen}
         return {**config, "seed": 0, "paths": {"results": "results", "work": "runs"}}
@@ -128,21 +128,11 @@ def _methods(settings: Mapping[str, Any]) -> list[str]:
     return [chosen] if isinstance(chosen, str) else list(chosen)
 
 
-def _put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; mappings are merged, as Hydra does."""
-    first, _, rest = key.partition(".")
-    if rest:
-        below = dict(config.get(first) or {})
-        _put(below, rest, value)
-        config[first] = below
-    else:
-        config[first] = _merged(config.get(first), value)
-
-
-def _merged(below: Any, above: Any) -> Any:
-    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
-        return above
-    return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
+def _put(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A config with a dotted key set; mappings are merged, as Hydra does."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return shipped.merged(config, value)
 
 
 def read(path: Path) -> Reproduction:

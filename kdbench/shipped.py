@@ -9,6 +9,9 @@ from typing import Any
 from kdbench.files import load_yaml
 from kdbench.paths import conf_dir
 
+REPRODUCTION = "reproduction"
+"""The group of published settings, see `kdbench.reproductions`, which is not imported before one is asked for."""
+
 
 def names(group: str) -> list[str]:
     """The choices of a Hydra group, sorted."""
@@ -30,16 +33,17 @@ def composed(group: str, name: str) -> dict[str, Any]:
     own = dict(config(group, name))
     whole: dict[str, Any] = {}
     for base in own.pop("defaults", ["_self_"]):
-        whole = _merged(whole, own if base == "_self_" else composed(group, base))
+        whole = merged(whole, own if base == "_self_" else composed(group, base))
     return whole
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = {**below, **above}
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """A mapping with another one laid over it, mapping by mapping, as Hydra does."""
+    whole = {**below, **above}
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(old := below.get(key), dict):
-            merged[key] = _merged(old, value)
-    return merged
+            whole[key] = merged(old, value)
+    return whole
 
 
 @cache

@@ -49,6 +49,11 @@ def full(value: float) -> str:
     return f"{value + 0.0:.{DIGITS}g}"
 
 
+def many(n: int, word: str) -> str:
+    """``1 seed``, ``2 seeds``, ``2 boxes``."""
+    return f"{n} {word}" if n == 1 else f"{n} {word}{'es' if word.endswith('x') else 's'}"
+
+
 def has_control(text: str) -> bool:
     """Whether `text` holds control characters, which no name of anything needs."""
     return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)

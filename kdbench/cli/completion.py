@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any
 
 from kdbench.cli.helps import described
-from kdbench.cli.overrides import REPRODUCTION, choices, folders, is_group
+from kdbench.cli.overrides import choices, folders, is_group
 from kdbench.paths import conf_dir
-from kdbench.shipped import names
+from kdbench.shipped import REPRODUCTION, names
 
 SHELLS = {
     "bash": 'eval "$(kdbench completion bash)", in ~/.bashrc to keep it',

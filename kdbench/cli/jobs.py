@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdbench.cli.console import starting
-from kdbench.cli.overrides import REPRODUCTION, choices, folders, is_group, quoted, value_of
+from kdbench.cli.overrides import choices, folders, is_group, quoted, value_of
 from kdbench.cli.reproductions import expanded
 from kdbench.errors import UserError, nearest
 from kdbench.paths import conf_dir
+from kdbench.shipped import REPRODUCTION
 from kdbench.text import in_hydra
 
 if TYPE_CHECKING:

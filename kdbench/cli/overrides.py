@@ -16,8 +16,6 @@ WITH_VALUE = (
     *CONFIG_DIR,
     *("--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--experimental-rerun"),
 )
-REPRODUCTION = "reproduction"
-"""The group of `kdbench.reproductions`, which is not imported before one is asked for."""
 CLOSING = {"[": "]", "{": "}", "(": ")"}
 
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kdbench.cli.overrides import REPRODUCTION as GROUP
 from kdbench.cli.overrides import folders
 from kdbench.errors import UserError
+from kdbench.shipped import REPRODUCTION as GROUP
 
 if TYPE_CHECKING:
     from kdbench.reproductions import Reproduction

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, StrictInt, model_validator
 from torch import Tensor
 
 from kdbench.draws import random_bits, uniform
+from kdbench.settings import Positive
 from kdbench.sparse import Sparse
 
 VIEW = ("top", "left", "height", "width", "flip", "jitter", "turn")
@@ -30,7 +31,6 @@ _OF_A_DRAW = 4 * TRIES + 2
 _FLIP, _JITTER = 4 * TRIES, 4 * TRIES + 1
 
 Strength = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class Crops(Sparse):

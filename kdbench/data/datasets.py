@@ -23,10 +23,10 @@ from kdbench.data.manifest import ImageFiles, Manifest, find
 from kdbench.data.pixels import fitted
 from kdbench.data.workers import Workers
 from kdbench.errors import UserError
+from kdbench.settings import Positive
 from kdbench.sparse import Sparse
 from kdbench.targets import first_line, settings_of
 
-Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdbench.text import many
+
 IGNORE = 255
 """The value of a mask's pixels that nobody labelled, once they are tensors: PASCAL VOC's, and after it most sets'."""
 
@@ -190,5 +192,4 @@ FAULTS: dict[str, Callable[[NDArray[Any], NDArray[Any], Sequence[str], int | Non
 
 def count(marked: NDArray[np.bool_], word: str) -> str:
     """How many are marked: ``1 box``, ``2 boxes``."""
-    n = int(marked.sum())
-    return f"{n} {word}" if n == 1 else f"{n} {word}{'es' if word.endswith('x') else 's'}"
+    return many(int(marked.sum()), word)

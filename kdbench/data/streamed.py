@@ -24,7 +24,7 @@ from kdbench.data.batch import AGAIN, Batch, Beside
 from kdbench.data.crops import FLIP, JITTER, VIEW, Crops, jitter_of, jittered, view_of
 from kdbench.data.images import MOST_PIXELS, read_whole
 from kdbench.data.manifest import ImageFiles, anew
-from kdbench.data.views import normalise, order_of
+from kdbench.data.views import OfEpochs, normalise, order_of
 from kdbench.data.workers import (
     AHEAD,
     SHARED,
@@ -92,7 +92,7 @@ class Reader(TorchDataset[Tensor | str]):
         return np.asarray(TF.center_crop(TF.resize(image, [side]), size))
 
 
-class Streamed:
+class Streamed(OfEpochs):
     """An iterable of `Batch` over image files; one iteration is one epoch. See `kdbench.data.views.Views`, which is the
     same for images in memory.
 
@@ -135,16 +135,6 @@ class Streamed:
         self._reader = Reader(files, crops)
         self._loader: DataLoader[Tensor | str] | None = None
         self._work = _Work()
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of the iterations to come, where there is no `epoch_of`."""
-        self._epoch = epoch
-
-    @property
-    def epoch(self) -> int:
-        """The one in course, or to come."""
-        return self.epoch_of() if self.epoch_of else self._epoch
 
     def close(self) -> None:
         """End the processes that read; another iteration starts new ones."""

@@ -181,7 +181,23 @@ class _Samples:
     std: Tensor
 
 
-class Views:
+class OfEpochs:
+    """Whose iterations are epochs, numbered by `epoch_of` or, where that is None, by `set_epoch` (at first 0)."""
+
+    epoch_of: Callable[[], int] | None = None
+    _epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the iterations to come, where there is no `epoch_of`."""
+        self._epoch = epoch
+
+    @property
+    def epoch(self) -> int:
+        """The one in course, or to come."""
+        return self.epoch_of() if self.epoch_of else self._epoch
+
+
+class Views(OfEpochs):
     """An iterable of `Batch` over images that lie on `device` as uint8; one iteration is one epoch.
 
     Beside each batch of training lie its streams, cut when they are asked for: ``again`` shows its samples in views of
@@ -239,16 +255,6 @@ class Views:
         streams = (beside or {}).items()
         self._follow = {name: self._samples_of(stream.split) for name, stream in streams if stream.follow}
         self._own = {name: (self._samples_of(stream.split), stream) for name, stream in streams if not stream.follow}
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of the iterations to come, where there is no `epoch_of`."""
-        self._epoch = epoch
-
-    @property
-    def epoch(self) -> int:
-        """The one in course, or to come."""
-        return self.epoch_of() if self.epoch_of else self._epoch
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self._part_of(self.epoch)) * self.laps, self.batch_size)

@@ -13,11 +13,11 @@ from typing import Any
 from kdbench.report.csv import CSV_MARKER, csv_value
 from kdbench.report.markdown import MARKER, escape, line
 from kdbench.report.reproductions import HEADER as ARMS
-from kdbench.report.reproductions import RULE, Group, groups_of, many
+from kdbench.report.reproductions import RULE, Group, groups_of
 from kdbench.results.claims import STATUSES, TEACHER_TOLERANCE, TOLERANCE, Claim, Comparison, Status
 from kdbench.results.record import Record
 from kdbench.results.stats import Estimate
-from kdbench.text import fixed
+from kdbench.text import fixed, many
 
 HEADER = (
     "Method",

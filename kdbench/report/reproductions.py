@@ -13,7 +13,7 @@ from kdbench.results.claims import FROM_MEMORY, METRICS, Claim, Comparison, comp
 from kdbench.results.record import Record
 from kdbench.results.stats import Estimate, mean_interval
 from kdbench.results.verdict import WORDS
-from kdbench.text import fixed
+from kdbench.text import fixed, many
 
 HEADER = (
     "Arm",
@@ -204,10 +204,6 @@ def estimate(value: Estimate | None, *, signed: bool = False) -> str:
 def listed(words: Sequence[str]) -> str:
     """``a, b and c``."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
-def many(n: int, word: str) -> str:
-    return f"{n} {word}{'' if n == 1 else 's'}"
 
 
 def _arm(answer: Comparison) -> str:
