@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -143,7 +145,7 @@ def methods(config_dirs: Iterable[str | Path] = ()) -> list[Entry]:
 def shipped_settings(name: str, pair: Mapping[str, Any]) -> dict[str, Any]:
     """What the shipped YAML of a method gives it on a pair; empty where there is none."""
     path = conf_dir() / "method" / f"{name}.yaml"
-    return dict(_resolved(path, pair)) if name in shipped.names("method") else {}
+    return deepcopy(_resolved(path, pair)) if name in shipped.names("method") else {}
 
 
 def _read(path: Path) -> Entry:
@@ -171,14 +173,20 @@ def _whole(values: Mapping[str, Any]) -> bool:
 
 def _resolved(path: Path, pair: Mapping[str, Any]) -> Any:
     """A method's YAML as it is composed on a pair, which may tune a value."""
+    try:
+        return _composed(path.stem, path.read_text(encoding="utf-8"), json.dumps(pair))
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+@cache
+def _composed(name: str, text: str, pair: str) -> Any:
+    """Kept, as a report asks for the same ones of each of its tables, and OmegaConf takes its time."""
     from omegaconf import OmegaConf
 
     from kdbench.tuned import settings_on
 
-    try:
-        return settings_on(pair, path.stem, OmegaConf.load(path))
-    except Exception as error:
-        raise _unreadable(path, error) from None
+    return settings_on(json.loads(pair), name, OmegaConf.create(text))
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

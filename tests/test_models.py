@@ -8,9 +8,11 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -108,6 +110,7 @@ PERCEPTRONS = {
     "linear": (784, 10),
     "fc-20-20": (784, 20, 20, 10),
     "fc-20-20-at7": (49, 20, 20, 10),
+    "fc-20-20-at7-antialias": (49, 20, 20, 10),
     "fc-200-tanh": (784, 200, 10),
     "fc-256": (784, 256, 10),
     "fc-400-400": (784, 400, 400, 10),
@@ -267,6 +270,9 @@ def test_a_perceptron_at_7x7_sees_the_middle_of_each_4x4_pixels() -> None:
     x = images((1, 28, 28), 2)
     middles = x.view(2, 7, 4, 7, 4)[:, :, 1:3, :, 1:3].mean((2, 4)).flatten(1)
     torch.testing.assert_close(create("fc-20-20-at7", (1, 28, 28), 10).tap(x)["stem"], middles)  # type: ignore[operator]
+    antialiased: Any = create("fc-20-20-at7-antialias", (1, 28, 28), 10)
+    pillows = [np.asarray(Image.fromarray(image[0].numpy()).resize((7, 7), Image.Resampling.BILINEAR)) for image in x]
+    torch.testing.assert_close(antialiased.tap(x)["stem"], torch.tensor(np.stack(pillows)).flatten(1))
 
 
 def test_a_bound_on_weights_holds_behind_each_pass_of_training_and_leaves_the_smaller_alone() -> None:

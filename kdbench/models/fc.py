@@ -27,7 +27,8 @@ class Plan:
         dropout: how many outputs of each hidden layer are dropped, and of pixels.
         max_norm: the largest 2-norm of the weights that lead to a hidden unit (Srebro and Shraibman 2005).
         init: how its weights begin.
-        side: the image is looked at so coarsely, see `Sampled`.
+        side: the image is looked at so coarsely, see `Shrunk`.
+        antialias: and every pixel of it counts.
     """
 
     widths: tuple[int, ...] = ()
@@ -37,21 +38,24 @@ class Plan:
     max_norm: float | None = None
     init: Start = "torch"
     side: int | None = None
+    antialias: bool = False
 
 
-class Sampled(nn.Module):
-    """Images at `side` x `side` pixels, bilinear from the four nearest, as libraries shrank before they averaged.
+class Shrunk(nn.Module):
+    """Images at `side` x `side` pixels, bilinear, as Pillow shrinks them, and with it ``scipy.misc.imresize``.
 
-    Pillow did so before version 2.7, and with it ``scipy.misc.imresize``: a quarter of the side has the mean of the
-    middle 2x2 of each 4x4 pixels.
+    Args:
+        antialias: with a filter as wide as what is left of the image asks for, as since Pillow 2.7 of January 2015;
+            else from the four nearest pixels, as before, so that a quarter of the side has the mean of the middle 2x2
+            of each 4x4 pixels.
     """
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, antialias: bool) -> None:
         super().__init__()
-        self.side = side
+        self.side, self.antialias = side, antialias
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, (self.side, self.side), mode="bilinear")
+        return F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=self.antialias)
 
 
 class MaxNorm(nn.Linear):
@@ -77,7 +81,7 @@ def fc(plan: Plan, shape: Shape, num_classes: int) -> StagedNet:
     hidden, visible = plan.dropout
     side = (plan.side, plan.side) if plan.side else shape[1:]
     sizes = [shape[0] * side[0] * side[1], *plan.widths]
-    stem = nn.Sequential(*([Sampled(plan.side)] if plan.side else []), nn.Flatten(), *_dropout(visible))
+    stem = nn.Sequential(*([Shrunk(plan.side, plan.antialias)] if plan.side else []), nn.Flatten(), *_dropout(visible))
     stages = []
     for depth, (n_in, n_out) in enumerate(pairwise(sizes)):
         linear = MaxNorm(n_in, n_out, plan.max_norm) if plan.max_norm else nn.Linear(n_in, n_out)
@@ -104,6 +108,7 @@ PLANS = {
     "linear": Plan(init="glorot"),
     "fc-20-20": Plan((20, 20), init="glorot"),
     "fc-20-20-at7": Plan((20, 20), init="glorot", side=7),
+    "fc-20-20-at7-antialias": Plan((20, 20), init="glorot", side=7, antialias=True),
     # ContinualAI/continual-learning-baselines, experiments/split_mnist/lwf.py and experiments/permuted_mnist/lfl.py
     "fc-200-tanh": Plan((200,), "tanh"),
     "fc-256": Plan((256,)),
