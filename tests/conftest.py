@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib.metadata
 import logging
 import os
 import signal
@@ -39,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     TRAINED.update(filter(None, config.getoption("--methods").split(",")))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind nohup; commands under test listen to Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # every trainer asks all installed packages for callbacks, and tests make thousands of trainers
+    importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
     if hasattr(config, "workerinput"):  # one of several processes, with a core for each
         import torch
 

@@ -169,7 +169,7 @@ def test_a_member_that_changes_what_is_shared_fails_alone(kd: Kdbench, name: str
 
 
 def test_a_killed_cohort_may_go_on_in_other_company(alone: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ["run", "method=[kd,dml,at]", "protocol.epochs=30", "dataset.per_class=20", "checkpoint_seconds=0"]
+    command = ["run", "method=[kd,dml,at]", "protocol.epochs=12", "dataset.per_class=20", "checkpoint_seconds=0"]
     kd = other(alone, "killed", monkeypatch)
     process = kd.spawn(*command)
     wait_for(kd, "runs/cells/????????????????/last.ckpt", process, count=3)

@@ -259,6 +259,32 @@ def test_grey_is_the_luma_of_pillow() -> None:
         assert np.abs(luma[..., 0].numpy().astype(int) - reference).max() <= 1
 
 
+def test_lightness_and_colour_are_those_of_l_a_b() -> None:
+    """By the primaries of sRGB, adapted to D50 (B. Lindbloom's calculator)."""
+    primaries = {(255, 0, 0): (54.29, 80.81, 69.89), (0, 255, 0): (87.82, -79.27, 80.99)}
+    primaries |= {(0, 0, 255): (29.57, 68.30, -112.03), (255, 255, 255): (100, 0, 0), (0, 0, 0): (0, 0, 0)}
+    images = torch.tensor(list(primaries), dtype=torch.uint8)[:, None, None].expand(-1, 2, 3, -1)
+    lightness, colour = degraded(images, "lightness", 0), degraded(images, "colour", 0)
+    assert (lightness.shape, colour.shape) == ((5, 2, 3, 1), (5, 2, 3, 2))
+    for (level, a, b), light, ab in zip(primaries.values(), lightness, colour, strict=True):
+        assert (light.float() * 100 / 255 - level).abs().max() < 0.4
+        assert (ab.float() - 128 - torch.tensor([a, b])).abs().max() <= 1
+
+
+def test_teachers_may_see_another_part_than_students() -> None:
+    whole = posed(None, "shapes_boxes")
+    data = posed("Paired", "shapes_boxes", degrade="colour", teachers="lightness")
+    teacher = data.for_teacher
+    assert torch.equal(data.train.images, degraded(whole.train.images, "colour", 0))
+    assert torch.equal(teacher.train.images, degraded(whole.train.images, "lightness", 0))
+    assert (data.spec.shape[0], data.spec.shape_for_teacher) == (2, (1, *whole.spec.shape[1:]))
+    of_lightness = posed("Paired", "shapes_boxes", degrade="lightness")
+    assert (teacher.mean, teacher.std) == (of_lightness.mean, of_lightness.std)
+    batch = next(iter(ArrayData(data, 32, 0).train_dataloader()))
+    assert batch.for_teacher.x.shape[1] == 1
+    assert consistent(data)
+
+
 def test_coarse_pixels_have_the_mean_of_their_square() -> None:
     images = torch.randint(0, 256, (3, 4, 6, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     coarse = degraded(images, "coarse", 2).numpy()
@@ -381,6 +407,8 @@ def test_students_see_fewer_frames_of_a_clip(tmp_path: Path) -> None:
     [
         ({}, "pairs by nothing: set one of"),
         ({"degrade": "grey", "frames": 2}, "pairs by degrade and frames"),
+        ({"frames": 2, "teachers": "grey"}, "teachers=grey with degrade=None"),
+        ({"degrade": "grey", "teachers": "grey"}, "teachers=grey with degrade=grey"),
         ({"degrade": "noise"}, "amount=None with degrade=noise"),
         ({"degrade": "grey", "amount": 3.0}, "amount=3.0 with degrade=grey"),
         ({"degrade": "grey"}, "images of 1 channel have no colour to lose"),

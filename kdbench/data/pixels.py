@@ -6,15 +6,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageCms
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from kdbench.draws import random_bits
 from kdbench.errors import UserError
 
-Degrade = Literal["grey", "coarse", "noise"]
+Degrade = Literal["grey", "lightness", "colour", "coarse", "noise"]
 Noise = Literal["gaussian", "uniform"]
 
 
@@ -22,14 +24,16 @@ def degraded(images: Tensor, how: Degrade, amount: float) -> Tensor:
     """Images of lower quality.
 
     Args:
-        how: ``grey``: luma alone (ITU-R BT.601), one channel; ``coarse``: each square of `amount` pixels has its mean;
-            ``noise``: Gaussian noise of standard deviation `amount`, in grey levels, the same whenever it is asked for.
+        how: ``grey``: luma alone (ITU-R BT.601), one channel; ``lightness``: L of CIE L*a*b* (of sRGB, 0..100 as
+            0..255), one channel; ``colour``: its a and b (0 as 128), two channels; ``coarse``: each square of `amount`
+            pixels has its mean; ``noise``: Gaussian noise of standard deviation `amount`, in grey levels, the same
+            whenever it is asked for.
 
     Raises:
         UserError: the images are grey already, or cannot be divided into such squares.
     """
     height, width, channels = images.shape[1:]
-    if how == "grey" and channels != 3:
+    if how in ("grey", "lightness", "colour") and channels != 3:
         raise UserError(
             f"images of {channels} channel{'s' * (channels > 1)} have no colour to lose: degrade otherwise."
         )
@@ -42,6 +46,9 @@ def degraded(images: Tensor, how: Degrade, amount: float) -> Tensor:
     def lower(part: Tensor, first: int) -> Tensor:
         if how == "grey":
             return _grey(part)
+        if how in ("lightness", "colour"):
+            lab = _lab(part)
+            return lab[..., :1] if how == "lightness" else lab[..., 1:]
         if how == "coarse":
             side = int(amount)
             means = F.avg_pool2d(part.permute(0, 3, 1, 2).float(), side).round().to(torch.uint8)
@@ -89,6 +96,15 @@ def noise(shape: tuple[int, ...], how: Noise, mean: Sequence[float], std: Sequen
 
 def _grey(images: Tensor) -> Tensor:
     return TF.rgb_to_grayscale(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _lab(images: Tensor) -> Tensor:
+    """CIE L*a*b* of sRGB, by Pillow and LittleCMS, a and b moved by 128; all images as one high picture."""
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    high = Image.fromarray(images.reshape(-1, *images.shape[2:]).numpy())
+    lab = np.array(ImageCms.applyTransform(high, to_lab))
+    lab[..., 1:] += 128  # two's complement before
+    return torch.from_numpy(lab).view_as(images)
 
 
 def _gaussian(shape: torch.Size, first: int) -> Tensor:

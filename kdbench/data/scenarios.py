@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -232,7 +232,9 @@ class Paired:
 
     Attributes:
         degrade: students see the images without colour (``grey``), ``coarse`` or with ``noise`` (Su and Maji, BMVC
-            2016, arXiv:1604.00433); see `kdbench.data.pixels.degraded`.
+            2016, arXiv:1604.00433), or their ``lightness`` or ``colour`` alone (L, or a and b, of L*a*b*: Tian et al.,
+            ICLR 2020, arXiv:1910.10699); see `kdbench.data.pixels.degraded`.
+        teachers: teachers see them so, not as they are.
         amount: the side of coarse pixels, or the standard deviation of noise in grey levels.
         dataset: teachers see the image of another data set that belongs to each (MNIST's, of MNIST-M).
         file: students see what lies beside the images as ``SPLIT_FILE.npy`` (``depth``: Gupta et al., CVPR 2016,
@@ -246,6 +248,9 @@ class Paired:
     dataset: str | None = None
     file: str | None = None
     frames: Count | None = None
+    teachers: Literal["grey", "lightness", "colour"] | None = None
+
+    ADDED: ClassVar = frozenset({"teachers"})
 
     def __post_init__(self) -> None:
         chosen = [key for key in ("degrade", "dataset", "file", "frames") if getattr(self, key) is not None]
@@ -259,9 +264,17 @@ class Paired:
                 f"dataset.scenario.amount={self.amount} with degrade={self.degrade}: give an amount to 'coarse' and to "
                 "'noise', and to nothing else."
             )
+        if self.teachers and (not self.degrade or self.teachers == self.degrade):
+            raise UserError(
+                f"dataset.scenario.teachers={self.teachers} with degrade={self.degrade}: teachers see another part of "
+                "an image than students; set degrade to that of students."
+            )
 
     def __call__(self, data: Dataset) -> Dataset:
         teacher = data
+        if self.teachers:
+            seen = {name: degraded(split.pixels, self.teachers, 0) for name, split in _splits(data).items()}
+            teacher = _looking_at(data, seen)
         if self.dataset is not None:
             teacher = _counterpart(data, self.dataset)
             student = data.posed(content_hash=_folded(data, teacher.content_hash))
