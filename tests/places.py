@@ -110,7 +110,7 @@ def methods_in(place: str) -> list[str]:
 def settings_of(place: str, chosen: list[str]) -> tuple[str, ...]:
     """Of the command for some methods there: two epochs unless the place has others, and what takes long shortened."""
     quick = [f"method.{name}.{key}={value}" for name in chosen for key, value in flatten(QUICK.get(name, {})).items()]
-    return ("protocol.epochs=2", f"method=[{','.join(chosen)}]", *PLACES[place].settings.split(), *quick)
+    return ("~logger", "protocol.epochs=2", f"method=[{','.join(chosen)}]", *PLACES[place].settings.split(), *quick)
 
 
 def run(kd: Kdbench, place: str, *more: str, chosen: list[str] | None = None) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from pathlib import Path
 
@@ -62,25 +63,33 @@ CROWDED = "semi_supervised"
 """Where most of the methods stand: seconds for a route become minutes."""
 
 
+def takes_minutes(place: str, route: str, students: int) -> bool:
+    """Whether a comparison takes minutes."""
+    return route == "bf16" or (place == CROWDED and (route != "fast" or students == 1))
+
+
 @pytest.mark.parametrize(
-    ("place", "route"),
+    ("place", "route", "students"),
     [
-        pytest.param(place, route, marks=[pytest.mark.slow] if route == "bf16" or slow else [])
+        pytest.param(place, route, students, marks=[pytest.mark.slow] if takes_minutes(place, route, students) else [])
         for place in PLACES
         for route in ROUTES
-        for slow in [(place, route) == (CROWDED, "plain")]
+        for students in ([1, 6] if place == CROWDED else [1])
     ],
 )
-def test_alone_as_in_company(bench: Kdbench, folder: Path, place: str, route: str) -> None:
+def test_alone_as_in_company(bench: Kdbench, folder: Path, place: str, route: str, students: int) -> None:
+    """Or in other company, and in another order, where being alone takes too long."""
     if route == "bf16" and PLACES[place].task == "policy":
         pytest.skip("what is observed is not flipped")
     store = together(bench, folder, place, route)
-    result = run(bench, place, *ROUTES[route], "cohort.max_students=1")
+    others = random.Random(place).sample(methods_in(place), len(methods_in(place)))
+    result = run(bench, place, *ROUTES[route], f"cohort.max_students={students}", chosen=others)
     assert result.code == 0, result
     equal(bench, store, "results")
     paths = {record.environment.path for record in records_in(bench, store).values()}
     assert all(f"lockstep of {len(methods_in(place))}" in path for path in paths)
-    assert not any("lockstep" in record.environment.path for record in bench.records())
+    sizes = [re.search(r"lockstep of (\d+)", record.environment.path) for record in bench.records()]
+    assert max(int(size[1]) if size else 1 for size in sizes) in range(students // 2 + 1, students + 1)
 
 
 # ---- killed -----------------------------------------------------------------------------------------------------
