@@ -83,15 +83,22 @@ KillWait=10
 SchedulerParameters=sched_interval=5,bf_interval=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=4000
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=4000 \
+    Gres=gpu:2
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF
 """
 
 
+def empty_queue() -> None:
+    subprocess.run(["scancel", "--user=root"], check=False)
+    until("an empty queue", ["bash", "-c", "squeue --noheader | wc -l"], "^0$")
+
+
 @pytest.fixture(scope="module")
 def _slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A cluster of this one machine, without accounting; yields the path of its configuration."""
+    """A cluster of this one machine, without accounting, whose GPUs are none; yields the path of its settings."""
     needs("hydra_submitit_launcher")
     if not all(map(shutil.which, ("slurmctld", "slurmd", "munged", "srun"))):
         pytest.skip("Slurm is not installed (slurmctld, slurmd, slurm-client, munge)")
@@ -107,6 +114,9 @@ def _slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     host = socket.gethostname().partition(".")[0]
     conf = root / "slurm.conf"
     conf.write_text(SLURM_CONF.format(root=root, host=host, ports=(free_port(), free_port())))
+    for name, device in {"gpu0": "/dev/null", "gpu1": "/dev/zero"}.items():
+        (root / name).symlink_to(device)
+    (root / "gres.conf").write_text(f"Name=gpu File={root}/gpu[0-1]\n")
     names = ("socket", "key-file", "pid-file", "log-file", "seed-file")
     files = ("munge.socket", "munge.key", "munged.pid", "munged.log", "munged.seed")
     munge = [f"--{name}={root / file}" for name, file in zip(names, files, strict=True)]
@@ -119,6 +129,9 @@ def _slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             until("the node", ["sinfo", "--noheader", "--format=%T"], "idle")
         yield str(conf)
     finally:
+        with pytest.MonkeyPatch.context() as patch, suppress(OSError, AssertionError):
+            patch.setenv("SLURM_CONF", str(conf))
+            empty_queue()  # what a job leaves behind is Slurm's to end
         for pid in (root / f"{name}.pid" for name in ("slurmd", "slurmctld", "munged")):
             with suppress(OSError, ValueError):
                 os.kill(int(pid.read_text()), signal.SIGTERM)
@@ -127,8 +140,7 @@ def _slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def slurm(_slurm: str, alone: Kdbench, monkeypatch: pytest.MonkeyPatch) -> Kdbench:
     monkeypatch.setenv("SLURM_CONF", _slurm)
-    subprocess.run(["scancel", "--user=root"], check=False)
-    until("an empty queue", ["bash", "-c", "squeue --noheader | wc -l"], "^0$")
+    empty_queue()
     return alone
 
 
@@ -154,15 +166,18 @@ def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 GRID = ("run", "-m", "method=kd", "seed=0,1", "protocol.optimizer.lr=0.05,-1", *SMALL, "~logger")
 QUOTED = 'paths.work="r/runs (v2) für köln"'
-SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=main", "hydra.launcher.cpus_per_task=1")
-RAY = ("hydra/launcher=ray", "+hydra.launcher.ray.remote.num_cpus=1")
+CPU = "trainer.accelerator=cpu"
+ONE = "hydra.launcher.cpus_per_task=1"
+SLURM = ("cluster=slurm", "hydra.launcher.gpus_per_node=null", ONE, "hydra.launcher.mem_gb=1", CPU)
+RAY = ("cluster=ray_gpus", CPU, "hydra.launcher.ray.remote.num_cpus=1")
+ON_CPUS = "hydra.launcher.ray.remote.num_gpus=0"
 INIT = "hydra.launcher.ray.init"
 LAUNCHERS: dict[str, tuple[str, ...]] = {
-    "hydra_joblib_launcher": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "hydra_joblib_launcher": ("cluster=joblib", "hydra.launcher.n_jobs=2"),
     "hydra_submitit_launcher": ("hydra/launcher=submitit_local",),
-    "hydra_ray_launcher": (*RAY, f"{INIT}.address=local", f"+{INIT}.num_cpus=2", f"+{INIT}.include_dashboard=false"),
+    "hydra_ray_launcher": (*RAY, ON_CPUS, f"+{INIT}.num_cpus=2"),
     "slurm": SLURM,
-    "ray cluster": (*RAY, f"{INIT}.address=ADDRESS", f"+{INIT}.object_store_memory=null"),
+    "ray cluster": (*RAY, ON_CPUS, f"{INIT}.address=ADDRESS"),
 }
 
 
@@ -208,6 +223,56 @@ def test_a_grid_with_a_failing_job(
     assert (kd.root / "r" / "runs (v2) für köln" / "cells").is_dir()
 
 
+# ---- each job has the device that it was given -----------------------------------------------------------------
+
+SEEING = '''
+import os
+import time
+from pathlib import Path
+
+from methods.controls.scratch import Scratch
+
+
+class Seeing(Scratch):
+    """Scratch that notes which GPU it was given, when there are two at work."""
+
+    def training_step(self, batch, batch_idx):
+        Path("seen").mkdir(exist_ok=True)
+        Path("seen", str(os.getpid())).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+        end = time.monotonic() + 120
+        while len(os.listdir("seen")) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        return super().training_step(batch, batch_idx)
+'''
+
+
+@pytest.mark.parametrize(
+    ("args", "given"),
+    [
+        pytest.param((*RAY, f"+{INIT}.num_cpus=2", f"+{INIT}.num_gpus=2"), ["0", "1"], id="ray"),
+        pytest.param(
+            (*RAY, f"+{INIT}.num_cpus=2", f"+{INIT}.num_gpus=1", "hydra.launcher.ray.remote.num_gpus=0.5"),
+            ["0", "0"],
+            id="ray, half each",
+        ),
+        pytest.param(("cluster=slurm", ONE, "hydra.launcher.mem_gb=1", CPU), ["0", "1"], id="slurm"),
+    ],
+)
+def test_each_job_has_the_gpu_that_it_was_given(
+    args: tuple[str, ...], given: list[str], alone: Kdbench, request: pytest.FixtureRequest
+) -> None:
+    if "cluster=slurm" in args:
+        request.getfixturevalue("slurm")
+    else:
+        needs("hydra_ray_launcher")
+    (alone.root / "own.py").write_text(SEEING)
+    own = ("method=[]", "+method.own._target_=own.Seeing", "+method.own.weights.ce=1.0")
+    # that it is a sweep, the preset says
+    code, _, told = finish(alone, "run", *own, "seed=0,1", *SMALL, "~logger", *args)
+    assert (code, told) == (0, [])
+    assert sorted(path.read_text() for path in (alone.root / "seen").iterdir()) == given
+
+
 # ---- Slurm: what ends a job ------------------------------------------------------------------------------------
 
 LONG = ("method=scratch", "~logger", *SMALL, "protocol.epochs=400", "engine.compile=false", "checkpoint_seconds=0.5")
@@ -223,7 +288,7 @@ def job_ids() -> list[str]:
 
 def begin(kd: Kdbench, *args: str) -> subprocess.Popen[str]:
     """A sweep of long cells, each of which has a checkpoint."""
-    process = kd.spawn("run", "-m", *LONG, *SLURM, *args)
+    process = kd.spawn("run", *LONG, *SLURM, *args)
     wait_for(kd, "runs/cells/*/last.ckpt", process, 2 if "seed=0,1" in args else 1)
     return process
 
@@ -250,7 +315,7 @@ def test_cancelled_jobs_are_not_waited_for(slurm: Kdbench) -> None:
 
 
 def test_the_end_of_a_job_s_time_interrupts_it(slurm: Kdbench) -> None:
-    process = begin(slurm, "seed=0,1", TIMED)
+    process = begin(slurm, "seed=0,1", TIMED, "hydra.launcher.max_num_timeout=0")
     subprocess.run(["scancel", "--signal=USR2", *job_ids()], check=True)  # as Slurm does when the time is nearly over
     code, told = lines(process)
     assert code == 1
@@ -260,10 +325,13 @@ def test_the_end_of_a_job_s_time_interrupts_it(slurm: Kdbench) -> None:
     assert not slurm.records()
 
 
-@pytest.mark.parametrize("how", ["preempted", "out of time"])
+@pytest.mark.parametrize("how", ["preempted", "out of time", "at its limit"])
 def test_a_job_that_is_queued_again_resumes(slurm: Kdbench, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    process = begin(slurm, "seed=0", TIMED, "hydra.launcher.max_num_timeout=3")
-    if how == "preempted":
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30") if how == "at its limit" else (TIMED,)
+    process = begin(slurm, "seed=0", *limit)
+    if how == "at its limit":
+        pass  # Slurm itself sends the signal
+    elif how == "preempted":
         subprocess.run(["srun", "--partition=urgent", "--exclusive", "true"], check=True, capture_output=True)
     else:
         subprocess.run(["scancel", "--signal=USR2", *job_ids()], check=True)
@@ -271,7 +339,7 @@ def test_a_job_that_is_queued_again_resumes(slurm: Kdbench, monkeypatch: pytest.
     assert process.returncode == 0
     (resumed,) = slurm.records()
     log = next(slurm.work.glob("sweeps/*/.submitit/*/*.out")).read_text()
-    assert log.count("training scratch") == 2
+    assert log.count("training scratch") >= 2
     whole = other(slurm, "whole", monkeypatch)
     assert finish(whole, "run", *LONG)[0] == 0
     assert numbers(whole.records()[0]) == numbers(resumed)

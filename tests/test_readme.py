@@ -20,6 +20,7 @@ from conftest import ROOT, SMALL, Kdbench
 from markdown_it import MarkdownIt
 
 from kdbench.cli import program
+from kdbench.cli.overrides import SWEEP
 from kdbench.paths import conf_dir
 
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/guides/{path.name}" for path in ROOT.glob("docs/guides/*.md")))
@@ -118,8 +119,8 @@ def test_commands_are_understood(kd: Kdbench, command: list[str]) -> None:
     write_files(kd.root)
     settings = [arg for arg in command[1 + len(name) :] if arg not in FLAGS]
     # those of plugins, which need not be installed here, are tried for real in test_cluster.py
-    settings = [arg for arg in settings if not re.match(r"\+?hydra[./](launcher|sweeper)", arg)]
-    if "-m" in command:  # one of its jobs
+    settings = [arg for arg in settings if not re.match(r"cluster=|\+?hydra[./](launcher|sweeper)", arg)]
+    if any(map(SWEEP.fullmatch, command)):  # one of its jobs
         settings = [re.sub(r"^(\S+?=)([^\[,]*),.*", r"\1\2", arg) for arg in settings]
     result = kd(*name, *settings, "--cfg", "job")
     assert result.code == 0, result

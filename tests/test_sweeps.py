@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 from conftest import SMALL, Kdbench
 from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 from test_cli import one_sentence
 from test_grid import numbers
 
+from kdbench import shipped
 from kdbench.cli import slurm
 from kdbench.cli.outcomes import Told
-from kdbench.cli.sweeps import Sweep
+from kdbench.cli.sweeps import Sweep, check_gpus
+from kdbench.errors import UserError
 
 sys.path.append(str(Path(__file__).parent / "plugins"))  # Hydra takes plugins from a package of one name only
 
@@ -191,6 +194,20 @@ def test_a_plugin_that_is_not_installed(kd: Kdbench, group: str, name: str, extr
         pytest.skip("it is")
     told = one_sentence(kd.run("-m", f"hydra/{group}={name}"))
     assert told == f"kdbench: hydra/{group}={name} is not installed: pip install 'kdbench[{extra}]' brings it."
+
+
+def test_a_preset_that_nothing_here_can_do(kd: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):
+        told = one_sentence(kd.run("cluster=slurm"))
+        assert (
+            told == "kdbench: hydra/launcher=submitit_slurm is not installed: pip install 'kdbench[cluster]' brings it."
+        )
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    preset = shipped.config("cluster", "ray_gpus")["hydra"]
+    with pytest.raises(UserError, match="PyTorch sees none here: cluster=joblib"):
+        check_gpus(OmegaConf.create(preset))
+    for wanted in ({"remote": {"num_gpus": 0}}, {"init": {"num_gpus": 8}}, {"init": {"address": "head:6379"}}):
+        check_gpus(OmegaConf.merge(preset, {"launcher": {"ray": wanted}}))  # type: ignore[arg-type]
 
 
 def test_states_of_slurm_s_jobs() -> None:

@@ -48,8 +48,7 @@ RUN_EXAMPLES = {
 GRAMMAR = {
     "'method=[kd,dkd]' 'seed=[0,1,2]'": "all of these in one job, side by side: they share batches and teacher, and "
     "one progress bar; quotes are for the shell",
-    "-m KEY=A,B KEY=range(0,3)": "one job for each combination, as Hydra's sweeps; hydra/launcher=NAME sends them "
-    "elsewhere",
+    "-m KEY=A,B KEY=range(0,3)": "one job for each combination, as Hydra's sweeps; cluster=NAME sends them elsewhere",
     "+KEY=VALUE, ~KEY": "a setting that is not there yet; leave one out (~logger)",
     "--cfg job": "show all settings, with yours in place, and train nothing",
 }
@@ -85,7 +84,7 @@ COMPOSED: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
             "trials=20": "how many settings are tried of each method; the first is the one that ships",
             "control=NAME": "who is tuned as hard, by default KD or the control of the data's task; null for none",
             "write=FOLDER": "keep the best values in FOLDER/pair/TEACHER-STUDENT-tuned.yaml",
-            "hydra/launcher=NAME hydra.sweeper.n_jobs=N": "N settings at a time",
+            "cluster=NAME hydra.sweeper.n_jobs=N": "N settings at a time",
             "hydra/sweeper/sampler=NAME": "proposes them in another way than TPE",
             "KEY=VALUE": "as for `kdbench run`",
         },
@@ -142,6 +141,7 @@ GROUPS = (
     "experiment",
     "reproduction",
     "tour",
+    "cluster",
     "logger",
 )
 

@@ -16,6 +16,8 @@ WITH_VALUE = (
     *CONFIG_DIR,
     *("--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--experimental-rerun"),
 )
+SWEEP = re.compile(r"-m|--multirun|hydra\.mode=multirun|(tour|cluster)=(?!null).+", re.IGNORECASE)
+"""What makes a sweep of a command."""
 CLOSING = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -25,7 +27,7 @@ def readable(args: Sequence[str]) -> list[str]:
     Raises:
         UserError: an argument is no setting, is cut off, or chooses a method whose file lacks its header.
     """
-    sweep = any(arg in ("-m", "--multirun") or arg.lower() == "hydra.mode=multirun" for arg in args)
+    sweep = any(map(SWEEP.fullmatch, args))
     read: list[str] = []
     for k, (before, arg) in enumerate(pairwise(["", *args])):
         flag = arg.startswith("-") or before in WITH_VALUE or (before in ("--info", "-i") and "=" not in arg)

@@ -121,6 +121,7 @@ class Sweeps(Callback):
     def begin(self, config: DictConfig) -> None:
         hydra = config.hydra
         folder = Path(hydra.runtime.cwd, hydra.sweep.dir)
+        check_gpus(hydra)
         for sentence in prepare_tour(config):
             say(sentence)
         with read_write(hydra), open_dict(hydra):
@@ -135,6 +136,20 @@ class Sweeps(Callback):
         SWEEPS.append(Sweep(folder, str(hydra.runtime.choices["hydra/launcher"]), _planned(hydra)))
         if str(hydra.launcher._target_).endswith(".SlurmLauncher"):
             slurm.watch()
+
+
+def check_gpus(hydra: DictConfig) -> None:
+    """Raises `UserError` where Ray would wait for ever for a GPU that this machine has not."""
+    ray = hydra.launcher.get("ray") or {}
+    init, remote = (ray.get(part) or {} for part in ("init", "remote"))
+    if remote.get("num_gpus") and init.get("num_gpus") is None and init.get("address") in (None, "local"):
+        import torch
+
+        if not torch.cuda.device_count():
+            raise UserError(
+                "each job is to have a GPU (hydra.launcher.ray.remote.num_gpus), and PyTorch sees none here: "
+                "cluster=joblib takes the processors."
+            )
 
 
 def prepare_search(config: DictConfig) -> None:

@@ -79,7 +79,7 @@ class Arguments:
                 raise UserError(f"{arg} is for kdbench tune to say: leave it out (trials=N says how many).")
             if name in Options.__dataclass_fields__ and equals:
                 read.own[name] = value_of(arg)
-            elif re.match(r"hydra[./]launcher\b", name):
+            elif name == "cluster" or re.match(r"hydra[./]launcher\b", name):
                 read.launcher.append(arg)
             elif re.match(r"hydra[./]sweeper\b", name):
                 read.sweeper.append(arg)
