@@ -63,7 +63,7 @@ What the bench offers beside them, one line each; whoever writes DKD meets none:
 ``self.take``        training samples by position; ``self.positions()`` are those at hand
 ``self.keep``        exemplars, ``self.kept``, for when their experience is over; no more than the scenario's memory
 ``self.task``        ``self.task.loss`` is the supervised loss, whatever the task is
-``self.rng``         random numbers, which go on where they were after a kill
+``self.rng``         random numbers, which go on where they were after a kill; of the CPU: draw there, then move
 ===================  ================================================================================
 
 Of a method's own attributes modules and buffers are in the checkpoint; no other outlives a kill. Cells in lockstep

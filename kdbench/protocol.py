@@ -60,6 +60,8 @@ class Protocol(_Strict):
     epoch's; `eval_every` only decides how often the curve (and with it the unranked oracle) is sampled.
 
     Attributes:
+        precision: of the students, in Lightning's words, and ``tf32``: float32 of which a GPU multiplies only 10 bits
+            of the mantissa (NVIDIA's since Ampere). ``32-true`` is float32 on a GPU too.
         clip_norm: before each step, a player's gradients are scaled down to this 2-norm of all of them together.
         accumulate: batches of which the gradients are averaged, sample by sample, for one step of each player; a last
             group of fewer batches is averaged over those. Batch norm, memory banks and `Method.after_step` go by batch.
@@ -81,7 +83,7 @@ class Protocol(_Strict):
     )
     lr_for: Mapping[str, Positive] = Field(default_factory=dict)
     schedule: Schedule = Schedule()
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "tf32", "bf16-mixed", "16-mixed"] = "32-true"
     eval_every: Count = 1
     clip_norm: Positive | None = None
     accumulate: Count = 1

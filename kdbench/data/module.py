@@ -52,6 +52,7 @@ class ArrayData(pl.LightningDataModule):
         drop_last: leave out a last training batch that is not full; RepDistiller keeps it.
         blind: training batches without data (see `Views`).
         moved: what becomes of targets when their images move, as of `kdbench.tasks.Task.moved`.
+        placed: what lies on a device, for several modules of one data set to share; filled in.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class ArrayData(pl.LightningDataModule):
         drop_last: bool = False,
         blind: bool = False,
         moved: Moved | None = None,
+        placed: dict[tuple[str, torch.device], Any] | None = None,
     ) -> None:
         super().__init__()
         self.dataset, self.batch_size, self.seed, self.moved = dataset, batch_size, seed, moved
@@ -73,7 +75,7 @@ class ArrayData(pl.LightningDataModule):
             raise ValueError("experiences share the epochs: say how many there are")
         self._ends = ends_of(epochs, len(dataset.experiences)) if epochs and dataset.experiences else ()
         self._training: Views | Streamed | None = None
-        self._placed: dict[tuple[str, torch.device], Any] = {}
+        self._placed = {} if placed is None else placed
 
     @property
     def spec(self) -> DataSpec:

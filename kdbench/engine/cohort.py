@@ -21,6 +21,7 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from kdbench.compute.clock import Clock, Mark
 from kdbench.data.batch import Batch
 from kdbench.engine.checkpoint import Unusable, pack, unpack
 from kdbench.engine.logs import Log
@@ -52,11 +53,12 @@ class Member:
         method: bound, not yet on the device.
         folder: where its checkpoint lies.
         rng: state of torch's global generator at its next step.
+        cuda_rng: and of that of the GPU where it trains.
         scaler: state of the gradient scaler, empty where there is none; a cell that has one has no company.
         identity: all that a checkpoint must share with this training if it is to go on from it.
         curves: name -> one value per epoch, None where it was not measured.
-        seconds: time in its own training steps, and an equal share of what the cohort does once for all; evaluation and
-            waiting left out, over all sittings.
+        seconds: time that its own training steps took the device, and an equal share of what the cohort does once for
+            all; evaluation and waiting left out, over all sittings, as far as epochs are over.
         reason: why it diverged.
         error: what made it fail.
         loss: of the last epoch, its terms as they are weighted.
@@ -69,7 +71,7 @@ class Member:
     rng: Tensor
     identity: Mapping[str, Any] = field(default_factory=dict)
     log: Log | None = None
-    cuda_rng: list[Tensor] | None = None
+    cuda_rng: Tensor | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[float | None]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -130,17 +132,15 @@ class Member:
         return optimizers
 
     @contextmanager
-    def playing(self) -> Iterator[None]:
-        """The member's own random numbers, and its clock."""
-        began = time.perf_counter()
+    def playing(self, device: torch.device) -> Iterator[None]:
+        """The member's own random numbers, on the host and on the GPU where it trains."""
         torch.set_rng_state(self.rng)
         if self.cuda_rng is not None:
-            torch.cuda.set_rng_state_all(self.cuda_rng)
+            torch.cuda.set_rng_state(self.cuda_rng, device)
         yield
         self.rng = torch.get_rng_state()
         if self.cuda_rng is not None:
-            self.cuda_rng = torch.cuda.get_rng_state_all()
-        self.seconds += time.perf_counter() - began
+            self.cuda_rng = torch.cuda.get_rng_state(device)
 
     def record(self, values: dict[str, Any], epoch: int) -> None:
         """Enter `values` into the curves at the 0-based `epoch`."""
@@ -181,7 +181,8 @@ class Cohort(pl.LightningModule):
         for k, member in enumerate(members):
             self.add_module(f"member{k}", member.method)
         self._saved = time.monotonic()
-        self._began: float | None = None
+        self._began: Mark = None
+        self._turns: list[tuple[Member, Mark, Mark]] = []
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -200,10 +201,10 @@ class Cohort(pl.LightningModule):
             if member.scaler:
                 self.trainer.precision_plugin.load_state_dict(member.scaler)
             if self.device.type == "cuda" and member.cuda_rng is None:
-                member.cuda_rng = torch.cuda.get_rng_state_all()
+                member.cuda_rng = torch.cuda.get_rng_state(self.device)
 
     def on_train_epoch_start(self) -> None:
-        self._began, self._played = time.perf_counter(), 0.0
+        self._start_clock()
         self._played_by_all(lambda method: method.on_train_epoch_start())
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -212,13 +213,7 @@ class Cohort(pl.LightningModule):
         for teacher in self._teachers:
             teacher.serve(batch.for_teacher, whole=not self._asked_of(teacher) <= CACHED)
         for member in self.members[:]:
-            before = member.seconds
-            with member.playing():
-                try:
-                    member.method.training_step(batch, batch_idx)
-                except Exception as error:
-                    self._leave(member, error=error)
-            self._played += member.seconds - before
+            self._turn(member, lambda method: method.training_step(batch, batch_idx))
             spoiled = "the batch's 'x' was changed in place" if shared._version != version else None
             if stream := batch.beside.changed():  # type: ignore[attr-defined]  # a `Beside`, whatever was given
                 spoiled = spoiled or f"the stream '{stream}' was changed in place"
@@ -240,13 +235,16 @@ class Cohort(pl.LightningModule):
     def _played_by_all(self, turn: Callable[[Method], None]) -> None:
         """What every member does for itself, with its own random numbers and on its own clock."""
         for member in self.members[:]:
-            before = member.seconds
-            with member.playing():
-                try:
-                    turn(member.method)
-                except Exception as error:
-                    self._leave(member, error=error)
-            self._played += member.seconds - before
+            self._turn(member, turn)
+
+    def _turn(self, member: Member, turn: Callable[[Method], None]) -> None:
+        began = self._clock.mark()
+        with member.playing(self.device):
+            try:
+                turn(member.method)
+            except Exception as error:
+                self._leave(member, error=error)
+        self._turns.append((member, began, self._clock.mark()))
 
     def _leave(self, member: Member, *, error: Exception | None = None, reason: str | None = None) -> None:
         member.error, member.reason = error, reason
@@ -254,10 +252,18 @@ class Cohort(pl.LightningModule):
         if not self.members:
             self.trainer.should_stop = True
 
+    def _start_clock(self) -> None:
+        self._clock = Clock(self.device)
+        self._began, self._turns = self._clock.mark(), []
+
     def _stop_clock(self) -> None:
         if self._began is None:
             return
-        shared = time.perf_counter() - self._began - self._played
+        shared = self._clock.seconds(self._began, self._clock.mark())
+        for member, began, ended in self._turns:
+            took = self._clock.seconds(began, ended)
+            member.seconds += took
+            shared -= took
         for member in self.members:
             member.seconds += shared / len(self.members)
         self._began = None
@@ -300,10 +306,11 @@ class Cohort(pl.LightningModule):
 
     def train_nothing(self) -> None:
         """What members do whose plans have no epochs: all of it, at once."""
-        self._began, self._played = None, 0.0
+        self._start_clock()
         for member in self.members:
             member.method.start(self.epochs)
         self._played_by_all(lambda method: method.on_train_epoch_start())
+        self._stop_clock()
         self.epoch = self.epochs
         for member in self.members:
             member.method.epoch = self.epochs

@@ -21,6 +21,7 @@ import torch
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from torch import Tensor
 
+from kdbench.compute.device import has_tf32, tf32
 from kdbench.compute.fast import CompiledTap, fused, keep_freed_memory, stride_outside
 from kdbench.compute.route import Route, avx512
 from kdbench.engine.cohort import Cohort, Member
@@ -41,7 +42,7 @@ class Fitted:
         values: all measures of the final model on the test set, by name; empty if it diverged.
         examples: its score for each example, (N,), bool where that is right or wrong; empty if it diverged.
         seconds: time spent in training steps, evaluation and waiting left out, over all sittings.
-        peak_memory_mb: of the device's allocator on a GPU, else of the whole process so far.
+        peak_memory_mb: of the device's allocator meanwhile on a GPU, else of the whole process so far.
         reason: why it diverged, or None.
     """
 
@@ -99,9 +100,10 @@ def fit(
         log_every_n_steps=1_000_000_000,
         **more,
     )
+    forget_peak(pl_trainer.strategy.root_device)
     previous = signal.getsignal(signal.SIGINT)
     try:
-        with interrupting():
+        with interrupting(), tf32(protocol.precision == "tf32"):
             if all(member.method.idle for member in members):
                 data.trainer = pl_trainer
                 cohort.trainer = pl_trainer
@@ -163,6 +165,9 @@ def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
         UserError: a setting is unknown, asks for a device that is not there, or for a precision that it has not.
     """
     quiet()
+    wanted = bench.get("precision")
+    if wanted == "tf32":  # a way of float32's, of which Lightning has no word
+        bench["precision"] = "32-true"
     try:
         trainer = pl.Trainer(**settings, **bench)
     except Exception as error:  # of whatever a device's package raises where it is not there
@@ -172,12 +177,13 @@ def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
         ) from None
     if trainer.world_size > 1:
         raise UserError(
-            "a cell trains on one device: set trainer.devices=1, and start several sweeps on one store to "
-            "use more of them."
+            "a cell trains on one device: set trainer.devices=1; cluster=ray_gpus trains several cells at a time, each "
+            "on a GPU of its own, cluster=slurm on those of a cluster."
         )
-    if (wanted := bench.get("precision", trainer.precision)) != trainer.precision:
+    got = "tf32" if wanted == "tf32" and has_tf32(trainer.strategy.root_device) else trainer.precision
+    if wanted and wanted != got:
         raise UserError(
-            f"protocol.precision={wanted} would be {trainer.precision} on this device: set that, or use another device "
+            f"protocol.precision={wanted} would be {got} on this device: set that, or use another device "
             "(trainer.accelerator)."
         )
     return trainer
@@ -196,8 +202,14 @@ def profiled(settings: Mapping[str, Any], folder: Path, title: str) -> Mapping[s
     return {**settings, "profiler": PROFILERS[name](dirpath=folder, filename=file)}
 
 
+def forget_peak(device: torch.device) -> None:
+    """From now on the peak is that of what comes, where the device counts by itself."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """Of the allocator on a GPU, else of this process."""
+    """Of the allocator on a GPU since `forget_peak`, else of this process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with suppress(OSError):  # Linux counts in ru_maxrss also what the parent had before exec
@@ -216,4 +228,6 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\..*")
-    warnings.filterwarnings("ignore", message=".*(does not have many workers|isinstance\\(treespec, LeafSpec\\)).*")
+    warnings.filterwarnings(
+        "ignore", message=".*(does not have many workers|TensorFloat32|isinstance\\(treespec, LeafSpec\\)).*"
+    )

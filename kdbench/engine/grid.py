@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -114,11 +115,22 @@ def run_grid(
         queue = [(cohort, False) for cohort in plan]
         while queue:
             cohort, wait = queue.pop(0)
-            ends = watch.completed + sum(cell.protocol.epochs for cell in cohort)
+            began = watch.completed
             done = bench.run(cohort, force=bool(force), wait=wait)
             again = [cell for cell in cohort if cell.id not in done]
             if again:  # one of them spoilt the step of the others
                 queue.insert(0, (again, False))
+            starved = [cell for cell in cohort if len(cohort) > 1 and _starved(done.get(cell.id))]
+            for cell in starved:
+                done.pop(cell.id)  # an error's traceback holds on to what found no room
+            if starved:
+                gc.collect()  # as networks and their trainer hold on to each other
+                most = len(cohort) // 2
+                bench.say(
+                    f"there was not enough memory for {len(cohort)} in lockstep: now at most {most} "
+                    "(cohort.max_students=N decides)."
+                )
+                queue[:0] = [(starved[k : k + most], False) for k in range(0, len(starved), most)]
             busy = [cell for cell in cohort if isinstance(done.get(cell.id), BusyError)]
             if busy:
                 queue.append((busy, True))
@@ -128,7 +140,8 @@ def run_grid(
                     account(cell, result, outcome, bench)
                     if isinstance(result, Record) and str(cell) in outcome.ran:
                         bench.say(tell(result))
-            watch.reach(ends)
+            over = [cell for cell in cohort if cell not in again and cell not in starved]
+            watch.reach(began + sum(cell.protocol.epochs for cell in over))
     return outcome
 
 
@@ -159,6 +172,11 @@ def _fits(cell: Cell, group: Sequence[Cell]) -> bool:
     return all(cell.config[key] == first.config[key] for key in ("dataset", "protocol", "seed")) and (
         not cell.teacher or not teacher or cell.teacher == teacher
     )
+
+
+def _starved(result: Record | Exception | None) -> bool:
+    """Whether a cell ended for want of memory."""
+    return isinstance(result, Exception) and not isinstance(result, UserError) and out_of_memory(result)
 
 
 def account(cell: Cell, result: Record | Exception, outcome: Outcome, bench: Bench) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import kdbench
+from kdbench.compute.device import check_usable
 from kdbench.compute.route import EngineConfig, Route
 from kdbench.construct import method_class, slots
 from kdbench.data.batch import DataSpec
@@ -78,6 +79,7 @@ class Bench:
         self.students = Students(self.store.root)
         self._logs = Logs(self.logger, lambda sentence: self.say(sentence))
         self._datasets: dict[str, Dataset] = {}
+        self._placed: dict[int, dict[Any, Any]] = {}  # what lies on the device of each of these, by its id()
         self._taught: dict[tuple[str, str, Route, int, str], Taught] = {}
         self._failed: dict[str, UserError] = {}
         self._school = Store(self.teachers.cache)  # the records of teachers' own training
@@ -98,7 +100,8 @@ class Bench:
             plan: cohorts that are going to be trained.
 
         Raises:
-            UserError: a folder cannot be written or has no room, or the trainer or logger cannot be made.
+            UserError: a folder cannot be written or has no room, the trainer or logger cannot be made, or the device is
+                full.
         """
         need = max((len(cohort) * self._checkpoint_bytes(cohort[0]) for cohort in plan), default=0)
         check_room(self.work / "cells", 2 * need, "the checkpoints of a cohort, old and new,", CHOOSE_WORK)
@@ -107,7 +110,7 @@ class Bench:
         if plan and self.keep_students:
             need = sum(len(cohort) * self._student_bytes(cohort[0]) for cohort in plan)
             check_room(self.students.folder, need, "the students' weights", CHOOSE_RESULTS)
-        _ = self.device
+        check_usable(self.device)
         self._logs.check()
 
     def sweep(self) -> None:
@@ -575,6 +578,7 @@ class Bench:
             drop_last=protocol.drop_last,
             blind=blind,
             moved=task_for(dataset.spec).moved,
+            placed=self._placed.setdefault(id(dataset), {}),
         )
         with seeded(seed, "training"), attempt(self.work / "cells", len(members)):
             results = fit(

@@ -18,6 +18,7 @@ def key(*parts: object) -> int:
 @contextmanager
 def seeded(*parts: object) -> Iterator[None]:
     """Draw from torch's global generator as if it had just been seeded by `parts`; its state is restored afterwards."""
-    with torch.random.fork_rng():
+    # the GPU in use alone: to ask for the state of others, or of one that is not in use yet, would take memory on it
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
         torch.manual_seed(key(*parts))
         yield

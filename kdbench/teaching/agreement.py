@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdbench.compute.device import device_name
+from kdbench.compute.device import device_name, tf32
 from kdbench.compute.route import Route
 from kdbench.data.datasets import Dataset
 from kdbench.data.module import ArrayData, eval_batch
@@ -25,7 +25,7 @@ COMPARED = 1000
 
 ROUNDING = {"here": 1e-5, "elsewhere": 1e-3, "low precision": 3e-2}
 """By how much of its largest logit rounding may move a logit of an image: in float32 on the same device and version of
-torch (another order of sums), on another or on a GPU (TF32), and where the card was measured in 16 bits."""
+torch (another order of sums), on another or on a GPU, and where the card was measured in TF32 or 16 bits."""
 
 
 PLAIN = Route(fast=False, compiled=False, teacher_dtype=torch.float32, cached=False)
@@ -91,9 +91,9 @@ def measure(frozen: FrozenTeacher, dataset: Dataset, precision: str, known: tupl
             x, y = x[place[y] >= 0], place[y][place[y] >= 0]
             if not len(y):
                 continue
-        with torch.autocast(device.type, enabled=False):
+        with tf32(False), torch.autocast(device.type, enabled=False):
             want = frozen.plain(x)
-        with torch.autocast(device.type, dtype=mixed, enabled=mixed is not None):
+        with tf32(precision == "tf32"), torch.autocast(device.type, dtype=mixed, enabled=mixed is not None):
             got = frozen.tap(x, ())["logits"].float()
         first, second = want.topk(2).values.unbind(1)
         classes, fed = want.argmax(1), got.argmax(1)
@@ -158,6 +158,7 @@ class Fed(nn.Module):
 
 
 @torch.no_grad()
+@tf32(False)
 def judged(net: nn.Module, dataset: Dataset, device: torch.device) -> float:
     """What the meter of the data's task says of a network: its primary measure on the test set.
 

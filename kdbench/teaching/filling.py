@@ -48,12 +48,11 @@ def fill(
     """Have the teacher look at `views` (V, 4); those that are in its cache cost nothing. Yields how many are done."""
     dataset = dataset.for_teacher
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (dataset.mean, dataset.std))
-    labels = dataset.train.labels
+    pixels, labels = dataset.train.pixels.to(device), dataset.train.labels
     for part in views.split(batch_size):
         index, view = part[:, 0], part[:, 1:]
-        images = dataset.train.pixels[index].to(device)
         dy, dx, flip = view.to(device).unbind(1)
-        x = apply_views(images, dy, dx, flip, dataset.pad, mean, std)
+        x = apply_views(pixels[index.to(device)], dy, dx, flip, dataset.pad, mean, std)
         frozen.serve(Batch(x, labels[index], index, view))
         with torch.no_grad():
             frozen.tap(x, ("logits", "embed"))

@@ -78,7 +78,9 @@ def share(
     shape = dataset.spec.shape
     net = teacher.load(learned)
     # no batch is larger than the data, whatever the protocol says
-    frozen = FrozenTeacher(adapter.wrap(net), shape, route, min(protocol.batch_size, dataset.spec.n_train)).to(device)
+    rows = min(protocol.batch_size, dataset.spec.n_train)
+    # on the device before a fast copy of it is made, which is tried there
+    frozen = FrozenTeacher(adapter.wrap(net).to(device), shape, route, rows).to(device)
     found = _measured(teacher, net, frozen, learned, dataset, protocol, route, adapter, device)
     cache = None
     cycle = dataset.crops and dataset.crops.cycle
@@ -102,6 +104,8 @@ def share(
         }
         if code := network_hash(card.name):
             key["code"] = code
+        if protocol.precision == "tf32":
+            key["precision"] = protocol.precision
         if isinstance(classes := identity.get("classes"), list) and any(isinstance(name, str) for name in classes):
             key["classes"] = dataset.classes_hash  # which images these names choose
         if adapter != Adapter(known=adapter.known):
