@@ -204,7 +204,7 @@ def test_a_preset_that_nothing_here_can_do(kd: Kdbench, monkeypatch: pytest.Monk
         )
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     preset = shipped.config("cluster", "ray_gpus")["hydra"]
-    with pytest.raises(UserError, match="PyTorch sees none here: cluster=joblib"):
+    with pytest.raises(UserError, match=r"num_gpus=1 .* PyTorch sees 0 GPUs here: .* cluster=joblib"):
         check_gpus(OmegaConf.create(preset))
     for wanted in ({"remote": {"num_gpus": 0}}, {"init": {"num_gpus": 8}}, {"init": {"address": "head:6379"}}):
         check_gpus(OmegaConf.merge(preset, {"launcher": {"ray": wanted}}))  # type: ignore[arg-type]

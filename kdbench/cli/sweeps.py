@@ -139,16 +139,17 @@ class Sweeps(Callback):
 
 
 def check_gpus(hydra: DictConfig) -> None:
-    """Raises `UserError` where Ray would wait for ever for a GPU that this machine has not."""
+    """Raises `UserError` where Ray would wait for ever for GPUs that this machine has not."""
     ray = hydra.launcher.get("ray") or {}
     init, remote = (ray.get(part) or {} for part in ("init", "remote"))
-    if remote.get("num_gpus") and init.get("num_gpus") is None and init.get("address") in (None, "local"):
+    wanted = remote.get("num_gpus")
+    if wanted and init.get("num_gpus") is None and init.get("address") in (None, "local"):
         import torch
 
-        if not torch.cuda.device_count():
+        if wanted > (there := torch.cuda.device_count()):
             raise UserError(
-                "each job is to have a GPU (hydra.launcher.ray.remote.num_gpus), and PyTorch sees none here: "
-                "cluster=joblib takes the processors."
+                f"hydra.launcher.ray.remote.num_gpus={wanted} is what each job is to have, and PyTorch sees {there} "
+                "GPUs here: ask for fewer, or take the processors with cluster=joblib."
             )
 
 

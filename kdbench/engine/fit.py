@@ -171,7 +171,7 @@ def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
     try:
         trainer = pl.Trainer(**settings, **bench)
     except Exception as error:  # of whatever a device's package raises where it is not there
-        what = str(error).strip().splitlines()[0].rstrip(".").replace("Trainer.__init__() ", "")
+        what = str(error).strip().splitlines()[0].rstrip(".!").replace("Trainer.__init__() ", "")
         raise UserError(
             f"trainer: {what}; mend trainer.accelerator, trainer.devices or what was added to them."
         ) from None

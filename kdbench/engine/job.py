@@ -59,8 +59,8 @@ INSTEAD = {
     "logger": "set logger=csv, tensorboard or wandb",
     "enable_checkpointing": "set checkpoint_seconds",
     "default_root_dir": "set paths.work",
-    "num_nodes": "start several sweeps on one store",
-    "strategy": "start several sweeps on one store",
+    "num_nodes": "train several cells at a time with cluster=slurm",
+    "strategy": "train several cells at a time with cluster=ray_gpus or cluster=slurm",
 }
 """What to do instead of setting something of Lightning's trainer that a cell's numbers depend on."""
 
