@@ -325,13 +325,23 @@ def test_the_end_of_a_job_s_time_interrupts_it(slurm: Kdbench) -> None:
     assert not slurm.records()
 
 
-@pytest.mark.parametrize("how", ["preempted", "out of time", "at its limit"])
+def test_slurm_queues_a_job_again_before_its_time_is_over(slurm: Kdbench) -> None:
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30")
+    process = begin(slurm, "seed=0", "protocol.epochs=100000", *limit)
+    (job,) = job_ids()
+    until("its return to the queue", ["scontrol", "show", "job", job], "Restarts=1", 180)
+    assert len(list(slurm.work.glob("cells/*/last.ckpt"))) == 1
+    subprocess.run(["scancel", job], check=True)
+    code, told = lines(process)
+    assert code == 1
+    assert " was interrupted (its log: " in told[0]
+    assert not slurm.records()
+
+
+@pytest.mark.parametrize("how", ["preempted", "out of time"])
 def test_a_job_that_is_queued_again_resumes(slurm: Kdbench, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30") if how == "at its limit" else (TIMED,)
-    process = begin(slurm, "seed=0", *limit)
-    if how == "at its limit":
-        pass  # Slurm itself sends the signal
-    elif how == "preempted":
+    process = begin(slurm, "seed=0", TIMED)
+    if how == "preempted":
         subprocess.run(["srun", "--partition=urgent", "--exclusive", "true"], check=True, capture_output=True)
     else:
         subprocess.run(["scancel", "--signal=USR2", *job_ids()], check=True)
@@ -339,7 +349,7 @@ def test_a_job_that_is_queued_again_resumes(slurm: Kdbench, monkeypatch: pytest.
     assert process.returncode == 0
     (resumed,) = slurm.records()
     log = next(slurm.work.glob("sweeps/*/.submitit/*/*.out")).read_text()
-    assert log.count("training scratch") >= 2
+    assert log.count("training scratch") == 2
     whole = other(slurm, "whole", monkeypatch)
     assert finish(whole, "run", *LONG)[0] == 0
     assert numbers(whole.records()[0]) == numbers(resumed)
