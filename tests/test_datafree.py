@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from test_methods import PROTOCOL, bind, fit, watch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 from worlds import BATCH, CHAIN, CLASSES, Data, batches, network, teachers
 
 from kdbench.method import Method
 from methods.data_free.cmi import CMI, contrastive_loss, decision_adversarial_loss
+from methods.data_free.deep_inversion import statistics_loss
 from methods.data_free.dfad import DFAD, adversarial_loss, discrepancy
 from methods.data_free.dfq import DFQ
+from methods.data_free.fast_dfkd import FastDFKD, moments, momentum_loss
 from methods.data_free.generators import PixelGenerator, PlainGenerator, UnboundedGenerator
 from methods.data_free.kegnet import KegNet, diversity_loss
 from methods.data_free.knowledge_within import gaussian_divergence
@@ -151,6 +155,44 @@ def test_cmi_remembers_the_features_of_what_it_made() -> None:
     fit(method, batches(2), 2)
     assert made == [0] * 3 + [6] * 3
     assert (method.features.abs().sum((1, 2)) > 0).all()
+    pixels = method.images * method.pixels.std + method.pixels.mean
+    assert 0 <= pixels.min() <= pixels.max() <= 1
+
+
+def test_averages_over_batches_stand_in_for_most_of_a_batch() -> None:
+    x = torch.randn(6, 3, 4, 4, generator=draws(), dtype=torch.float64)
+    mean, var = torch.randn(3, generator=draws(), dtype=torch.float64), torch.rand(3, generator=draws()).double()
+    before = torch.rand(2, 3, generator=draws(), dtype=torch.float64)
+    layer = moments(x, mean, var)
+    batch_mean, batch_var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    expected = (mean - 0.1 * batch_mean - 0.9 * before[0]).norm() + (var - 0.1 * batch_var - 0.9 * before[1]).norm()
+    both = momentum_loss([layer, layer], torch.cat([before, before], 1), 0.9)
+    assert both.item() == pytest.approx(2 * expected.item(), rel=1e-5)
+    assert momentum_loss([layer], None, 0.9).item() == pytest.approx(statistics_loss(x, mean, var).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("meta", ["maml", "reptile"])
+def test_a_generator_learns_from_what_its_copies_learned(meta: Any) -> None:
+    settings = {"images": 12, "rounds": 2, "iterations": 3, "image_batch": 6, "noise": 5, "warm_up": 2}
+    method = bind(FastDFKD(**settings, meta=meta, generator_lr=0.01, protocol=PROTOCOL))
+    assert isinstance(method, FastDFKD)
+    steps: list[tuple[Tensor, Tensor]] = []
+    learn = method.learn
+    first = parameters_to_vector(method.generator.parameters()).detach()
+
+    def spy(gradient: Tensor) -> None:
+        learn(gradient)
+        steps.append((gradient, parameters_to_vector(method.generator.parameters()).detach()))
+
+    method.learn = spy  # type: ignore[method-assign]
+    fit(method, batches(2), 2)
+    assert len(steps) == method.batches == 2 + 2
+    reference = nn.Parameter(first.clone())
+    adam = torch.optim.Adam([reference], lr=3 * 0.01, betas=(0.5, 0.999))
+    for gradient, after in steps:
+        reference.grad = gradient
+        adam.step()
+        torch.testing.assert_close(after, reference.data)
     pixels = method.images * method.pixels.std + method.pixels.mean
     assert 0 <= pixels.min() <= pixels.max() <= 1
 

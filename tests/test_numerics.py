@@ -28,6 +28,7 @@ from methods.data_free.cmi import contrastive_loss, decision_adversarial_loss
 from methods.data_free.dafl import activation_loss, information_entropy_loss, one_hot_loss
 from methods.data_free.deep_inversion import competition_loss, statistics_loss
 from methods.data_free.dfad import adversarial_loss
+from methods.data_free.fast_dfkd import moments, momentum_loss
 from methods.data_free.kegnet import classification_loss, decoder_loss, diversity_loss
 from methods.data_free.replayed import replay_loss
 from methods.data_free.zskd import impression_loss
@@ -237,6 +238,10 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "proxy_loss": ("map", lambda s, t: proxy_loss(depth(s), depth(t))),
     "pixel_wise_loss": ("logits", lambda s, t: pixel_wise_loss(s[..., None, None], t[..., None, None])),
     "class_balance_loss": ("logits", lambda s, t: class_balance_loss(s, torch.ones(len(s)))),
+    "momentum_loss": (
+        "map",
+        lambda s, t: momentum_loss([moments(s, torch.zeros(4), torch.ones(4))], torch.ones(2, 4), 0.9),
+    ),
     "statistics_loss": ("map", lambda s, t: statistics_loss(s, torch.zeros(4), torch.ones(4))),
     "competition_loss": ("logits", lambda s, t: competition_loss(s, t)),
     "impression_loss": ("logits", lambda s, t: impression_loss(s, t.float().softmax(1))),

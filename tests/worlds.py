@@ -168,6 +168,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "piekd": {"interval": 16, "passes": 1},
     "deep_inversion_plain": {"images": 16, "iterations": 2, "image_batch": 8},
     "cmi": {"images": 16, "rounds": 2, "iterations": 2, "image_batch": 8, "width": 8},
+    "fast_dfkd": {"images": 16, "rounds": 2, "iterations": 2, "image_batch": 8, "warm_up": 1},
     "kegnet": {"share": 0.5},
     "zskd_uniform": {"impressions": 24, "iterations": 2, "image_batch": 12},
     "knowledge_within": {"images": 16, "iterations": 2, "image_batch": 8},
