@@ -98,7 +98,7 @@ from kdbench.errors import Diverged, DoesNotFit, UserError
 from kdbench.foreign import plain
 from kdbench.plan import Entry, Experience, Stage, experiences_of, plan_of
 from kdbench.protocol import Protocol as TrainingProtocol
-from kdbench.rehearsal import check_last_batch, check_terms, check_turn
+from kdbench.rehearsal import check_last_batch, check_shares, check_terms, check_turn
 from kdbench.settings import Ramp, WeightOrRamp, checked
 from kdbench.snapshot import Snapshot
 from kdbench.tally import Tally
@@ -456,6 +456,8 @@ class Method(pl.LightningModule):
         self.meters = nn.ModuleList([self.task.meter(data) for _ in SPLITS])
         self._played: dict[tuple[int, str], frozenset[str]] = {}
         check_last_batch(self, data)
+        if data.mixed:
+            check_shares(self, data)
         self._bound = True
         return self
 

@@ -1,20 +1,24 @@
-"""What can be known of a training before it costs time: its smallest batch, and its first turns."""
+"""What can be known of a training before it costs time: its smallest batch, its labels, and its first turns."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.data.batch import AGAIN, PAIRED, Batch, DataSpec
-from kdbench.errors import UserError
+from kdbench.errors import DoesNotFit, UserError
 from kdbench.taps import Spec
 
 if TYPE_CHECKING:
     from kdbench.method import Method
+
+SHOWN = 4
+"""Images of a rehearsal with labels."""
 
 
 def check_last_batch(method: Method, data: DataSpec) -> None:
@@ -40,22 +44,69 @@ def check_last_batch(method: Method, data: DataSpec) -> None:
         )
 
 
+def check_shares(method: Method, data: DataSpec) -> None:
+    """Play a batch on a copy of a bound method whose labels are shares of two classes, as those of mixed images are.
+
+    A method may read them if each of its terms is then that of the one label and that of the other, weighted by the
+    shares, as a cross-entropy is. Anything else that is made of a label, as a mask of the class or a set of samples of
+    one class, would mean nothing, and mostly be silent about it.
+
+    Raises:
+        DoesNotFit: a term is not, or fails.
+    """
+    if "labels" not in method.needs:
+        return
+    label = torch.arange(SHOWN) % data.num_classes
+    pure, share = (label, (label + 1) % data.num_classes), 0.25
+    one, other = (F.one_hot(y, data.num_classes).float() for y in pure)
+    try:
+        first, second, mixed = (_terms(method, data, labels) for labels in (*pure, share * one + (1 - share) * other))
+        alike = all(
+            torch.allclose(share * a + (1 - share) * b, c, rtol=1e-3, atol=1e-5)
+            for a, b, c in zip(first, second, mixed, strict=True)
+        )
+    except Exception:  # of whatever was done to labels that are no class indices
+        alike = False
+    if not alike:
+        raise DoesNotFit(
+            f"{type(method).__name__} asks more of a label than a cross-entropy does, and images that are mixed have "
+            "two: set dataset.mix=null, or choose a method that needs no labels (`kdbench methods` says what each "
+            "needs)."
+        )
+
+
+def _terms(method: Method, data: DataSpec, labels: Tensor) -> list[Tensor]:
+    """The terms of all turns on random images, (n, ...), with given labels, always the same images and random
+    numbers."""
+    like = next(method.student.parameters())
+    index = torch.arange(len(labels), device=like.device)
+    x = torch.randn(len(labels), *data.shape, generator=torch.Generator().manual_seed(0)).to(like)
+    batch = Batch(x, labels.to(like.device), index, index.new_zeros(len(labels), 3))
+    return [value.detach() for terms in _played(method, data, batch) for value in terms.values()]
+
+
 def _play(method: Method, data: DataSpec, n: int) -> Exception | None:
     """What goes wrong with a batch of `n` images in any stage, or None; networks and random numbers are not touched."""
-    outside = [thing for thing in (*method._teachers, method._trainer) if thing is not None]
     try:
-        with torch.random.fork_rng(devices=[]):
-            trial = copy.deepcopy(method, {id(thing): thing for thing in outside})
-            trial._teachers = tuple(_Mute(spec) for spec in method.teachers)
-            like = next(trial.student.parameters())
-            trial.samples = _Blank(data, like, trial.experience.old)
-            for position in (position for position, entry in enumerate(trial._plan) if entry.length):
-                trial._position = position
-                for _ in trial.turns(trial.batch(_blank(data, n, like, trial.experience.old).seen_by(trial.needs))):
-                    pass
+        like = next(method.student.parameters())
+        for _ in _played(method, data, _blank(data, n, like, method.experience.old)):
+            pass
     except Exception as error:
         return error
     return None
+
+
+def _played(method: Method, data: DataSpec, batch: Batch) -> Iterator[Mapping[str, Tensor]]:
+    """The terms of all turns that a copy of a bound method plays with a batch, in every stage."""
+    outside = [thing for thing in (*method._teachers, method._trainer) if thing is not None]
+    with torch.random.fork_rng(devices=[]):
+        trial = copy.deepcopy(method, {id(thing): thing for thing in outside})
+        trial._teachers = tuple(_Mute(spec) for spec in method.teachers)
+        trial.samples = _Blank(data, next(trial.student.parameters()), trial.experience.old)
+        for position in (position for position, entry in enumerate(trial._plan) if entry.length):
+            trial._position = position
+            for _, terms in trial.turns(trial.batch(batch.seen_by(trial.needs))):
+                yield terms
 
 
 def _blank(data: DataSpec, n: int, like: Tensor, label: int) -> Batch:

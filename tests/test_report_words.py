@@ -83,6 +83,9 @@ def test_a_part_of_the_data_stands_in_the_title() -> None:
     assert title(make_record("kd", 0, **counted)).startswith("cifar100 (9 images, last, 28×28, rotate 15), ")
     crops = {"config": {"dataset": {"views": {"size": 64, "jitter": None, "cycle": 4}}}}
     assert title(make_record("kd", 0, **crops)).startswith("cifar100 (crops of 64×64 cycle 4), ")
+    views = {"size": 64, "jitter": None, "cycle": None, "randaugment": {"ops": 2, "magnitude": 9}}
+    changed = {"config": {"dataset": {"views": views, "mix": {"mixup": 0.2, "cutmix": None}}}}
+    assert title(make_record("kd", 0, **changed)).startswith("cifar100 (crops of 64×64 RandAugment 2×9, mixup 0.2), ")
 
 
 def test_networks_and_data_sets_that_ship_have_their_written_names() -> None:

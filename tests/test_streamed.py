@@ -162,7 +162,7 @@ def test_building_opens_no_image(here: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_is_seen_does_not_depend_on_processes_batches_or_epochs_before(here: Path) -> None:
-    data = built(here, views={"size": 16, "jitter": [0.4, 0.4, 0.4, 0.1]})
+    data = built(here, views={"size": 16, "jitter": [0.4, 0.4, 0.4, 0.1], "randaugment": {}})
     state = torch.get_rng_state()
     here_and_now, beside = loader(data), loader(data, 7, number=2)
     for epoch in (0, 1):
@@ -188,13 +188,13 @@ def test_pixels_are_those_of_torchvision(here: Path) -> None:
     index, x, y, view = epoch_of(loader(data), 0)
     usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     for row, i in enumerate(index.tolist()):
-        top, left, height, width, flip, bits, turn = view[row].tolist()
+        top, left, height, width, flip, bits, augment, turn = view[row].tolist()
         with Image.open(images.path(i)) as file:
             shown = TF.resized_crop(file.convert("RGB"), top, left, height, width, [16, 16])
         shown = TF.horizontal_flip(shown) if flip else shown
         assert torch.equal(x[row], usual(shown))
         assert y[row] == ["cat", "dog"].index(images.path(i).parent.name)
-        assert (bits, turn) == (0, 0)
+        assert (bits, augment, turn) == (0, 0, 0)
     assert 0 < int(view[:, 4].sum()) < len(view)
     middle = transforms.Compose([transforms.Resize(20), transforms.CenterCrop(16), usual])
     for row, batch in enumerate(loader(data, 1, augment=False)):

@@ -156,6 +156,11 @@ def cache_one(job: Job, told: Told, *, every: bool) -> None:
             f"the images of {dataset.spec.name} are streamed, and nothing is cached ahead: dataset.views.cycle=K has "
             "training keep what a teacher says of K views of each."
         )
+    if dataset.mix:
+        raise UserError(
+            f"the images of {dataset.spec.name} are mixed, others in each epoch, and nothing is cached ahead: set "
+            "dataset.mix=null."
+        )
     route = bench.route(protocol, dataset)
     if not route.cached:
         raise UserError(f"there is no view cache on this route ({route.describe(1)}): set engine.view_cache=true.")

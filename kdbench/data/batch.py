@@ -69,11 +69,12 @@ class Batch:
     Attributes:
         x: normalised images, float32, (B, C, H, W); (B, 0) for methods that must not see data.
         y: targets: class indices, int64, (B,); masks, int64, (B, H, W); depth, float32, (B, H, W). -1 where they are
-            not known, or where the method does not declare that it needs labels.
+            not known, or where the method does not declare that it needs labels. Where images are mixed, the shares of
+            classes, float32, (B, K).
         index: position of each sample in the training set (of a stream with an order of its own: in its set), int64,
             (B,).
         view: the exact view of each sample as (dy, dx, flip), int64, (B, 3), or, where images are streamed, as
-            `kdbench.data.crops.VIEW`, (B, 7); zeros where nothing was augmented.
+            `kdbench.data.crops.VIEW`, (B, 8); zeros where nothing was augmented.
         beside: the streams, see `Beside`; a mapping of batches that are there already will do.
     """
 
@@ -184,6 +185,7 @@ class DataSpec:
         labelled: whether anything is known of what the training samples show.
         per_epoch: how many samples an epoch of each experience shows (of one, where data come whole); empty where each
             training sample is shown once.
+        mixed: whether training images are shown two at a time, so that labels are shares of classes.
     """
 
     name: str
@@ -203,6 +205,7 @@ class DataSpec:
     shape_for_teacher: tuple[int, ...] | None = None
     beside: Mapping[str, int] = field(default_factory=dict)
     labelled: bool = True
+    mixed: bool = False
 
     def epoch_size(self, experience: int = 0) -> int:
         """How many samples an epoch of an experience shows."""

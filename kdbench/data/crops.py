@@ -14,21 +14,24 @@ import torch
 from pydantic import ConfigDict, Field, StrictInt, model_validator
 from torch import Tensor
 
+from kdbench.data.randaugment import RandAugment
 from kdbench.draws import random_bits, uniform
 from kdbench.settings import Positive
 from kdbench.sparse import Sparse
 
-VIEW = ("top", "left", "height", "width", "flip", "jitter", "turn")
+VIEW = ("top", "left", "height", "width", "flip", "jitter", "augment", "turn")
 """The numbers of a view: the box that is cut out and resized, in pixels of the upright image; whether it is mirrored;
-the random bits that its colours are jittered by, 0 where they are not; and which one it is of the views that come round
-again, 0 where none do."""
-FLIP, JITTER, TURN = VIEW.index("flip"), VIEW.index("jitter"), VIEW.index("turn")
+the random bits that its colours are jittered by, and those of RandAugment, 0 where there is none of it; and which one
+it is of the views that come round again, 0 where none do."""
+FLIP, JITTER, AUGMENT, TURN = map(VIEW.index, ("flip", "jitter", "augment", "turn"))
 TRIES = 10
 """Boxes that are drawn until one lies inside the image, as torchvision does; else the middle is taken."""
 _CROP = 1 << 32
 """The first stream of random numbers of crops: beyond those of `kdbench.data.views`."""
 _OF_A_DRAW = 4 * TRIES + 2
 _FLIP, _JITTER = 4 * TRIES, 4 * TRIES + 1
+_AUGMENT = 1 << 33
+"""The stream of RandAugment's bits, one for each draw: it came later."""
 
 Strength = Annotated[float, Field(ge=0)]
 
@@ -45,9 +48,11 @@ class Crops(Sparse):
             given, 8/7 of `size`, which is 256 for 224 (Krizhevsky et al., NIPS 2012).
         cycle: each image has so many views of training, the same for every seed, and they come round again, so that a
             teacher's words on each are kept once for all (Shen and Xing, ECCV 2022); None: new ones in each epoch.
+        randaugment: what else is done to crops of training, see `kdbench.data.randaugment`; None: nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    ADDED = frozenset({"randaugment"})
 
     size: StrictInt = Field(ge=1)
     scale: tuple[Positive, Positive] = (0.08, 1.0)
@@ -55,6 +60,7 @@ class Crops(Sparse):
     jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] | None = None
     resize: StrictInt
     cycle: Annotated[StrictInt, Field(ge=1)] | None = None
+    randaugment: RandAugment | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -82,7 +88,7 @@ class Crops(Sparse):
 
 
 def view_of(crops: Crops, flip: bool, seed: int, epoch: int, index: Tensor, sizes: Tensor, draw: int = 0) -> Tensor:
-    """The view of each sample, int64, (N, 7), see `VIEW`.
+    """The view of each sample, int64, (N, 8), see `VIEW`.
 
     Args:
         flip: mirror half of them.
@@ -98,7 +104,8 @@ def view_of(crops: Crops, flip: bool, seed: int, epoch: int, index: Tensor, size
     first = _CROP + _OF_A_DRAW * draw
     mirrored = random_bits(seed, epoch, first + _FLIP, index) % (2 if flip else 1)
     bits = random_bits(seed, epoch, first + _JITTER, index) if crops.jitter else torch.zeros_like(index)
-    return torch.cat([box, torch.stack([mirrored, bits, torch.full_like(index, turn)], dim=1)], dim=1)
+    augment = random_bits(seed, epoch, _AUGMENT + draw, index) if crops.randaugment else torch.zeros_like(index)
+    return torch.cat([box, torch.stack([mirrored, bits, augment, torch.full_like(index, turn)], dim=1)], dim=1)
 
 
 def resized_crop_of(

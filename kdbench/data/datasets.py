@@ -20,7 +20,9 @@ from kdbench.data.batch import AGAIN, DataSpec
 from kdbench.data.crops import Crops
 from kdbench.data.kinds import targets_of
 from kdbench.data.manifest import ImageFiles, Manifest, find
+from kdbench.data.mix import Mix
 from kdbench.data.pixels import fitted
+from kdbench.data.randaugment import RandAugment
 from kdbench.data.workers import Workers
 from kdbench.errors import UserError
 from kdbench.settings import Positive
@@ -66,6 +68,16 @@ class Affine(Sparse):
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     shift: Share = 0.0
     zoom: Share = 0.0
+
+
+PARTS: dict[str, type[BaseModel]] = {
+    "subset": Subset,
+    "affine": Affine,
+    "views": Crops,
+    "randaugment": RandAugment,
+    "mix": Mix,
+}
+"""Settings of a data set that have settings of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +177,7 @@ class Dataset:
         origin: None where the samples are made up, or streamed.
         crops: how streamed images are shown; None where images lie in memory.
         workers: processes that read streamed images.
+        mix: how training images are shown two at a time, see `kdbench.data.mix`.
     """
 
     train: Split
@@ -186,6 +199,7 @@ class Dataset:
     affine: Affine | None = None
     crops: Crops | None = None
     workers: Workers = "auto"
+    mix: Mix | None = None
 
     @property
     def for_teacher(self) -> Dataset:
@@ -208,7 +222,8 @@ class Dataset:
             "n_test": len(data.test),
             "mean": data.mean,
             "std": data.std,
-            "streams": (AGAIN, *data.beside),
+            "streams": () if data.mix else (AGAIN, *data.beside),
+            "mixed": data.mix is not None,
             "beside": {name: len(stream.split) for name, stream in data.beside.items() if not stream.follow},
             "experiences": seen,
             "shape_for_teacher": data.paired.spec.shape if data.paired else None,
@@ -258,7 +273,7 @@ class DatasetConfig(Sparse):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    ADDED = frozenset({"scenario", "subset", "size", "affine", "views"})
+    ADDED = frozenset({"scenario", "subset", "size", "affine", "views", "mix"})
 
     name: StrictStr
     mean: tuple[float, ...] | None = None
@@ -275,6 +290,7 @@ class DatasetConfig(Sparse):
     subset: Subset | None = None
     size: StrictInt | None = Field(default=None, ge=1)
     affine: Affine | None = None
+    mix: Mix | None = None
 
     @field_validator("scenario", mode="before")
     @classmethod
@@ -299,12 +315,15 @@ class DatasetConfig(Sparse):
             return cls.model_validate(plain)
         except ValidationError as error:
             first = error.errors()[0]
-            parts: dict[str, type[BaseModel]] = {"subset": Subset, "affine": Affine, "views": Crops}
-            part = parts.get(str(next(iter(first["loc"]), "")))
-            key = ".".join(map(str, ("dataset", *first["loc"][: 2 if part else 1])))
+            part: type[BaseModel] = cls
+            key = "dataset"
+            for word in map(str, first["loc"]):
+                key = f"{key}.{word}"
+                if word not in PARTS:
+                    break
+                part = PARTS[word]
             if first["type"] == "extra_forbidden":
-                fields = part.model_fields if part else cls.model_fields
-                raise UserError(f"unknown key '{key}': choose from {', '.join(fields)}.") from error
+                raise UserError(f"unknown key '{key}': choose from {', '.join(part.model_fields)}.") from error
             raise UserError(f"bad value {first['input']!r} for '{key}' ({first['msg']}): mend it.") from error
 
     def identity(self) -> dict[str, Any]:
@@ -341,6 +360,7 @@ class DatasetConfig(Sparse):
             raise UserError(
                 f"dataset.{key} is for labelled images, and {self.name} is for {arrays.task}: leave it at null."
             )
+        self._check_mix(arrays)
         chosen = self._chosen(arrays.classes) if arrays.kind.classes else list(range(len(arrays.classes)))
         if self.subset and self.subset.n > (there := len(arrays.split("train")[1])):
             raise UserError(
@@ -416,8 +436,25 @@ class DatasetConfig(Sparse):
             else Origin(arrays, {"train": ("train", train), "val": (held_in, val), "test": ("test", test)}, self.root),
             affine=self.affine,
             crops=self.views,
+            mix=self.mix,
         ).posed()
         return self._posed(data) if self.scenario else data
+
+    def _check_mix(self, data: Arrays | Manifest) -> None:
+        """Raises `UserError` if images are to be mixed whose labels or views know nothing of it."""
+        if self.mix is None:
+            return
+        if data.task != "classification":
+            raise UserError(
+                f"dataset.mix is for labelled images, and {self.name} is for {data.task}: leave it at null."
+            )
+        if self.scenario is not None:
+            raise UserError("scenarios have labels and streams of their own, which dataset.mix does not mix: drop one.")
+        if self.views is not None and self.views.cycle:
+            raise UserError(
+                "dataset.views.cycle keeps what a teacher says of each view, and dataset.mix makes another image of it "
+                "in each epoch: set one of them to null."
+            )
 
     def _posed(self, data: Dataset) -> Dataset:
         assert self.scenario is not None

@@ -16,6 +16,7 @@ from torch import Tensor
 from kdbench.data.batch import Batch, DataSpec
 from kdbench.data.datasets import Dataset, Split
 from kdbench.data.manifest import ImageFiles
+from kdbench.data.mixed import Mixed
 from kdbench.data.streamed import Streamed
 from kdbench.data.views import Moved, Views
 from kdbench.plan import ends_of
@@ -103,9 +104,12 @@ class ArrayData(pl.LightningDataModule):
             seen += (batches * self.batch_size if self.drop_last else samples) + batches * per_batch
         return seen
 
-    def train_dataloader(self) -> Views | Streamed:
+    def train_dataloader(self) -> Views | Streamed | Mixed:
         self._training = self._shown_in_training()
-        return self._training
+        mix = self.dataset.mix
+        if mix is None or self.blind:
+            return self._training
+        return Mixed(self._training, mix, self.spec.num_classes)
 
     def teardown(self, stage: str) -> None:
         """The processes that read images have done what they were for."""

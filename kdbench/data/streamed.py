@@ -21,9 +21,10 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms.v2 import functional as TF
 
 from kdbench.data.batch import AGAIN, Batch, Beside
-from kdbench.data.crops import FLIP, JITTER, VIEW, Crops, jitter_of, jittered, view_of
+from kdbench.data.crops import AUGMENT, FLIP, JITTER, VIEW, Crops, jitter_of, jittered, view_of
 from kdbench.data.images import MOST_PIXELS, read_whole
 from kdbench.data.manifest import ImageFiles, anew
+from kdbench.data.randaugment import augmented
 from kdbench.data.views import OfEpochs, normalise, order_of
 from kdbench.data.workers import (
     AHEAD,
@@ -37,7 +38,7 @@ from kdbench.data.workers import (
 from kdbench.errors import UserError
 
 Work = tuple[NDArray[np.int64], NDArray[np.int64] | None]
-"""A batch to be read: which files, (B,), and the box of each, (B, 4), or None: the middle."""
+"""A batch to be read: which files, (B,), and how each is seen, (B, 8), see `VIEW`, or None: the middle."""
 
 
 class Reader(TorchDataset[Tensor | str]):
@@ -46,7 +47,8 @@ class Reader(TorchDataset[Tensor | str]):
     A sentence, as an exception would come out of a process with its traceback. When a reader first reads a file, it
     compares its digest with what was prepared; afterwards its size.
 
-    Crops are resized as torchvision does it with PIL images: bilinear, antialiased.
+    Crops are resized as torchvision does it with PIL images: bilinear, antialiased. Where RandAugment changes them,
+    they are mirrored here, before that, as in torchvision's recipes: shears about a corner know left from right.
     """
 
     def __init__(self, files: ImageFiles, crops: Crops) -> None:
@@ -54,7 +56,7 @@ class Reader(TorchDataset[Tensor | str]):
         self._hashed = np.zeros(len(files), dtype=np.bool_)
 
     def __getitem__(self, work: Work) -> Tensor | str:
-        index, boxes = work
+        index, views = work
         batch = torch.empty(len(index), self.crops.size, self.crops.size, 3, dtype=torch.uint8)
         if get_worker_info():
             try:
@@ -64,12 +66,12 @@ class Reader(TorchDataset[Tensor | str]):
         pixels = batch.numpy()
         try:
             for row, i in enumerate(index.tolist()):
-                pixels[row] = self._shown(i, None if boxes is None else boxes[row].tolist())
+                pixels[row] = self._shown(i, None if views is None else views[row].tolist())
         except UserError as error:
             return str(error)
         return batch
 
-    def _shown(self, i: int, box: list[int] | None) -> NDArray[np.uint8]:
+    def _shown(self, i: int, view: list[int] | None) -> NDArray[np.uint8]:
         """One image, (size, size, 3)."""
         content = self.files.content(i, hashed=not self._hashed[i])
         self._hashed[i] = True
@@ -81,8 +83,11 @@ class Reader(TorchDataset[Tensor | str]):
                 f"{path} cannot be read any more ({error}), though it is what it was when it was prepared: install the "
                 "version of Pillow that read it then."
             ) from error
-        if box is not None:
-            return np.asarray(TF.resized_crop(image, *box, size))
+        if view is not None:
+            image = TF.resized_crop(image, *view[:FLIP], size)
+            if more := self.crops.randaugment:
+                image = augmented(TF.hflip(image) if view[FLIP] else image, view[AUGMENT], more)
+            return np.asarray(image)
         side = self.crops.resize
         if side**2 * max(image.size) > MOST_PIXELS * min(image.size):
             raise UserError(
@@ -183,7 +188,7 @@ class Streamed(OfEpochs):
         return view_of(self.crops, self.flip, self.seed, epoch, index, self._sizes[index], draw)
 
     def _to_read(self, index: Tensor, view: Tensor, plain: bool = False) -> Work:
-        return index.numpy(), None if plain or not self.augment else view[:, :FLIP].numpy()
+        return index.numpy(), None if plain or not self.augment else view.numpy()
 
     def _read(self, work: Callable[[], Iterator[Work]]) -> Iterator[Tensor]:
         """What is to be read, in order. Processes are started once where one trains, and for each pass where not."""
@@ -211,10 +216,10 @@ class Streamed(OfEpochs):
             yield _told(batch)
 
     def _look(self, images: Tensor, index: Tensor, view: Tensor, beside: Beside) -> Batch:
-        """Images as they were read, mirrored, jittered and normalised."""
+        """Images as they were read, mirrored (unless they were before), jittered and normalised."""
         x = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         mirrored = view[:, FLIP]
-        if mirrored.any():
+        if mirrored.any() and not self.crops.randaugment:
             x = torch.where(mirrored.to(self.device)[:, None, None, None] != 0, x.flip(3), x)
         if self.crops.jitter and view[:, JITTER].any():
             x = jittered(x, *jitter_of(view[:, JITTER], self.crops.jitter))

@@ -83,9 +83,13 @@ def cut(record: Record) -> str:
         parts.append(f"{size}×{size}")
     if crops := dataset.get("views"):
         more = [f"{key} {shown(crops[key])}" for key in ("jitter", "cycle") if crops[key]]
+        if augment := crops.get("randaugment"):
+            more.append(f"RandAugment {augment['ops']}×{augment['magnitude']}")
         parts.append(" ".join([f"crops of {crops['size']}×{crops['size']}", *more]))
     if affine := dataset.get("affine"):
         parts.append(" ".join(f"{key} {shown(value)}" for key, value in affine.items() if value))
+    if mix := dataset.get("mix"):
+        parts.append(" ".join(f"{key} {shown(alpha)}" for key, alpha in mix.items() if alpha))
     return ", ".join(parts)
 
 

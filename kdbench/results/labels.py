@@ -27,7 +27,9 @@ FOLDER: Final = "labels"
 UNEQUAL: Final = 1.5
 """Classes are of unequal size where the largest has more than so many times the examples of the smallest."""
 
-_OF_TRAINING: Final = frozenset({"name", "mean", "std", "pad", "flip", "views", "sha256", "val", "per_class", "root"})
+_OF_TRAINING: Final = frozenset(
+    {"name", "mean", "std", "pad", "flip", "views", "mix", "sha256", "val", "per_class", "root"}
+)
 """Settings of a data set that choose nothing of its test split; any other, also one that comes later, may."""
 
 

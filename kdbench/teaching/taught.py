@@ -84,7 +84,9 @@ def share(
     found = _measured(teacher, net, frozen, learned, dataset, protocol, route, adapter, device)
     cache = None
     cycle = dataset.crops and dataset.crops.cycle
-    if route.cached and dataset.crops and not cycle:
+    if route.cached and dataset.mix:
+        frozen.failed = frozen.failed or "images that are mixed are others in each epoch, and not cached"
+    elif route.cached and dataset.crops and not cycle:
         frozen.failed = frozen.failed or "views of streamed images that do not come round again are not cached"
     elif route.cached and not _vectors(frozen, dataset):
         frozen.failed = frozen.failed or "its outputs are maps, and not cached"
