@@ -50,6 +50,9 @@ REPDISTILLER = {
     "shufflenetv1": (949_258, 38_691_456),
     "shufflenetv2": (1_355_528, 44_504_448),
 }
+# At 1000 classes, 3x224x224, by sums over the layers of Howard et al. 2017, table 1. 4.23 M parameters are printed in
+# ImageNet/README.md of clovaai/overhaul-distillation, 4.2 M and 569 M multiply-accumulates in the paper's table 8.
+MOBILENETV1 = {"mobilenetv1": (4_231_976, 568_740_352)}
 # Parameters at 10 classes, 1x32x32, counted on DAFL/lenet.py of huawei-noah/Data-Efficient-Model-Compression, 5e8f4e4.
 DAFL = {"lenet5": 61_706, "lenet5-half": 15_738}
 # The same of models/wide_resnet.py of BayesWatch/pytorch-moonshine at commit aea69b7 with its blocks DConvA2, DConvA4,
@@ -209,6 +212,7 @@ def images(shape: tuple[int, int, int], n: int = 4) -> torch.Tensor:
 
 def test_every_network_of_the_zoo_has_a_reference_count() -> None:
     counted = [REPDISTILLER, DAFL, MOONSHINE, WIDTHS, NARROW_VGG, CONV4, KERAS, PRINTED, PERCEPTRONS, CHAINS]
+    counted.append(MOBILENETV1)
     assert sorted(names()) == sorted(name for table in counted for name in table)
 
 
@@ -219,6 +223,15 @@ def test_parameters_and_macs_are_those_of_the_authors(name: str) -> None:
     assert (parameters(net), cost) == (REPDISTILLER | MOONSHINE)[name]
     if name in PUBLISHED_MACS:
         assert cost / 1e6 == pytest.approx(PUBLISHED_MACS[name], rel=0.01)
+
+
+def test_mobilenet_is_as_large_as_published() -> None:
+    shape = 3, 224, 224
+    net = on_meta("mobilenetv1", shape, 1000)
+    assert (parameters(net), macs(net, shape)) == MOBILENETV1["mobilenetv1"]
+    taps = net.tap(torch.zeros(1, *shape, device="meta"))  # type: ignore[operator]
+    sizes = [(128, 56, 56), (256, 28, 28), (512, 14, 14), (1024, 7, 7)]
+    assert [tuple(taps[f"stage{i}"].shape[1:]) for i in range(1, 5)] == sizes
 
 
 @pytest.mark.parametrize("name", DAFL)

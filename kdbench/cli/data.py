@@ -65,7 +65,7 @@ def add_to(commands: Any) -> None:
         "--source",
         type=Path,
         metavar="DIR",
-        help="of 'folder': where the images lie, see above; of camvid: its folder; else downloads",
+        help="of 'folder': where the images lie, see above; of camvid and imagenet: their folder; else downloads",
     )
     prepare.add_argument("--name", help="of 'folder': what to call the result (default folder, or streamed)")
     prepare.add_argument(

@@ -44,6 +44,11 @@ ABOUT: dict[str, About] = {
     "svhn": About("non-commercial"),
     "stl10": About("none stated"),
     "tiny_imagenet": About("non-commercial research"),
+    "imagenet": About(
+        "non-commercial research",
+        home="image-net.org",
+        layout="the folder of train/SYNSET/*.JPEG and val/SYNSET/*.JPEG",
+    ),
     "usps": About("none stated"),
     "mnist_m": About("non-commercial research", home="the page of Ganin et al. 2016 (MNIST on patches of BSDS500)"),
     "camvid": About(

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +23,9 @@ SPLIT_OF = {
 """What folders of splits are called, in small letters and without ``_set``, ``-images`` or the like behind it."""
 LITTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
 """What systems put into people's folders, in small letters, beside what begins with a dot."""
+
+SHOWN = 5
+"""How many of many names stand in a sentence."""
 
 Files = list[tuple[Path, int]]
 """Image files with their labels."""
@@ -58,10 +61,13 @@ class Folder:
         return sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def scan(source: Path) -> Folder:
+def scan(source: Path, tops: Collection[str] | None = None) -> Folder:
     """Find the images below `source`: ``SPLIT/CLASS/*`` or ``CLASS/*``, at any depth.
 
     What begins with a dot, litter of systems and files that are no images are left out, and counted.
+
+    Args:
+        tops: of the folders in `source` these alone are looked at, if they are given.
 
     Raises:
         UserError: it is no such folder, or part of it cannot be read.
@@ -69,15 +75,17 @@ def scan(source: Path) -> Folder:
     if not is_folder(source):
         raise UserError(f"{source} is no folder: give --source a folder of images.")
     folder = Folder()
-    tops = folders_in(source, folder.left_out)
-    splits = splits_in(source, tops, folder.notes)
+    there = folders_in(source, folder.left_out)
+    if tops is not None:
+        there = {name: path for name, path in there.items() if name in tops}
+    splits = splits_in(source, there, folder.notes)
     if not splits:
-        folder.classes = _classes(source, tops)
-        folder.files["all"] = _files(source, tops, folder)
-        inside = set.intersection(*(set(folders_in(path, Counter())) for path in tops.values()))
+        folder.classes = _classes(source, there)
+        folder.files["all"] = _files(source, there, folder)
+        inside = set.intersection(*(set(folders_in(path, Counter())) for path in there.values()))
         if len(inside) > 1:
             folder.notes.append(
-                f"each of {listed(tops)} is a class, though all of them hold folders {listed(inside)}: if those are "
+                f"each of {listed(there)} is a class, though all of them hold folders {listed(inside)}: if those are "
                 "the classes, call the folders above them train and test"
             )
         return folder
@@ -85,7 +93,7 @@ def scan(source: Path) -> Folder:
     folder.classes = _classes(splits["train"], found["train"])
     for split, folders in found.items():
         folder.files[split] = _files(splits[split], folders, folder)
-    for name, path in tops.items():
+    for name, path in there.items():
         if path not in splits.values():
             if not found["train"].keys().isdisjoint(folders_in(path, Counter())):
                 raise UserError(
@@ -182,8 +190,13 @@ def _classes(folder: Path, folders: dict[str, Path]) -> tuple[str, ...]:
 def _files(split: Path, folders: dict[str, Path], folder: Folder) -> Files:
     """Every image file below the class folders of a split, with its label."""
     differing = set(folder.classes).symmetric_difference(folders)
+    if differing and not folders and any(is_image(path) for path in entries(split, Counter())):
+        raise UserError(
+            f"{split} holds images and no class folders: sort them into folders as in train/ (those of ImageNet's "
+            "validation set torchvision.datasets.ImageNet(ROOT, split='val') sorts from the archives of its makers)."
+        )
     if differing:
-        raise UserError(f"{split} and train/ differ in the classes {listed(differing)}: make them the same.")
+        raise UserError(f"{split} and train/ differ in the classes {some(sorted(differing))}: make them the same.")
     files: Files = []
     for label, name in enumerate(folder.classes):
         path = folders[name]
@@ -242,6 +255,12 @@ def digest_of(path: Path) -> str:
         return sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise Unreadable(path, error) from error
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(_shown, names[:SHOWN])) + more
 
 
 def listed(names: Iterable[str]) -> str:

@@ -237,7 +237,9 @@ def find(name: str, root: str | Path | None = None, sha256: str | None = None) -
 
 def anew(folder: Path) -> str:
     """How to prepare it once more, which copies nothing, as the end of a sentence."""
-    return f"delete {folder} and run `kdbench data prepare folder --stream --source DIR --name {folder.name}`"
+    own = folder.name == "imagenet"  # which has a command of its own
+    what = "imagenet --source DIR" if own else f"folder --stream --source DIR --name {folder.name}"
+    return f"delete {folder} and run `kdbench data prepare {what}`"
 
 
 def is_streamed(name: str, root: str | Path | None = None) -> bool:

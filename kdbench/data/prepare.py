@@ -19,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 from torchvision.datasets.utils import check_integrity
 
+from kdbench.data import imagenet
 from kdbench.data.about import ABOUT, how_to_get
 from kdbench.data.arrays import (
     MANIFEST,
@@ -105,14 +106,14 @@ def prepare(
         root: see `kdbench.paths.data_root`.
         source: for ``folder``, the images: of classes, as ``train/CLASS/*`` with ``test/CLASS/*`` and perhaps
             ``val/CLASS/*`` (which alone is the test split), or as ``CLASS/*`` (a fifth of each class becomes the test
-            split, chosen by content); or with masks or depth maps beside them, see `kdbench.data.beside`. For `LOCAL`,
-            the copy at hand. Else the download folder, by default ``downloads`` in the cache folder, where archives
-            that lie there are not downloaded again.
+            split, chosen by content); or with masks or depth maps beside them, see `kdbench.data.beside`. For `LOCAL`
+            and ImageNet, the copy at hand. Else the download folder, by default ``downloads`` in the cache folder,
+            where archives that lie there are not downloaded again.
         name: for ``folder``, what to call the result (default ``folder``, or ``streamed``).
         size: for ``folder``, height and width (one number: both) that images are resized to cover, then centre-cropped.
             By default 64 for images of classes; those with maps beside them stay as large as they are.
         stream: for ``folder``, leave the images where they are, and write down what is known of them; see
-            `kdbench.data.manifest`.
+            `kdbench.data.manifest`. ImageNet's always stay there.
 
     Raises:
         UserError: unknown kind, no network and no archive, unreadable images, nowhere to write, or what is there was
@@ -138,6 +139,7 @@ def prepare(
         raise UserError(f"unknown data set '{kind}': choose one of {', '.join([*ABOUT, FOLDER])}.")
     elif name is not None or size is not None or stream:
         raise UserError(f"name, size and stream are for a folder of images: leave them out for {kind}.")
+    stream = stream or kind == imagenet.NAME
     final = folder_of(name or kind, root)
     images = expanded(source, "--source") if source else cache_dir() / "downloads"
     if os.path.exists(final):
@@ -147,7 +149,7 @@ def prepare(
         if kind == FOLDER:
             _check_request(arrays, images, size)
         return row_of(arrays, "already prepared", arrays.content_hash)
-    if kind != FOLDER and kind not in SOURCES and not (kind in LOCAL and source):
+    if kind != FOLDER and kind not in SOURCES and not ((kind in LOCAL or stream) and source):
         raise UserError(how_to_get(kind, final))
 
     with _writing(final.parent):
@@ -348,7 +350,7 @@ def _read_folder(
 
 def _stream(source: Path, final: Path) -> Row:
     """Write down what is known of a folder of labelled images."""
-    folder = _labelled(source)
+    folder = _labelled(source, final.name)
     counts: Counter[str] = Counter()
     n = sum(map(len, folder.files.values()))
     # below some hundred files, processes cost more than they save
@@ -382,7 +384,10 @@ def _stream(source: Path, final: Path) -> Row:
     return row_of(manifest, "prepared", manifest.content_hash, f"its images stay in {where}", *told)
 
 
-def _labelled(source: Path) -> Folder:
+def _labelled(source: Path, name: str) -> Folder:
+    """The images of classes in a folder, to be streamed as the data set `name`."""
+    if name == imagenet.NAME:
+        return imagenet.scanned(source)
     folder = _scanned(source)
     if isinstance(folder, Beside):
         raise UserError(f"{source} holds {folder.task} data, and only images of classes are streamed: drop --stream.")
@@ -406,7 +411,7 @@ def _streamed_already(final: Path, root: str | Path | None, source: Path, stream
         for split, files in manifest.files.items()
         for path, label in zip(files.paths, manifest.labels[split].tolist(), strict=True)
     }
-    folder = _labelled(source)
+    folder = _labelled(source, final.name)
     asked = {(p.relative_to(source).as_posix(), k) for files in folder.files.values() for p, k in files}
     if there != asked or manifest.classes != folder.classes or Path(manifest.meta["images"]) != source.resolve():
         raise UserError(f"{final} was made of other images than {source} has: {anew}.")

@@ -42,7 +42,9 @@ def bring(bench: Bench, job: Job, source: str, *, new_head: bool) -> Teacher:
         recipe["name"] += "@{}x{}".format(*weights.size) if len({*weights.size}) > 1 else f"@{weights.size[0]}"
     with seeded("brought"):
         net = create(recipe["name"], data.spec)
-    state = fitted(weights.weights(data.spec.shape[0]), net, recipe["name"], weights.label, new_head=new_head)
+    rows = None if new_head else weights.rows(data.classes)
+    state = weights.weights(data.spec.shape[0])
+    state = fitted(state, net, recipe["name"], weights.label, new_head=new_head, rows=rows)
     if new_head:
         recipe["weights"] = hashlib.sha256(serialized(state)).hexdigest()
         return bench.teacher(recipe, start=(state, weights.origin))

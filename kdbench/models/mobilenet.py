@@ -1,4 +1,5 @@
-"""MobileNetV2 for small images (Sandler et al., CVPR 2018, arXiv:1801.04381)."""
+"""MobileNetV1 (Howard et al., arXiv:1704.04861), and MobileNetV2 for small images (Sandler et al., CVPR 2018,
+arXiv:1801.04381)."""
 
 from __future__ import annotations
 
@@ -8,6 +9,14 @@ from torch import Tensor, nn
 
 from kdbench.models.base import Builder, Shape, StagedNet, conv_bn, conv_bn_relu, global_pool, he_init, small_head_init
 
+# Per stage of MobileNetV1: (width, stride) of each block, in the grouping of megvii-research/mdistiller's features.
+SEPARABLE = (
+    ((64, 1), (128, 2), (128, 1)),
+    ((256, 2), (256, 1)),
+    ((512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1)),
+    ((1024, 2), (1024, 1)),
+)
+
 # Per stage: (expansion, width, blocks, stride of the first block), in the grouping of RepDistiller's features f1..f4.
 STAGES = (
     ((1, 16, 1, 1), (6, 24, 2, 1)),
@@ -15,6 +24,24 @@ STAGES = (
     ((6, 64, 4, 2), (6, 96, 3, 1)),
     ((6, 160, 3, 2), (6, 320, 1, 1)),
 )
+
+
+def mobilenetv1(shape: Shape, num_classes: int) -> StagedNet:
+    """MobileNetV1 as on ImageNet in megvii-research/mdistiller (mdistiller/models/imagenet/mobilenetv1.py at fae6658)
+    and clovaai/overhaul-distillation (ImageNet/models/MobileNet.py), which are the same.
+
+    A strided 3x3 convolution, 13 depthwise separable ones, each of them with batch norm and ReLU, and mean pooling. It
+    halves images five times. Weights start as PyTorch has them, as there.
+    """
+    stages: list[list[nn.Module]] = []
+    c_in = 32
+    for blocks in SEPARABLE:
+        stages.append([])
+        for c_out, stride in blocks:
+            depthwise = conv_bn_relu(c_in, c_in, 3, stride, groups=c_in)
+            stages[-1].append(nn.Sequential(*depthwise, *conv_bn(c_in, c_out, 1)))
+            c_in = c_out
+    return StagedNet(nn.Sequential(*conv_bn_relu(shape[0], 32, stride=2)), stages, nn.Linear(c_in, num_classes))
 
 
 class InvertedResidual(nn.Module):
@@ -59,4 +86,4 @@ def mobilenetv2(width: float, shape: Shape, num_classes: int) -> StagedNet:
     return net
 
 
-NETS: dict[str, Builder] = {"mobilenetv2-0.5": partial(mobilenetv2, 0.5)}
+NETS: dict[str, Builder] = {"mobilenetv1": mobilenetv1, "mobilenetv2-0.5": partial(mobilenetv2, 0.5)}

@@ -22,6 +22,7 @@ DATA = {
     "digits_m": "Digits-M",
     "facades": "Facades",
     "fashion_mnist": "Fashion-MNIST",
+    "imagenet": "ImageNet",
     "mnist": "MNIST",
     "mnist_m": "MNIST-M",
     "omniglot": "Omniglot",

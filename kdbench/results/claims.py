@@ -698,7 +698,15 @@ def _of_protocol(claim: Claim, record: Record) -> list[str]:
 def _of_data(record: Record) -> list[str]:
     expected = shipped.config("dataset", record.cell.dataset)
     data = _mapping(record.config, "dataset")
+    views = [each.get("views") or {} for each in (data, expected)]
     found = [
+        f"views.{key} {views[0].get(key)} instead of {views[1].get(key)}"
+        for key in {**views[0], **views[1]}
+        if views[0].get(key) != views[1].get(key)
+    ]
+    if data.get("mix"):
+        found.append("mixed images")
+    found += [
         f"{key} {data[key]} instead of {expected[key]}"
         for key in ("pad", "flip", "mean", "std")
         if key in data and key in expected and data[key] != expected[key]

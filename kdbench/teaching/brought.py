@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from kdbench.data.imagenet import synsets
 from kdbench.errors import DoesNotFit, Unreadable, UserError, nearest
 from kdbench.foreign import Foreign
 from kdbench.models.resized import Resized
@@ -42,6 +43,7 @@ class Brought:
         weights: of a network for images of so many channels.
         name: of the network, if it is said; it sees images at `size`, (H, W).
         mean, std: of the pixels that they learned from, per channel, on the scale 0..1; None where nothing says so.
+        classes: what each logit means, by all names that it has; empty where nothing says so.
     """
 
     label: str
@@ -51,6 +53,27 @@ class Brought:
     size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    classes: tuple[tuple[str, ...], ...] = ()
+
+    def rows(self, classes: Sequence[str]) -> list[int] | None:
+        """The logits of these classes, in their order; None: all as they are, or nobody knows.
+
+        Raises:
+            UserError: they are as many as the weights know, and others.
+        """
+        place = {name: row for row, names in enumerate(self.classes) for name in names}
+        found = [place.get(name) for name in classes]
+        rows = [row for row in found if row is not None]
+        if len(rows) == len(classes):
+            return None if rows == list(range(len(self.classes))) else rows
+        if len(classes) == len(self.classes):
+            k = found.index(None)
+            raise UserError(
+                f"{self.label} has a class for each of the data's, but none called '{classes[k]}' (it has "
+                f"{_some([names[0] for names in self.classes])}): name the class folders so, as ImageNet's are by "
+                "their synsets, or give it a new head with head=replace."
+            )
+        return None
 
 
 def brought(source: str) -> Brought:
@@ -167,11 +190,13 @@ def _torchvision(rest: str) -> Brought:
 
     (side,) = preset.crop_size
     mean, std = tuple(map(float, preset.mean)), tuple(map(float, preset.std))
-    return Brought(label, Origin(source=label), load, f"torchvision/{name}", size or (side, side), mean, std)
+    classes = _imagenet(weights.meta["categories"])
+    return Brought(label, Origin(source=label), load, f"torchvision/{name}", size or (side, side), mean, std, classes)
 
 
 def _timm(rest: str) -> Brought:
     import timm  # slow to import
+    from timm.data import infer_imagenet_subset
 
     rest, size = sized(rest)
     name = rest.partition(".")[0]
@@ -192,7 +217,15 @@ def _timm(rest: str) -> Brought:
         return net.state_dict()
 
     mean, std = tuple(map(float, config.mean)), tuple(map(float, config.std))
-    return Brought(label, Origin(source=label), load, f"timm/{name}", size or config.input_size[1:], mean, std)
+    classes = _imagenet() if infer_imagenet_subset(config.to_dict()) == "imagenet-1k" else ()
+    return Brought(label, Origin(source=label), load, f"timm/{name}", size or config.input_size[1:], mean, std, classes)
+
+
+def _imagenet(categories: Sequence[str] | None = None) -> tuple[tuple[str, ...], ...]:
+    """ImageNet's classes by their synsets and, where a library has words for them, `categories`."""
+    if categories is None:
+        return tuple((synset,) for synset in synsets())
+    return tuple(zip(synsets(), categories, strict=True)) if len(categories) == len(synsets()) else ()
 
 
 @contextmanager
@@ -211,7 +244,13 @@ def _downloading(label: str, place: str) -> Iterator[None]:
 
 
 def fitted(
-    weights: Mapping[str, Tensor], net: nn.Module, name: str, label: str, *, new_head: bool = False
+    weights: Mapping[str, Tensor],
+    net: nn.Module,
+    name: str,
+    label: str,
+    *,
+    new_head: bool = False,
+    rows: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     """Brought weights as those of `net`: by the keys of its state dict, in its dtypes.
 
@@ -221,6 +260,7 @@ def fitted(
         name: of the network.
         label: calls the weights in messages.
         new_head: leave the head out, which may then have any size, or be missing.
+        rows: of the head, take these alone, in this order; None: all.
 
     Raises:
         UserError: keys or shapes are not the network's.
@@ -233,6 +273,8 @@ def fitted(
     head = _head(net, inner)
     if new_head and not head:
         raise UserError(f"{name} does not end in one layer that could be replaced: leave out head=replace.")
+    if rows is not None and not new_head:
+        given = {key: value[rows] if key in head else value for key, value in given.items()}
     missing = [key for key in want if key not in given and not key.endswith("num_batches_tracked")]
     unlike = [key for key in want if key in given and given[key].shape != want[key].shape]
     if new_head:
