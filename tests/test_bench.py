@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from kdbench.bench.contender import Engine, frozen_teacher, loop_cost, route_of
 from kdbench.bench.measure import Way, _measured, engine_ways, ratios, step_flops
 from kdbench.bench.peak import Kernel, Peaks, kernels
 from kdbench.bench.reference import WARM, Images, Reference
-from kdbench.bench.setting import Setting, make_setting
+from kdbench.bench.setting import Setting, make_setting, prepared
 from kdbench.bench.worker import Worker
 from kdbench.compute.route import Route
+from kdbench.data.crops import Crops
+from kdbench.data.datasets import Dataset
+from kdbench.data.manifest import ImageFiles
 from kdbench.data.views import apply_views
 from kdbench.errors import UserError
 from kdbench.report.benchmarks import benchmarks, spread
@@ -312,6 +316,60 @@ def test_a_report_keeps_the_page_up_to_date(kd: Kdbench) -> None:
     one_sentence(kd("report", "--check"), "1 file(s)")
 
 
+# ---- large images -------------------------------------------------------------------------------------------------
+
+
+def test_large_images_are_read_and_cropped_on_both_sides(tmp_path: Path) -> None:
+    from test_streamed import photograph
+    from torchvision.datasets import ImageFolder
+
+    for split, n in (("train", 64 * (WARM + 1) // 2), ("test", 2)):
+        for name in ("cat", "dog"):
+            for i in range(n):
+                photograph(tmp_path / "photos" / split / name / f"{i}.jpg", i % 7)
+    with prepared(tmp_path / "photos") as root:
+        usual, _ = make_setting(None, None, root)
+        assert (usual.pair, len(usual.cohort)) == ("resnet34-resnet18", 4)
+        assert usual.dataset.spec.shape == (3, 224, 224)
+        assert usual.data_note == f"{64 * (WARM + 1)} large images, read by 2 processes and cropped to 224"
+        assert {way.name for way in engine_ways(usual) if way.precision == "32-true"} == {
+            "kd alone, live teacher",
+            "cohort of 4, live teacher",
+        }
+        small, _ = make_setting(PAIR, ["kd", "at"], root)
+        crops = Crops(size=32)
+        small.__dict__["dataset"] = small.dataset.posed(crops=crops, **shrunk(small.dataset))
+        assert small.dataset.workers == 2
+        reference = Images(small.dataset)
+        folder = ImageFolder(str(tmp_path / "photos" / "train"), reference.transform)
+        files = small.dataset.train.images
+        assert isinstance(files, ImageFiles)
+        for i in (0, 5):
+            k = [path for path, _ in folder.samples].index(str(files.path(i)))
+            torch.manual_seed(i)
+            want = folder[k]
+            torch.manual_seed(i)
+            got = reference[i]
+            assert torch.equal(got[0], want[0])
+            assert got[1] == want[1]
+            assert got[0].shape == (3, 32, 32)
+        assert Reference(small, "kd").turn(1) > 0
+        route = route_of(small, cached=False, compiled=False)
+        teacher = frozen_teacher(small, route, tmp_path / "views")
+        assert Engine(small, ["kd", "at"], "32-true", route, teacher, tmp_path / "engine").turn(1) > 0
+    assert not Path(root).exists()
+
+
+def shrunk(data: Dataset) -> dict[str, Any]:
+    """The splits of a data set whose images are shown at 32x32."""
+    parts = {"train": data.train, "test": data.test}
+    return {name: replace(part, images=replace(part.images, side=32)) for name, part in parts.items()}
+
+
+def test_figures_need_not_have_the_cost_of_the_loop() -> None:
+    assert "training loop takes" not in benchmarks([made(loop=None)])
+
+
 # ---- the command ------------------------------------------------------------------------------------------------
 
 BAD = {
@@ -329,6 +387,7 @@ BAD = {
     "--out taken.json": ["taken.md", "move it away"],
     "--out bad.json": ["bad.json", "no figures"],
     "--out bad.json/b.json": ["bad.json"],
+    "--images nowhere": ["nowhere is no folder"],
 }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import kdbench
-from kdbench.bench.contender import Engine, forward_flops, frozen_teacher, loop_cost, route_of
+from kdbench.bench.contender import Engine, LoopCost, forward_flops, frozen_teacher, loop_cost, route_of
 from kdbench.bench.peak import Peaks
 from kdbench.bench.reference import WARM
 from kdbench.bench.setting import Setting
@@ -66,9 +66,11 @@ def measure(setting: Setting, rounds: int, steps: int, quick: bool, say: Say) ->
         folder = Path(temporary)
         engines = engines_of(setting, ways, steps, not quick, folder, say)
         take_turns(setting, ways, engines, references, peaks, rounds, steps, say)
-        say(f"the loop's own cost, on {setting.smallest}")
-        route = route_of(setting, cached=False, compiled=not quick)
-        cost = loop_cost(setting, route, rounds * LOOP_ROUNDS, steps, folder / "loop")
+        loop = None
+        if not setting.images:  # where images are read, that is what a short step waits for
+            say(f"the loop's own cost, on {setting.smallest}")
+            route = route_of(setting, cached=False, compiled=not quick)
+            loop = _loop(setting.smallest, loop_cost(setting, route, rounds * LOOP_ROUNDS, steps, folder / "loop"))
         measured = []
         for way in ways:
             say(f"{way.name}: profile")
@@ -95,18 +97,25 @@ def measure(setting: Setting, rounds: int, steps: int, quick: bool, say: Say) ->
         machine=machine(device, peaks, load),
         references=[_measured(way, "reference", None, step_flops(setting, way), peaks, []) for way in references],
         engine=measured,
-        loop=Loop(
-            student=setting.smallest,
-            loop_ms=Spread.of(1e3 * t for t in cost.loop),
-            plain_ms=Spread.of(1e3 * t for t in cost.plain),
-            percent=Spread.of(100 * (a - b) / a for a, b in zip(cost.loop, cost.plain, strict=True)),
-        ),
+        loop=loop,
         memory=None if quick else memory(setting, steps, say),
     )
 
 
+def _loop(student: str, cost: LoopCost) -> Loop:
+    return Loop(
+        student=student,
+        loop_ms=Spread.of(1e3 * t for t in cost.loop),
+        plain_ms=Spread.of(1e3 * t for t in cost.plain),
+        percent=Spread.of(100 * (a - b) / a for a, b in zip(cost.loop, cost.plain, strict=True)),
+    )
+
+
 def engine_ways(setting: Setting) -> list[Way]:
-    """How the engine is measured: alone and in lockstep, teacher live and views cached, students in fp32 and bf16."""
+    """How the engine is measured: alone and in lockstep, teacher live and views cached, students in fp32 and bf16.
+
+    Views of streamed images do not come round again, and are not cached.
+    """
     alone, several = f"{setting.single} alone", f"cohort of {len(setting.cohort)}"
     found = [
         Way(f"{alone}, live teacher", [setting.single]),
@@ -117,6 +126,7 @@ def engine_ways(setting: Setting) -> list[Way]:
     ]
     if {tap for name in setting.cohort for tap in setting.entries[name].cls.taps.teacher} <= CACHED:
         found.insert(4, Way(f"{several}, view cache warm", setting.cohort, cached=True))
+    found = [way for way in found if not (way.cached and setting.images)]
     # emulated, bf16 is slower than float32
     return [way for way in found if way.precision == "32-true" or native_bf16(setting.device)]
 

@@ -1,7 +1,8 @@
 """The plain loop that the engine is measured against: one method at a time, as public KD code trains it.
 
-As HobbitLong/RepDistiller (train_student.py, helper/loops.py) and megvii-research/mdistiller do: PIL images through
-torchvision's transforms in two DataLoader workers, batches of 64, float32, eager, NCHW, the teacher run live in every
+As HobbitLong/RepDistiller (train_student.py, helper/loops.py), megvii-research/mdistiller and torchvision's
+references/classification do: PIL images, of large ones their files, through torchvision's transforms in two DataLoader
+workers, batches of 64, float32, eager, NCHW, the teacher run live in every
 step, and loss and accuracy read back to the host each time. Losses are the method's own, so that they cost the same on
 both sides.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,24 +20,26 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from kdbench.bench.setting import Setting
+from kdbench.bench.setting import WORKERS, Setting
 from kdbench.data.batch import Batch
 from kdbench.data.datasets import Dataset
+from kdbench.data.manifest import ImageFiles
 from kdbench.method import Method
 from kdbench.taps import Out, probe
 
 WARM = 3
 """Steps before the clock starts, in every turn: buffers are allocated, and the workers' queues are full."""
 
-WORKERS = 2
-
 
 class Images(TorchDataset[tuple[Tensor, int]]):
     """The training images of a data set as PIL images, transformed one by one."""
 
     def __init__(self, data: Dataset) -> None:
-        self.images, self.labels = data.train.pixels.numpy(), data.train.labels.tolist()
-        crop = [transforms.RandomCrop(data.spec.shape[1:], padding=data.pad)] if data.pad else []
+        images, self.labels = data.train.images, data.train.labels.tolist()
+        self.images = images if isinstance(images, ImageFiles) else images.numpy()
+        crop: list[Any] = [transforms.RandomCrop(data.spec.shape[1:], padding=data.pad)] if data.pad else []
+        if data.crops:
+            crop = [transforms.RandomResizedCrop(data.crops.size, data.crops.scale, data.crops.ratio)]
         flip = [transforms.RandomHorizontalFlip()] if data.flip else []
         self.transform = transforms.Compose(
             [*crop, *flip, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
@@ -45,7 +49,12 @@ class Images(TorchDataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+        if isinstance(self.images, ImageFiles):
+            with Image.open(self.images.path(index)) as file:
+                image = file.convert("RGB")
+        else:
+            image = Image.fromarray(self.images[index])
+        return self.transform(image), self.labels[index]
 
 
 class Reference:

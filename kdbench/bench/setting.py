@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from kdbench.construct import construct
 from kdbench.data.arrays import folder_of
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, DatasetConfig, Split
+from kdbench.data.prepare import STREAMED, prepare
 from kdbench.engine.seeding import seeded
 from kdbench.errors import UserError, nearest
 from kdbench.method import Method
@@ -26,6 +30,8 @@ from kdbench.registry import Entry, methods
 
 RANDOM_IMAGES = 20_000
 SEED = 0
+WORKERS = 2
+"""Processes that read images, as many for the engine as for the reference loop."""
 HOOKS = ("stages", "batch", "teach", "players", "turns", "after_step")
 """What a method may not override to be measured: the reference loop plays one turn of one player."""
 
@@ -38,6 +44,7 @@ class Setting:
         cohort: names of methods, one student each.
         single: the method that is measured alone.
         smallest, smallest_method: student and method for the cost of the loop.
+        images: where a folder of large images is prepared, which are streamed; empty: those of `data`, in memory.
     """
 
     pair: str
@@ -48,6 +55,7 @@ class Setting:
     smallest: str
     smallest_method: str
     data: str
+    images: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -74,16 +82,20 @@ class Setting:
     @cached_property
     def prepared(self) -> bool:
         """Whether the data set lies ready; else images are random, which costs a step exactly as much."""
-        return folder_of(self.data).is_dir()
+        return folder_of(self.data, self.images).is_dir()
 
     @cached_property
     def dataset(self) -> Dataset:
         config = DatasetConfig.of(OmegaConf.load(conf_dir() / "dataset" / f"{self.data}.yaml"))  # type: ignore[arg-type]
+        if self.images:
+            return replace(config.model_copy(update={"root": self.images}).build(), workers=WORKERS)
         return config.build() if self.prepared else _random(config)
 
     @property
     def data_note(self) -> str:
         n = self.dataset.spec.n_train
+        if self.images:
+            return f"{n} large images, read by {WORKERS} processes and cropped to {self.dataset.spec.shape[1]}"
         return f"{self.data}, {n} images" if self.prepared else f"{n} random images in the shape of {self.data}"
 
     def protocol(self, precision: str = "32-true") -> Protocol:
@@ -113,15 +125,34 @@ class Setting:
         return self.dataset.spec.n_train // self.protocol().batch_size
 
 
-def make_setting(pair: str | None, cohort: Sequence[str] | None) -> tuple[Setting, Mapping[str, Any]]:
+@contextmanager
+def prepared(images: Path | None) -> Iterator[str]:
+    """Where a folder of images is prepared for streaming, for as long as it is measured; nowhere for None.
+
+    Raises:
+        UserError: it is no such folder.
+    """
+    if images is None:
+        yield ""
+        return
+    with TemporaryDirectory(prefix="kdbench-bench-") as folder:
+        prepare("folder", folder, images, name=STREAMED, stream=True)
+        yield folder
+
+
+def make_setting(pair: str | None, cohort: Sequence[str] | None, images: str = "") -> tuple[Setting, Mapping[str, Any]]:
     """A checked setting, by default that of ``conf/bench.yaml``, and the whole of that file.
+
+    Args:
+        images: where large images are prepared, as of `prepared`.
 
     Raises:
         UserError: unknown pair or method, a method that the reference loop cannot play, or none.
     """
     defaults: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "bench.yaml"))
-    pair = defaults["pair"] if pair is None else pair
-    cohort = tuple(defaults["methods"] if cohort is None else cohort)
+    usual = defaults["streamed"] if images else defaults
+    pair = usual["pair"] if pair is None else pair
+    cohort = tuple(usual["methods"] if cohort is None else cohort)
     pairs = [path.stem for path in sorted((conf_dir() / "pair").glob("*.yaml"))]
     if pair not in pairs:
         raise UserError(f"there is no pair '{pair}': {nearest(pair, pairs)}")
@@ -136,7 +167,8 @@ def make_setting(pair: str | None, cohort: Sequence[str] | None) -> tuple[Settin
         single=defaults["single"],
         smallest=defaults["smallest"],
         smallest_method=defaults["smallest_method"],
-        data=defaults["dataset"],
+        data=STREAMED if images else defaults["dataset"],
+        images=images,
     )
     for name in setting.cohort:
         if name not in setting.entries:

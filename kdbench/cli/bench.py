@@ -17,6 +17,12 @@ def add_to(commands: Any) -> None:
     pair = bench.add_argument("--pair", help="teacher and student, as in resnet56-resnet20")
     pair.completer = PAIRS
     bench.add_argument("--methods", metavar="A,B,...", help="the cohort")
+    bench.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="large images to be streamed, as train/CLASS and test/CLASS; some hundred",
+    )
     bench.add_argument("--rounds", metavar="N", help="turns of every way to train")
     bench.add_argument("--steps", metavar="N", help="timed steps per turn")
     bench.add_argument("--quick", action="store_true", help="2 rounds of 3 steps, nothing compiled, no memory")
@@ -29,6 +35,7 @@ def add_to(commands: Any) -> None:
         {
             "kdbench bench --quick": "a look, in half a minute",
             "kdbench bench --pair resnet56-resnet20 --methods kd,dkd": "a pair and cohort of yours",
+            "kdbench bench --images photos": "4 students behind one teacher, images read from their files",
             "kdbench bench --out results/benchmarks.json": "all of it, kept",
         },
     )
@@ -45,21 +52,22 @@ def run_bench(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kdbench.bench.measure import measure
-    from kdbench.bench.setting import make_setting
+    from kdbench.bench.setting import make_setting, prepared
     from kdbench.report.benchmarks import check_writable, publish, terminal
     from kdbench.results import figures
 
     names = None if options.methods is None else [name for name in options.methods.split(",") if name]
-    setting, defaults = make_setting(options.pair, names)
-    usual = {"rounds": 2, "steps": 3} if options.quick else defaults
-    rounds, steps = (given[name] or usual[name] for name in ("rounds", "steps"))
     if options.out:  # fail now rather than when all is measured
         figures.load(options.out)
         check_writable(options.out)
-    console = Console(stderr=True)
-    with console.status("bench") as status:
-        say_what = status.update if console.is_terminal else console.print
-        found = measure(setting, rounds, steps, options.quick, say_what)
+    with prepared(options.images) as images:
+        setting, defaults = make_setting(options.pair, names, images)
+        usual = {"rounds": 2, "steps": 3} if options.quick else defaults
+        rounds, steps = (given[name] or usual[name] for name in ("rounds", "steps"))
+        console = Console(stderr=True)
+        with console.status("bench") as status:
+            say_what = status.update if console.is_terminal else console.print
+            found = measure(setting, rounds, steps, options.quick, say_what)
     if options.out:
         publish(options.out, figures.save(options.out, found))
     if options.json:

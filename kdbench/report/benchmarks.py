@@ -108,9 +108,12 @@ def facts(run: Figures) -> list[str]:
         + ("; quick: nothing compiled, for a look only" if run.quick else ""),
         f"The machine's peak, {by}: {peaks}",
         *above(run),
-        f"The training loop takes {spread(loop.percent)} % of a step of {loop.student} "
-        f"({loop.loop_ms.median:.4g} ms, in a plain loop {loop.plain_ms.median:.4g} ms)",
     ]
+    if loop:
+        found.append(
+            f"The training loop takes {spread(loop.percent)} % of a step of {loop.student} "
+            f"({loop.loop_ms.median:.4g} ms, in a plain loop {loop.plain_ms.median:.4g} ms)"
+        )
     if run.memory:
         several = max(len(way.methods) for way in run.engine)
         found.append(

@@ -138,7 +138,7 @@ class Figures(_Strict):
     machine: Machine
     references: list[Measured]
     engine: list[Measured]
-    loop: Loop
+    loop: Loop | None
     memory: Memory | None
 
     @property
