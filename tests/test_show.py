@@ -98,6 +98,8 @@ OTHERS = {
         "dataset.name=photos",
         "dataset.views.size=64",
         "dataset.views.jitter=[0.4,0.4,0,0]",
+        "dataset.views.randaugment={magnitude: 7}",
+        "dataset.mix={mixup: 0.2}",
     ],
     "an assistant": [
         "teacher=assistant",

@@ -2,9 +2,8 @@
 
 As HobbitLong/RepDistiller (train_student.py, helper/loops.py), megvii-research/mdistiller and torchvision's
 references/classification do: PIL images, of large ones their files, through torchvision's transforms in two DataLoader
-workers, batches of 64, float32, eager, NCHW, the teacher run live in every
-step, and loss and accuracy read back to the host each time. Losses are the method's own, so that they cost the same on
-both sides.
+workers, batches of 64, float32, eager, NCHW, the teacher run live in every step, and loss and accuracy read back to the
+host each time. Losses are the method's own, so that they cost the same on both sides.
 """
 
 from __future__ import annotations
