@@ -179,7 +179,6 @@ def saved(net: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(zoo.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1.value, "url", f"http://127.0.0.1:9/{name}")
 
 
-@pytest.mark.slow
 def test_a_pretrained_network_teaches_what_it_knows_of_a_folder(
     alone: Kdbench, photos: tuple[str, ...], pretrained: float
 ) -> None:
