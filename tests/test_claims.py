@@ -15,13 +15,13 @@ import torchvision
 import yaml
 from factories import make_record
 
-from kdbench import models
+from kdbench import models, shipped
 from kdbench.errors import UserError
 from kdbench.paths import conf_dir
 from kdbench.registry import Entry, methods
 from kdbench.report.claims import claims_tables, coverage_table, render_claims
 from kdbench.reproductions import load_reproductions
-from kdbench.results.claims import ROLES, Claim, Comparison, compare_claims, load_claims
+from kdbench.results.claims import ROLES, Claim, Comparison, _of_data, compare_claims, load_claims
 from kdbench.results.record import Record
 from kdbench.results.verdict import Printed
 
@@ -684,3 +684,15 @@ def test_markup_in_a_claim_is_shown_as_it_is() -> None:
     assert r"\<script\>alert(1)\</script\> \| \*KD\*" in markdown
     (row,) = (line for line in markdown.splitlines() if "alert" in line)
     assert len(re.findall(r"(?<!\\)\|", row)) == 14
+
+
+def test_another_view_of_imagenet_is_another_setting() -> None:
+    def told(**dataset: Any) -> list[str]:
+        shipped_views = {**shipped.config("dataset", "imagenet")["views"], **dataset.pop("views", {})}
+        config = {"name": "imagenet", "views": shipped_views, **dataset}
+        return _of_data(make_record("kd", cell={"dataset": "imagenet"}, config={"dataset": config}))
+
+    assert told() == []
+    assert told(views={"size": 64}, mix={"mixup": 0.2}) == ["views.size 64 instead of 224", "mixed images"]
+    (randaugment,) = told(views={"randaugment": {"ops": 2, "magnitude": 9}})
+    assert randaugment.endswith("instead of None")

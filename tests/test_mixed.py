@@ -226,6 +226,7 @@ def test_who_asks_more_of_a_label_is_refused(name: str) -> None:
     [
         ({"mix": {}}, "give mixup or cutmix an alpha"),
         ({"mix": {"mixup": 0.0}}, "bad value 0.0 for 'dataset.mix.mixup'"),
+        ({"randaugment": {"ops": 1}}, "unknown key 'dataset.randaugment': choose from name, mean"),
         ({"mix": {"mixing": 1.0}}, "unknown key 'dataset.mix.mixing': choose from mixup, cutmix"),
         ({"name": "shapes_masks", "mix": {"mixup": 1.0}}, "dataset.mix is for labelled images"),
         ({"mix": {"mixup": 1.0}, "scenario": {"_target_": "kdbench.data.scenarios.Robust"}}, "drop one"),

@@ -319,7 +319,7 @@ class DatasetConfig(Sparse):
             key = "dataset"
             for word in map(str, first["loc"]):
                 key = f"{key}.{word}"
-                if word not in PARTS:
+                if word not in PARTS or word not in part.model_fields:
                     break
                 part = PARTS[word]
             if first["type"] == "extra_forbidden":
