@@ -25,7 +25,7 @@ from kdbench.registry import methods
 from kdbench.taxonomy import load_taxonomy
 
 COMMANDS = ("run", "methods", "teacher", "teacher list", "teacher train", "teacher cache", "data", "data list")
-COMMANDS += ("data prepare", "data verify", "report", "compare", "bench", "completion")
+COMMANDS += ("data prepare", "data verify", "report", "compare", "bench", "latency", "completion")
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "timm", "pandas", "sklearn", "wandb")
 
 LIGHT = [

@@ -26,7 +26,7 @@ from kdbench.paths import conf_dir
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/guides/{path.name}" for path in ROOT.glob("docs/guides/*.md")))
 COMPOSED = tuple(name.split() for name in program.COMPOSED)
 FLAGS = ("-m", "--cfg", "job", "--help", "--all")
-LONG = (*COMPOSED, ["bench"], ["data", "prepare"], ["reproduce"], ["student", "export"])
+LONG = (*COMPOSED, ["bench"], ["latency"], ["data", "prepare"], ["reproduce"], ["student", "export"])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from kdbench.bench.reference import WARM, synchronise
@@ -199,15 +198,3 @@ def loop_cost(setting: Setting, route: Route, rounds: int, steps: int, folder: P
     cost = LoopCost(method, route.fast, setting.device, steps)
     engine.play(cost, WARM + rounds * steps)
     return cost
-
-
-def forward_flops(net: nn.Module, shape: tuple[int, ...]) -> int:
-    """FLOPs of one image's forward pass (a multiply-add counts two), by PyTorch's counter: matrix products alone."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    image = torch.zeros(1, *shape, device=next(net.parameters()).device)
-    training = net.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net.eval()(image)
-    net.train(training)
-    return counter.get_total_flops()

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 
 import kdbench
-from kdbench.bench.contender import Engine, LoopCost, forward_flops, frozen_teacher, loop_cost, route_of
+from kdbench.bench.contender import Engine, LoopCost, frozen_teacher, loop_cost, route_of
 from kdbench.bench.peak import Peaks
 from kdbench.bench.reference import WARM
 from kdbench.bench.setting import Setting
 from kdbench.bench.worker import Worker
+from kdbench.compute.flops import forward_flops
 from kdbench.compute.route import Route, native_bf16
 from kdbench.engine.making import commit, device_name
 from kdbench.errors import UserError

@@ -12,7 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import kdbench
-from kdbench.cli import bench, completion, data, methods, report, reproduce, run, show, students, teachers, tune
+from kdbench.cli import (
+    bench,
+    completion,
+    data,
+    latency,
+    methods,
+    report,
+    reproduce,
+    run,
+    show,
+    students,
+    teachers,
+    tune,
+)
 from kdbench.cli.console import fail, output, say
 from kdbench.cli.helps import VARIABLES, asks_for_more, block, composed, described
 from kdbench.cli.terminable import terminable
@@ -135,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     top.epilog = "\n\n".join([str(top.epilog), block("environment variables", VARIABLES), MORE])
     top.add_argument("--version", action=_Version, nargs=0, help="print it")
     commands = top.add_subparsers(metavar="COMMAND", title="commands")
-    for module in (run, tune, methods, teachers, data, report, show, reproduce, students, bench, completion):
+    for module in (run, tune, methods, teachers, data, report, show, reproduce, students, bench, latency, completion):
         module.add_to(commands)
     asks_for_more(top)
     return top

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.students import FACTS, Deployed, Student, packed
+from kdbench.engine.students import FACTS, Deployed, FromPixels, Student, packed
 from kdbench.errors import UserError
 from kdbench.files import write_atomic, writing_to
 from kdbench.targets import first_line
@@ -55,19 +56,10 @@ def export(student: Student, kind: str, path: Path) -> Exported:
     with TemporaryDirectory(prefix="kdbench-export-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporters about themselves
         made = Path(folder, f"student{FORMATS[kind]}")
-        try:
+        with exporting(model.card.name, kind):
             again = WRITERS[kind](model, made, x[:2])
             with torch.no_grad():
                 want, got = net(x), again(x)
-        except ImportError as error:
-            raise UserError(f"{kind} needs {error.name}: pip install 'kdbench[export]' brings it.") from None
-        except UserError:
-            raise
-        except Exception as error:  # of whatever an exporter has to say about a network
-            raise UserError(
-                f"{model.card.name} cannot be exported as {kind} ({type(error).__name__}: {first_line(error)}): choose "
-                "another --format."
-            ) from error
         finite = want.isfinite()
         apart = float((got - want)[finite].abs().max()) if finite.any() else 0.0
         if not torch.equal(got[~finite], want[~finite]) or apart > CLOSE * float(want[finite].abs().max()):
@@ -83,6 +75,21 @@ def export(student: Student, kind: str, path: Path) -> Exported:
     return Exported(path, apart)
 
 
+@contextmanager
+def exporting(name: str, kind: str) -> Iterator[None]:
+    """Errors of exporters as sentences."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{kind} needs {error.name}: pip install 'kdbench[export]' brings it.") from None
+    except UserError:
+        raise
+    except Exception as error:  # of whatever an exporter has to say about a network
+        raise UserError(
+            f"{name} cannot be exported as {kind} ({type(error).__name__}: {first_line(error)}): choose another format."
+        ) from error
+
+
 def _safetensors(model: Deployed, path: Path, x: Tensor) -> Network:
     path.write_bytes(packed(model.net.state_dict(), model.card.dump().decode()))
     return Student.of(path).load().net
@@ -95,14 +102,28 @@ def _torch_export(model: Deployed, path: Path, x: Tensor) -> Network:
 
 
 def _onnx(model: Deployed, path: Path, x: Tensor) -> Network:
+    write_onnx(model, path, x)
     import onnx
-    import onnxruntime
-    import onnxscript  # noqa: F401  # which torch.onnx writes with, and asks for in several lines
+
+    written = onnx.load(path)
+    onnx.helper.set_model_props(written, {FACTS: model.card.dump().decode()})
+    onnx.save(written, path)
+    return read_onnx(path)
+
+
+def write_onnx(model: FromPixels, path: Path, x: Tensor) -> None:
+    """Write a program for batches of any size, traced with the inputs `x` (2, ...), to `path`.
+
+    Raises:
+        ImportError: a library of the extra ``export`` is missing; others are the exporter's.
+    """
+    import onnx  # noqa: F401  # the exporter writes with both, and asks for them in several lines
+    import onnxscript  # noqa: F401
 
     program = torch.onnx.export(
         model,
         (x,),
-        input_names=["pixels" if model.card.mean else "x"],
+        input_names=["pixels" if len(model.mean) else "x"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         dynamo=True,
@@ -110,10 +131,15 @@ def _onnx(model: Deployed, path: Path, x: Tensor) -> Network:
     )
     assert program is not None
     program.save(path, external_data=False)
-    written = onnx.load(path)
-    onnx.helper.set_model_props(written, {FACTS: model.card.dump().decode()})
-    onnx.save(written, path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def read_onnx(path: Path, threads: int = 0) -> Network:
+    """A program as ONNX Runtime runs it, on the CPU with so many threads (0: as it chooses)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (name,) = (each.name for each in session.get_inputs())
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import kdbench
 from kdbench.compute.device import device_name
-from kdbench.data.batch import DataSpec
+from kdbench.compute.flops import macs
 from kdbench.data.datasets import Dataset
 from kdbench.engine.cell import Cell
 from kdbench.engine.fit import Fitted
@@ -78,7 +77,7 @@ def make_record(
             images_per_second=round(method.images_seen / max(fitted.seconds, 1e-9), 1),
             peak_memory_mb=round(fitted.peak_memory_mb, 1),
             student_params=_count(deployed),
-            student_macs=macs(method, spec),
+            student_macs=macs(deployed, spec.shape),
             extra_params=_count(method) - _count(deployed),
         ),
         environment=environment(method, path),
@@ -123,17 +122,6 @@ def _known(curve: Sequence[float | None]) -> list[tuple[int, float]]:
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def macs(method: Method, spec: DataSpec) -> int:
-    """Multiply-accumulates of the deployed network for one image: half of PyTorch's FLOP count."""
-    net = method.deployed()
-    training = net.training
-    image = torch.zeros(1, *spec.shape, device=next(net.parameters()).device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net.eval()(image)
-    net.train(training)
-    return counter.get_total_flops() // 2
 
 
 def environment(method: Method, path: str) -> rec.Environment:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,11 +120,29 @@ class Student:
         return Deployed(net, self.card).eval()
 
 
-class Deployed(nn.Module):
-    """A student as it is shipped, from pixels to logits.
+class FromPixels(nn.Module):
+    """A network behind the normalisation of its input.
 
-    Takes float32 images (B, C, H, W) on the scale 0..1, of the size that it was trained for, and normalises them
-    itself; where there are no images, observations (B, n) as they are. Returns ``logits``, see `kdbench.models`.
+    Takes float32 images (B, C, H, W) on the scale 0..1, of the size that the network was made for; where there is no
+    `mean`, what the network takes. Returns ``logits``, see `kdbench.models`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net((x - self.mean) / self.std if len(self.mean) else x)
+        return logits
+
+
+class Deployed(FromPixels):
+    """A student as it is shipped: from pixels to logits, or where there are no images, from observations (B, n).
 
     Attributes:
         net: the network alone, which takes what is normalised already; with taps (see `kdbench.taps.Net`).
@@ -132,18 +150,9 @@ class Deployed(nn.Module):
         card: all that is known of it.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, net: nn.Module, card: StudentCard) -> None:
-        super().__init__()
-        self.net, self.card, self.classes = net, card, card.classes
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(card, name) or ()).reshape(-1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net((x - self.mean) / self.std if self.card.mean else x)
-        return logits
+        super().__init__(net, card.mean or (), card.std or ())
+        self.card, self.classes = card, card.classes
 
 
 class Students:

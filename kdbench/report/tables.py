@@ -18,6 +18,7 @@ from kdbench.report.csv import CSV_MARKER, comma_separated
 from kdbench.report.filters import select
 from kdbench.report.fractions import across_labels
 from kdbench.report.index import index
+from kdbench.report.latency import latency_sheet
 from kdbench.report.latex import LATEX_MARKER, Width, latex
 from kdbench.report.leaderboard import HTML_MARKER
 from kdbench.report.leaderboard.payload import Described
@@ -26,7 +27,7 @@ from kdbench.report.model import build_tables, load_records
 from kdbench.report.reproductions import groups_of
 from kdbench.report.sheet import ALL, COLUMNS, Sheet, chosen
 from kdbench.report.terminal import render_terminal
-from kdbench.results import figures
+from kdbench.results import figures, latency
 from kdbench.results.claims import Claim, load_claims
 from kdbench.results.labels import Labels, load_labels
 from kdbench.results.record import Record
@@ -91,7 +92,8 @@ def generate(
         UserError: the store is empty or bad, a filter matches nothing, or a format is unknown.
     """
     records = select(load_records(store_root), filters or {})
-    texts = render(records, formats, load_claims(store_root), methods, load_labels(store_root), named, look)
+    times = [] if filters else latency.KEPT.load(Path(store_root) / latency.FILE)
+    texts = render(records, formats, load_claims(store_root), methods, load_labels(store_root), named, look, times)
     measured = figures.load(Path(store_root) / figures.FILE)
     if measured and "md" in formats and not filters:
         texts[BENCHMARKS] = benchmarks(measured)
@@ -106,6 +108,7 @@ def render(
     labels: Mapping[str, Labels] | None = None,
     named: Sequence[str] = (),
     look: Look | None = None,
+    latencies: Sequence[latency.Latency] = (),
 ) -> dict[str, str]:
     """As `generate`, from records; their order plays no part. `labels` are those of test sets, by key.
 
@@ -122,6 +125,10 @@ def render(
     shown, look = [suffix for suffix in formats if suffix in SHEETS], look or Look()
     texts = {f"{FOLDER}/{sheet.path}.{suffix}": look.show(sheet, suffix) for sheet in sheets for suffix in shown}
     others, claims = {}, list(claims)
+    if sheet := latency_sheet(latencies, records):
+        for suffix in shown:
+            texts[f"{FOLDER}/{sheet.path}.{suffix}"] = look.show(sheet, suffix)
+            others[f"{sheet.path}.{suffix}"] = f"{sheet.title} of the students, with parameters and MACs ({suffix})"
     if "html" in formats:
         texts[LEADERBOARD] = leaderboard.render(tables, methods, groups_of(claims, records)[0])
         others[f"../{LEADERBOARD}"] = "Leaderboard, to search, sort and plot"

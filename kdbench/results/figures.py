@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field
 
-from kdbench.errors import UserError
-from kdbench.files import write_atomic, writing_to
+from kdbench.results.latest import Amount, Count, Entry, Latest, Strict, rounded
 from kdbench.sparse import Sparse
 
 FILE: Final = "benchmarks.json"
 
-Amount = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Spread(_Strict):
+class Spread(Strict):
     """Median, smallest and largest value over the rounds."""
 
     median: float
@@ -33,13 +24,12 @@ class Spread(_Strict):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Rounded to four significant digits: more than a clock on a shared machine can tell."""
         values = list(values)
         numbers = statistics.median(values), min(values), max(values)
-        return cls(**dict(zip(("median", "low", "high"), (float(f"{n:.4g}") for n in numbers), strict=True)))
+        return cls(**dict(zip(("median", "low", "high"), map(rounded, numbers), strict=True)))
 
 
-class Machine(_Strict, Sparse):
+class Machine(Strict, Sparse):
     """Where and with what it was measured.
 
     Attributes:
@@ -65,17 +55,17 @@ class Machine(_Strict, Sparse):
     kdbench: str
     commit: str | None
     peak_gflops: dict[str, Amount]
-    peak_kernels: dict[str, str] = {}
+    peak_kernels: dict[str, str] = Field(default_factory=dict)
 
 
-class Share(_Strict):
+class Share(Strict):
     """An operator's share of a step's time, in percent."""
 
     operator: str
     percent: Amount
 
 
-class Measured(_Strict):
+class Measured(Strict):
     """One way to train.
 
     Attributes:
@@ -99,10 +89,10 @@ class Measured(_Strict):
     warmup_seconds: Amount
     gflop: Amount
     peak_percent: Amount
-    profile: list[Share] = []
+    profile: list[Share] = Field(default_factory=list)
 
 
-class Loop(_Strict):
+class Loop(Strict):
     """What the training loop adds to a step of `student`: its time there against the same step in a plain loop."""
 
     student: str
@@ -111,7 +101,7 @@ class Loop(_Strict):
     percent: Spread
 
 
-class Memory(_Strict):
+class Memory(Strict):
     """Peak memory of fresh processes (on a GPU: of the allocator), in MB: one method alone, and all in lockstep."""
 
     single: str
@@ -120,7 +110,7 @@ class Memory(_Strict):
     ratio: Amount
 
 
-class Figures(_Strict):
+class Figures(Entry):
     """One run of ``kdbench bench``.
 
     Attributes:
@@ -147,43 +137,10 @@ class Figures(_Strict):
         return self.machine.device, self.machine.threads, self.pair
 
 
-_LIST = TypeAdapter(list[Figures])
-
-
-def load(path: Path) -> list[Figures]:
-    """The figures in a file, by device and pair; none where there is no file.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
-    try:
-        return sorted(_LIST.validate_json(path.read_bytes()), key=lambda figures: figures.key)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name a file that you may read.") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(
-            f"{path} holds no figures of kdbench bench ({where}: {first['msg']}): restore or remove it."
-        ) from None
+KEPT: Final = Latest(Figures, "kdbench bench")
+load, dump = KEPT.load, KEPT.dump
 
 
 def save(path: Path, figures: Figures) -> list[Figures]:
-    """Enter `figures` in a file, in place of older ones of the same device and pair; returns all that it holds now.
-
-    Raises:
-        UserError: the file holds something else, or cannot be written.
-    """
-    kept = [other for other in load(path) if other.key != figures.key]
-    together = sorted([*kept, figures], key=lambda each: each.key)
-    with writing_to(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, dump(together), overwrite=True)
-    return together
-
-
-def dump(figures: Sequence[Figures]) -> str:
-    """As the file holds them."""
-    return json.dumps([each.model_dump(mode="json") for each in figures], indent=1, ensure_ascii=False) + "\n"
+    """Enter `figures` in a file, see `kdbench.results.latest.Latest.save`."""
+    return KEPT.save(path, [figures])
