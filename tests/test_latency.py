@@ -201,9 +201,8 @@ def test_a_network_is_measured_in_every_way_that_there_is(monkeypatch: pytest.Mo
         assert each.host.versions["torch"] == torch.__version__
         ms = {(timing.threads, timing.batch): timing.ms for timing in each.timings}
         assert set(ms) == {(threads, batch) for threads in (1, before) for batch in (1, 64)}
-        for threads in (1, before):
-            assert 0 < ms[threads, 1].low <= ms[threads, 1].median <= ms[threads, 1].high
-            assert ms[threads, 1].median < ms[threads, 64].median
+        assert all(0 < each.low <= each.median <= each.high for each in ms.values())
+        assert ms[1, 1].median < ms[1, 64].median  # several threads may have to wait for a busy processor
 
 
 def test_every_way_answers_the_same(tmp_path: Path) -> None:

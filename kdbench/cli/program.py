@@ -130,8 +130,8 @@ def _keep(error: Exception) -> str:
 
 
 def _takes_methods(args: Sequence[str]) -> bool:
-    """Whether the user may have named methods of their own; what only reads results imports nothing beside them."""
-    made = args[:1] in (["run"], ["tune"], ["show"], ["reproduce"], ["student"])
+    """Whether the user may have named methods or networks of their own; what only reads results imports no more."""
+    made = args[:1] in (["run"], ["tune"], ["show"], ["reproduce"], ["student"], ["latency"])
     trains = made or args[:2] in (["teacher", "train"], ["teacher", "cache"], ["teacher", "import"])
     return trains or any(arg.startswith("--config-dir") for arg in args)
 

@@ -21,7 +21,7 @@ FACTS = (
     "belongs to an architecture, a shape of input and a device. Median (quartiles).",
     "eager: as kdbench.load_student gives it. channels-last: the same in that memory format. onnx: as kdbench student "
     "export writes it, in ONNX Runtime. Nothing is compiled or rounded.",
-    "Of one device alone: figures of two are measured at different times, and a machine that does other work is slow.",
+    "A machine that does other work is slow, most of all with several threads: its load stands below each table.",
 )
 """What a reader must know, above the tables."""
 
@@ -124,11 +124,11 @@ def versions(latencies: Iterable[Latency], device: str) -> list[str]:
         if each.host.device == device:
             host = each.host
             commit = f" ({host.commit[:10]})" if host.commit else ""
-            with_ = ", ".join(
+            libraries = ", ".join(
                 f"{library} {version}{commit if library == 'kdbench' else ''}"
                 for library, version in sorted(host.versions.items())
             )
-            found.setdefault(f"with {with_}, {host.platform}", []).append(each)
+            found.setdefault(f"with {libraries}, {host.platform}", []).append(each)
     lines = []
     for text, several in sorted(found.items()):
         days = sorted({f"{each.created:%Y-%m-%d}" for each in several})
