@@ -144,6 +144,7 @@ def test_grad_cam_by_hand() -> None:
     """Of average pooling and a linear layer α_c is the layer's weight, divided by the number of pixels."""
     maps = torch.rand(3, 4, 2, 2, generator=RNG).requires_grad_()
     head = nn.Linear(4, 5)
+    nn.init.uniform_(head.weight, -0.2, 0.8, generator=RNG)  # else all maps may be below 0
     classes = torch.tensor([1, 4, 1])
     found = grad_cam(head(maps.mean((2, 3))), maps, classes)
     expected = torch.stack([(head.weight[c][:, None, None] / 4 * a).sum(0).relu() for c, a in zip(classes, maps)])  # noqa: B905

@@ -139,7 +139,7 @@ SENTENCES: dict[str, list[str]] = {
     "--config-path /nope": ["leave out --config-name"],
 }
 INTERNALS = re.compile(
-    r"Lexer|Exception\b|mismatched|viable|extraneous|EOF|object_type|full_key|NoneType|omegaconf|pydantic|hydra\.errors"
+    r"Lexer|Exception\b|mismatched input|viable|extraneous|EOF|object_type|full_key|NoneType|omegaconf|pydantic|hydra\.errors"
 )
 
 

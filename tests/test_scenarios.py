@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Kdbench
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 from PIL import Image
 from pydantic import Field
@@ -575,8 +577,11 @@ def test_every_scenario_config_is_complete_and_documented() -> None:
         assert text.startswith("# @package dataset.scenario\n#"), file
         settings = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(settings, Mapping)
+        added: Collection[str] = getattr(get_class(str(settings["_target_"])), "ADDED", ())
         kept = DatasetConfig.of({"name": "digits", "scenario": settings}).scenario
-        assert kept == settings, file
+        assert kept == {key: value for key, value in settings.items() if key not in added}, file
+        fields = inspect.signature(get_class(str(settings["_target_"]))).parameters
+        assert [*settings] == ["_target_", *fields], file
 
 
 @dataclass(frozen=True)

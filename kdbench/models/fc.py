@@ -55,7 +55,9 @@ class Shrunk(nn.Module):
         self.side, self.antialias = side, antialias
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=self.antialias)
+        if self.antialias:  # for which PyTorch has no bfloat16
+            return F.interpolate(x.float(), (self.side, self.side), mode="bilinear", antialias=True).to(x)
+        return F.interpolate(x, (self.side, self.side), mode="bilinear")
 
 
 class MaxNorm(nn.Linear):
