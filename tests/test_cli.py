@@ -123,7 +123,7 @@ def test_general_flags(kd: Kdbench) -> None:
 
 # ---- every config composes --------------------------------------------------------------------------------------
 
-GROUPS = ("method", "pair", "protocol", "dataset", "logger", "experiment")
+GROUPS = ("pair", "protocol", "dataset", "logger")
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,17 @@ def test_every_config_gives_cells(group: str, choice: str) -> None:
     cells = cells_of(job)
     assert len({cell.id for cell in cells}) == len(cells) == len(job.method) * len(set(job.seed)) > 0
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
-    if group == "method":
-        assert [cell.name for cell in cells] == [choice]
     if group == "dataset":
         assert cells[0].config["dataset"]["name"] == choice
         assert "root" not in cells[0].config["dataset"]
+
+
+def test_all_methods_give_their_cells_in_one_job() -> None:
+    names = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        cells = cells_of(Job.of(compose("run", [f"method=[{','.join(names)}]"])))
+    assert [cell.name for cell in cells] == names
+    assert len({cell.id for cell in cells}) == len(names)
 
 
 @pytest.mark.parametrize("name", ["lite8", "digits60", "smoke8", "policy10"])

@@ -139,7 +139,8 @@ SENTENCES: dict[str, list[str]] = {
     "--config-path /nope": ["leave out --config-name"],
 }
 INTERNALS = re.compile(
-    r"Lexer|Exception\b|mismatched input|viable|extraneous|EOF|object_type|full_key|NoneType|omegaconf|pydantic|hydra\.errors"
+    r"Lexer|Exception\b|mismatched input|viable|extraneous|EOF|object_type|full_key|NoneType|omegaconf|pydantic|"
+    r"hydra\.errors"
 )
 
 

@@ -55,9 +55,10 @@ def names(experiment: str) -> set[str]:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_composes_to_cells_of_known_data(experiment: str) -> None:
-    assert cells(experiment)
+    of, found = job(experiment), cells(experiment)
     assert names(experiment) <= DATA_SETS
-    assert len({cell.id for cell in cells(experiment)}) == len(cells(experiment))
+    assert len({cell.id for cell in found}) == len(found) == len(of.method) * len(set(of.seed)) > 0
+    assert [cell.seed for cell in found] == sorted(cell.seed for cell in found)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
