@@ -41,9 +41,9 @@ def test_every_row_of_every_csv_names_the_records_behind_it(committed: dict[str,
     texts = generate(ROOT / "results", formats=["csv"])
     named = set()
     for path, text in texts.items():
+        if path.endswith(("claims.csv", "latency.csv")):  # what others say, and what was timed apart from records
+            continue
         for row in csv.DictReader(io.StringIO(text)):
-            if path.endswith("claims.csv"):
-                continue
             records = [committed[cell] for cell in row["cells"].split()]
             named |= {record.cell.id for record in records}
             assert {record.cell.method for record in records} == {row["method"]}
