@@ -43,7 +43,8 @@ class Reproduction(BaseModel):
         source: paper or repository@commit, and the place there.
         claimed: what the source says, in one or two sentences.
         selection: which epoch and run the source reports, as a clause.
-        filled_in: what the source leaves open -> what was fixed for it before the first run, and why.
+        filled_in: what the source leaves open -> what was fixed for it before the first run, and why; what was changed
+            after it says so.
         seeds: how many runs of each arm.
         common: settings of all arms.
         arms: name -> settings of its own.

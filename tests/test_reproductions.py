@@ -185,9 +185,7 @@ def test_a_group_tells_what_was_claimed_run_and_found() -> None:
     assert said == "Of 2 numbers: 2 reproduced."
     open_ = group.reproduction.model_copy(update={"filled_in": {"batch size": "32, Keras's own", "seed": "ours"}})
     incomplete = replace(group, reproduction=open_)
-    assert (
-        incomplete.sentences[2] == "The source leaves open: batch size and seed; that was fixed before the first run."
-    )
+    assert incomplete.sentences[2] == "The source leaves open: batch size and seed; what was filled in stands below."
     assert incomplete.rows[2][HEADER.index("Verdict")] == "reproduced, protocol incomplete"
 
 

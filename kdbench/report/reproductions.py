@@ -33,7 +33,7 @@ RULE = (
     "of a further run of ours, one with its own runs and sd by Welch's interval, with half a unit of its last printed "
     "digit to spare; the gain over the source's own baseline by the paired interval over common seeds. Confounded: the "
     "gain vanishes beside a control that the source lacks. Protocol incomplete: something that the source leaves open "
-    "was filled in, before the first run."
+    "was filled in before the first run; what was changed after it says so."
 )
 INCOMPLETE = "protocol incomplete"
 DIGITS = 2
@@ -91,7 +91,7 @@ class Group:
         filled = self.reproduction.filled_in
         if not filled:
             return "The source says all that it takes."
-        return f"The source leaves open: {listed(list(filled))}; that was fixed before the first run."
+        return f"The source leaves open: {listed(list(filled))}; what was filled in stands below."
 
     def _came_out(self) -> str:
         told = [
