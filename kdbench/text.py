@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,12 @@ def full(value: float) -> str:
 def many(n: int, word: str) -> str:
     """``1 seed``, ``2 seeds``, ``2 boxes``."""
     return f"{n} {word}" if n == 1 else f"{n} {word}{'es' if word.endswith('x') else 's'}"
+
+
+def some(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 def has_control(text: str) -> bool:

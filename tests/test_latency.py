@@ -19,8 +19,9 @@ from test_cli import one_sentence
 from torch import nn
 
 from kdbench.bench import latency as bench
-from kdbench.bench.latency import Subject, count, measure, prepared, settled, timed, ways
+from kdbench.bench.latency import Subject, measure, prepared, settled, timed, ways
 from kdbench.data.batch import DataSpec
+from kdbench.engine.making import parameters
 from kdbench.errors import UserError
 from kdbench.report import generate, render
 from kdbench.report.latency import latency_sheet, rows, subjects_of
@@ -306,5 +307,5 @@ def test_what_a_method_deploys_beside_the_student_is_left_out(tmp_path: Path) ->
     Store(tmp_path).write(make_record("dml", cost={name: 2 * n for name, n in SIZE.items()}, **DIGITS))
     Store(tmp_path).write(make_record("kd", 1, config={"dataset": {"name": "gone"}}, cell={"dataset": "gone"}))
     (subject,) = bench.students(tmp_path, None, notes.append)
-    assert (subject.name, count(subject.model().net)) == ("resnet8x0.25", 5142)
+    assert (subject.name, parameters(subject.model().net)) == ("resnet8x0.25", 5142)
     assert [note.split(", as")[0] for note in notes] == ["resnet20 on gone", "what dml deploys on digits"]

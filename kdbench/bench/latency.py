@@ -34,7 +34,7 @@ from kdbench.data.datasets import Dataset
 from kdbench.data.sources import source_of
 from kdbench.engine.binding import network
 from kdbench.engine.export import exporting, read_onnx, write_onnx
-from kdbench.engine.making import commit
+from kdbench.engine.making import commit, parameters
 from kdbench.engine.students import FromPixels
 from kdbench.errors import UserError, nearest
 from kdbench.report.filters import select
@@ -120,19 +120,19 @@ def students(store: Path, dataset: str | None, note: Say) -> list[Subject]:
     for record in select(load_records(store), {} if dataset is None else {"dataset": dataset}):
         firsts.setdefault((record.cell.student, record.cost.student_params, record.cost.student_macs), record)
     found = []
-    for (name, parameters, operations), record in sorted(firsts.items()):
+    for (name, known, operations), record in sorted(firsts.items()):
         try:
             subject = Subject.of(name, source_of(record.config["dataset"]).build())
             net = subject.model().net
         except UserError as error:
             note(f"{name} on {record.cell.dataset}, as {error}")
             continue
-        if (count(net), macs(net, subject.spec.shape)) == (parameters, operations):
+        if (parameters(net), macs(net, subject.spec.shape)) == (known, operations):
             found.append(subject)
         else:
             note(
                 f"what {record.cell.method} deploys on {record.cell.dataset}, as it is more than a {name} "
-                f"({parameters:,} parameters), and only the method knows how to make it."
+                f"({known:,} parameters), and only the method knows how to make it."
             )
     return found
 
@@ -150,10 +150,6 @@ def devices(kind: str | None) -> list[torch.device]:
         found.append(torch.device("cuda", torch.cuda.current_device()))
         check_usable(found[-1])
     return found
-
-
-def count(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
 
 
 # ---- ways to answer -------------------------------------------------------------------------------------------------
@@ -196,7 +192,7 @@ def measure(subject: Subject, device: torch.device, seconds: float, say: Say, no
         note: is told which way is left out, and why.
     """
     model, shape = subject.model(), subject.spec.shape
-    parameters, operations = count(model.net), macs(model.net, shape)
+    counted, operations = parameters(model.net), macs(model.net, shape)
     inputs = [torch.rand(batch, *shape, generator=torch.Generator().manual_seed(SEED)).to(device) for batch in BATCHES]
     model.to(device)
     found = []
@@ -220,7 +216,7 @@ def measure(subject: Subject, device: torch.device, seconds: float, say: Say, no
                 network=subject.name,
                 shape=shape,
                 outputs=subject.spec.num_classes,
-                parameters=parameters,
+                parameters=counted,
                 macs=operations,
                 way=way,
                 host=here,

@@ -19,6 +19,7 @@ from kdbench.data.folders import Files
 from kdbench.data.images import Size, depth_file, mask_file, read_image, read_whole, read_with, upright_size
 from kdbench.data.manifest import Seen, digest_of
 from kdbench.errors import UserError
+from kdbench.text import some
 
 NAMED = 10
 """So many of the files that cannot be read are named."""
@@ -159,5 +160,6 @@ def _refuse(broken: Sequence[tuple[Path, str]], splits: Mapping[str, Sequence[An
         return
     above = Path(os.path.commonpath([path.parent for path, _ in broken]))
     names = [f"{path if k == 0 else path.relative_to(above)} ({why})" for k, (path, why) in enumerate(broken)]
-    named = ", ".join(names[:NAMED]) + (f" and {len(broken) - NAMED} more" if len(broken) > NAMED else "")
-    raise UserError(f"{len(broken)} of {sum(map(len, splits.values()))} {what}: {named}: mend or remove them.")
+    raise UserError(
+        f"{len(broken)} of {sum(map(len, splits.values()))} {what}: {some(names, NAMED)}: mend or remove them."
+    )

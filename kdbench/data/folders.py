@@ -14,6 +14,7 @@ from unicodedata import normalize
 
 from kdbench.data.images import endings, is_image
 from kdbench.errors import Unreadable, UserError
+from kdbench.text import some
 
 SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -196,7 +197,7 @@ def _files(split: Path, folders: dict[str, Path], folder: Folder) -> Files:
             "validation set torchvision.datasets.ImageNet(ROOT, split='val') sorts from the archives of its makers)."
         )
     if differing:
-        raise UserError(f"{split} and train/ differ in the classes {some(sorted(differing))}: make them the same.")
+        raise UserError(f"{split} and train/ differ in the classes {first_of(sorted(differing))}: make them the same.")
     files: Files = []
     for label, name in enumerate(folder.classes):
         path = folders[name]
@@ -257,10 +258,8 @@ def digest_of(path: Path) -> str:
         raise Unreadable(path, error) from error
 
 
-def some(names: Sequence[str]) -> str:
-    """The first of many names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(_shown, names[:SHOWN])) + more
+def first_of(names: Sequence[str]) -> str:
+    return some([*map(_shown, names)], SHOWN)
 
 
 def listed(names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from kdbench.data.folders import Folder, scan, some
+from kdbench.data.folders import Folder, first_of, scan
 from kdbench.errors import UserError
 
 NAME = "imagenet"
@@ -34,7 +34,7 @@ def scanned(source: Path) -> Folder:
     if wrong:
         raise UserError(
             f"{source} has {len(folder.classes)} class folders, and not those of the 1000 synsets of ImageNet (they "
-            f"differ in {some(wrong)}): name each class folder by its synset, or prepare a part of ImageNet under a "
-            "name of its own with `kdbench data prepare folder --stream --source DIR --name NAME`."
+            f"differ in {first_of(wrong)}): name each class folder by its synset, or prepare a part of ImageNet under "
+            "a name of its own with `kdbench data prepare folder --stream --source DIR --name NAME`."
         )
     return folder

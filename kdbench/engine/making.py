@@ -76,9 +76,9 @@ def make_record(
             train_seconds=round(fitted.seconds, 3),
             images_per_second=round(method.images_seen / max(fitted.seconds, 1e-9), 1),
             peak_memory_mb=round(fitted.peak_memory_mb, 1),
-            student_params=_count(deployed),
+            student_params=parameters(deployed),
             student_macs=macs(deployed, spec.shape),
-            extra_params=_count(method) - _count(deployed),
+            extra_params=parameters(method) - parameters(deployed),
         ),
         environment=environment(method, path),
         created=datetime.now(timezone.utc).replace(microsecond=0),
@@ -120,7 +120,7 @@ def _known(curve: Sequence[float | None]) -> list[tuple[int, float]]:
     return [(epoch, value) for epoch, value in enumerate(curve) if value is not None and math.isfinite(value)]
 
 
-def _count(module: nn.Module) -> int:
+def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 

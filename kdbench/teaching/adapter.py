@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdbench.data.datasets import Dataset
 from kdbench.errors import UserError
 from kdbench.teaching.teachers import same_numbers
+from kdbench.text import some
 
 
 @dataclass(frozen=True)
@@ -141,5 +142,4 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+    return some([f"'{name}'" for name in names], 5)

@@ -27,6 +27,7 @@ from kdbench.models.resized import Resized
 from kdbench.networks import sized
 from kdbench.targets import first_line
 from kdbench.teaching.teachers import Origin
+from kdbench.text import some
 
 PLACES = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 """Where training scripts put the weights into what they save."""
@@ -329,5 +330,4 @@ def _size(value: Tensor) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return some(names, SHOWN)

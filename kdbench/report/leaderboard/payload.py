@@ -23,7 +23,7 @@ from kdbench.results.record import Cost, Record, canonical_json, digest
 from kdbench.results.stats import ALPHA
 from kdbench.shipped import is_third_party
 from kdbench.taxonomy import load_taxonomy, tree
-from kdbench.text import fixed, full
+from kdbench.text import fixed, full, some
 
 HASH_DIGITS = 16
 """Digits shown of a record's sha256."""
@@ -420,9 +420,7 @@ def trust(tables: Sequence[Table], records: Sequence[Record]) -> str:
 
 
 def _listed(values: Iterable[str], most: int = 4) -> str:
-    found = sorted(set(values))
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return " / ".join(found[:most]) + more
+    return some(sorted(set(values)), most, " / ")
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
