@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -32,6 +32,7 @@ class Declared:
         doc, about: its docstring, and that of its module; empty where there is none.
         functions: the docstrings of the functions and classes beside it, by name.
         values: its constants by name, those that it inherits from `kdbench.method.Method` among them.
+        rests_on: all files that were read for it, with their stamps.
     """
 
     path: str
@@ -40,6 +41,11 @@ class Declared:
     about: str
     functions: Mapping[str, str]
     values: Mapping[str, Any]
+    rests_on: Mapping[Path, Stamp] = field(default_factory=dict)
+
+
+Stamp = tuple[int, int]
+"""When a file was written, in ns, and its size in bytes."""
 
 
 class _Unknown(Exception):
@@ -48,18 +54,19 @@ class _Unknown(Exception):
 
 def declared(target: str) -> Declared | None:
     """What the class at a dotted path says of itself; None where that cannot be read, or it is no `Method`."""
+    read: dict[Path, Stamp] = {}
     try:
         module, _, name = target.rpartition(".")
-        found, values, is_method = _class(module, name)
+        found, values, is_method = _class(module, name, read)
     except (_Unknown, RecursionError):
         return None
     if not is_method:
         return None
-    tree = _tree(file := _file(module))
+    tree = _tree(file := _file(module), read)
     beside = (ast.FunctionDef, ast.ClassDef)
     functions = {node.name: ast.get_docstring(node) or "" for node in tree.body if isinstance(node, beside)}
     about = ast.get_docstring(tree) or ""
-    return Declared(target, file, ast.get_docstring(found) or "", about, functions, values)
+    return Declared(target, file, ast.get_docstring(found) or "", about, functions, values, read)
 
 
 def identity_of(added: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,15 +84,15 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
 
 
-def _class(module: str, name: str) -> tuple[ast.ClassDef, dict[str, Any], bool]:
+def _class(module: str, name: str, read: dict[Path, Stamp]) -> tuple[ast.ClassDef, dict[str, Any], bool]:
     """A class, its constants with those of its bases, and whether one of these is `Method`."""
-    tree = _tree(_file(module))
+    tree = _tree(_file(module), read)
     found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     if len(found) != 1 or found[0].decorator_list:
         raise _Unknown
 
     def constant(of: ast.expr, attribute: str) -> Any:
-        return _class(*_origin(tree, module, of))[1].get(attribute, _NONE)
+        return _class(*_origin(tree, module, of), read)[1].get(attribute, _NONE)
 
     values: dict[str, Any] = {}
     is_method = f"{module}.{name}" == BASE
@@ -93,7 +100,7 @@ def _class(module: str, name: str) -> tuple[ast.ClassDef, dict[str, Any], bool]:
         where, what = _origin(tree, module, base)
         if where.partition(".")[0] in ("abc", "typing", "torch", "builtins"):
             continue
-        _, inherited, of_method = _class(where, what)
+        _, inherited, of_method = _class(where, what, read)
         values |= inherited
         is_method = is_method or of_method
     for node in found[0].body:
@@ -179,16 +186,22 @@ def _file(module: str) -> Path:
 
 
 @cache
-def _parsed(path: Path, stamp: tuple[int, int]) -> ast.Module:
+def _parsed(path: Path, stamp: Stamp) -> ast.Module:
     try:
         return ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
         raise _Unknown from None
 
 
-def _tree(path: Path) -> ast.Module:
+def _tree(path: Path, read: dict[Path, Stamp]) -> ast.Module:
     try:
-        stat = path.stat()
+        read[path] = stamp_of(path)
     except OSError:
         raise _Unknown from None
-    return _parsed(path, (stat.st_mtime_ns, stat.st_size))
+    return _parsed(path, read[path])
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What tells that a file has changed."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 
 from kdbench import shipped
-from kdbench.declared import BENCH_KEYS, Declared, declared, identity_of
+from kdbench.declared import BENCH_KEYS, Declared, Stamp, declared, identity_of, stamp_of
 from kdbench.docs import Docs, read_docs
 from kdbench.errors import UserError
 from kdbench.files import load_yaml
@@ -32,12 +33,14 @@ class Entry:
     What the class says of itself is read from its source where that is enough: lists need not import PyTorch.
 
     Attributes:
+        stamp: of its YAML when it was read.
         source: what its source says, None where only importing it tells.
     """
 
     name: str
     target: str
     file: Path
+    stamp: Stamp
     source: Declared | None
 
     @cached_property
@@ -148,8 +151,29 @@ def shipped_settings(name: str, pair: Mapping[str, Any]) -> dict[str, Any]:
     return deepcopy(_resolved(path, pair)) if name in shipped.names("method") else {}
 
 
+_KEPT: dict[Path, Entry] = {}
+"""What was read before: a run asks for all methods at its beginning and for its tables."""
+
+
 def _read(path: Path) -> Entry:
+    where = path.absolute()
+    kept = _KEPT.get(where)
+    if not (kept and kept.file == path and _is_as_it_was(kept)):
+        kept = _KEPT[where] = _read_anew(path)
+    return kept
+
+
+def _is_as_it_was(entry: Entry) -> bool:
+    """Whether neither its YAML nor a source that it rests on has changed."""
+    read = {entry.file: entry.stamp, **entry.source.rests_on} if entry.source else {}
+    with suppress(OSError):
+        return bool(read) and {file: stamp_of(file) for file in read} == read
+    return False
+
+
+def _read_anew(path: Path) -> Entry:
     try:
+        stamp = stamp_of(path)
         config = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
@@ -160,7 +184,7 @@ def _read(path: Path) -> Entry:
 
         method_class(path.stem, config)
         source = None
-    return Entry(path.stem, str(target), path, source)
+    return Entry(path.stem, str(target), path, stamp, source)
 
 
 def _whole(values: Mapping[str, Any]) -> bool:

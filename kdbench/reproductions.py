@@ -143,10 +143,16 @@ def read(path: Path) -> Reproduction:
         UserError: it cannot be read, or a key is missing, unknown or wrong.
     """
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        return _group(path, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         first = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read ({first}): mend it.") from None
+
+
+@cache
+def _group(path: Path, text: str) -> Reproduction:
+    """Kept, as a report asks for the same ones again and again."""
+    content = load_yaml(text)
     if not isinstance(content, dict):
         raise UserError(f"{path} is no mapping: begin with a title, see CONTRIBUTING.md.")
     try:

@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # every trainer asks all installed packages for callbacks, and tests make thousands of trainers
     importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+    os.fsync = lambda fd: None  # no test's files need outlive a loss of power
     if hasattr(config, "workerinput"):  # one of several processes, with a core for each
         import torch
 

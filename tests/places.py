@@ -46,7 +46,7 @@ UNLABELLED = frozenset({"again", "unlabelled"})
 
 PLACES = {
     "semi_supervised": Place(
-        f"{DIGITS} scenario=semi_supervised dataset.scenario.labelled=36 dataset.scenario.per_batch=8 {CLEAN}"
+        f"{DIGITS} scenario=semi_supervised dataset.scenario.labelled=14 dataset.scenario.per_batch=8 {CLEAN}"
         " dataset.scenario.laps=2 dataset.pad=1 pair=resnet8-resnet8x0.5 teachers=[{seed:1}]",
         streams=UNLABELLED,
     ),

@@ -20,6 +20,7 @@ from kdbench.errors import UserError
 from kdbench.paths import conf_dir
 from kdbench.registry import Entry, methods
 from kdbench.report.claims import claims_tables, coverage_table, render_claims
+from kdbench.report.reproductions import groups_of
 from kdbench.reproductions import load_reproductions
 from kdbench.results.claims import ROLES, Claim, Comparison, _of_data, compare_claims, load_claims
 from kdbench.results.record import Record
@@ -156,7 +157,7 @@ def test_claims_that_can_be_trained_again_name_arms_that_there_are(committed: li
 def test_what_is_from_memory_says_so(committed: list[Claim]) -> None:
     remembered = {c.origin for c in committed if c.provenance == "memory"}
     assert remembered == {"snudatalab/KegNet", "arXiv:1902.03393", "arXiv:1904.07734"}
-    assert "98.90" not in render_claims([], [c for c in committed if c.provenance == "memory"])["claims.md"]
+    assert "98.90" not in render_claims(*groups_of([c for c in committed if c.provenance == "memory"], []))["claims.md"]
 
 
 def test_printed_digits_runs_and_spread_are_read(committed: list[Claim]) -> None:
@@ -655,8 +656,8 @@ def test_tables_hold_the_claims_that_join_records(committed: list[Claim]) -> Non
 
 def test_what_is_rendered_depends_on_the_content_alone(committed: list[Claim]) -> None:
     records = [*three(70.5, 0.1), *three(60.0, 0.2, config={"protocol": {"epochs": 12}})]
-    texts = render_claims(records, committed)
-    assert texts == render_claims(records[::-1], committed[::-1])
+    texts = render_claims(*groups_of(committed, records))
+    assert texts == render_claims(*groups_of(committed[::-1], records[::-1]))
     assert list(texts) == ["claims.md", "claims.csv"]
     markdown = texts["claims.md"]
     n = len(committed)
@@ -669,7 +670,7 @@ def test_what_is_rendered_depends_on_the_content_alone(committed: list[Claim]) -
 
 
 def test_an_empty_store_leaves_all_untested(committed: list[Claim]) -> None:
-    texts = render_claims([], committed)
+    texts = render_claims(*groups_of(committed, []))
     n = len(committed)
     assert f"No record joins one of the {n} claims yet." in texts["claims.md"]
     assert texts["claims.md"].count("<summary>Coverage</summary>") == 1  # rows of zeros, folded
@@ -679,7 +680,7 @@ def test_an_empty_store_leaves_all_untested(committed: list[Claim]) -> None:
 
 def test_markup_in_a_claim_is_shown_as_it_is() -> None:
     nasty = claim(method="<script>alert(1)</script> | *KD*", source="a|b@1234567 `x`")
-    markdown = render_claims(three(70.66, 0.1), [nasty])["claims.md"]
+    markdown = render_claims(*groups_of([nasty], three(70.66, 0.1)))["claims.md"]
     assert "<script>" not in markdown.replace(r"\<", "")
     assert r"\<script\>alert(1)\</script\> \| \*KD\*" in markdown
     (row,) = (line for line in markdown.splitlines() if "alert" in line)

@@ -13,9 +13,8 @@ from typing import Any
 from kdbench.report.csv import CSV_MARKER, csv_value
 from kdbench.report.markdown import MARKER, escape, line
 from kdbench.report.reproductions import HEADER as ARMS
-from kdbench.report.reproductions import RULE, Group, groups_of
+from kdbench.report.reproductions import RULE, Group
 from kdbench.results.claims import STATUSES, TEACHER_TOLERANCE, TOLERANCE, Claim, Comparison, Status
-from kdbench.results.record import Record
 from kdbench.results.stats import Estimate
 from kdbench.text import fixed, many
 
@@ -63,13 +62,12 @@ class ClaimsTable:
     rows: tuple[tuple[str, ...], ...]
 
 
-def render_claims(records: Iterable[Record], claims: Iterable[Claim]) -> dict[str, str]:
-    """Text of ``claims.md`` and ``claims.csv``, by file name; the order of `records` and `claims` plays no part.
+def render_claims(comparisons: Sequence[Comparison], groups: Sequence[Group]) -> dict[str, str]:
+    """Text of ``claims.md`` and ``claims.csv``, by file name, of what `kdbench.report.reproductions.groups_of` gives.
 
     Both hold the claims that records answer; the Markdown file begins with the groups that were trained as their
     sources say, and ends with the coverage of each source.
     """
-    comparisons, groups = groups_of(claims, records)
     return {"claims.md": _markdown(comparisons, groups), "claims.csv": _csv(comparisons, groups)}
 
 

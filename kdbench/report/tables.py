@@ -125,18 +125,19 @@ def render(
     shown, look = [suffix for suffix in formats if suffix in SHEETS], look or Look()
     texts = {f"{FOLDER}/{sheet.path}.{suffix}": look.show(sheet, suffix) for sheet in sheets for suffix in shown}
     others, claims = {}, list(claims)
+    answers, groups = groups_of(claims, records) if claims and {"html", "md", "csv"} & {*formats} else ([], [])
     if sheet := latency_sheet(latencies, records):
         for suffix in shown:
             texts[f"{FOLDER}/{sheet.path}.{suffix}"] = look.show(sheet, suffix)
             others[f"{sheet.path}.{suffix}"] = f"{sheet.title} of the students, with parameters and MACs ({suffix})"
     if "html" in formats:
-        texts[LEADERBOARD] = leaderboard.render(tables, methods, groups_of(claims, records)[0])
+        texts[LEADERBOARD] = leaderboard.render(tables, methods, answers)
         others[f"../{LEADERBOARD}"] = "Leaderboard, to search, sort and plot"
     if "tex" in formats:
         works = cited(row.paper for table in tables for row in table.rows)
         texts[f"{FOLDER}/{bibliography.FILE}"] = f"{LATEX_MARKER}\n\n{works}"
         others[bibliography.FILE] = "The works that the tables in LaTeX cite"
-    for name, text in render_claims(records, claims).items() if claims else ():
+    for name, text in render_claims(answers, groups).items() if claims else ():
         suffix = name.rpartition(".")[2]
         if suffix in formats:
             texts[f"{FOLDER}/{name}"] = text

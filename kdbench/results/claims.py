@@ -6,6 +6,7 @@ The committed claims lie in ``results/claims``, whose README explains the column
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -13,7 +14,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -296,29 +297,33 @@ def _files(root: str | Path | None) -> list[Path]:
     raise UserError(f"There are no claims in {' nor '.join(map(str, folders))}: reinstall kdbench.")
 
 
-def _read(path: Path) -> Iterable[tuple[int, Claim]]:
-    known = Claim.model_fields
+def _read(path: Path) -> Sequence[tuple[int, Claim]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
-            reader = csv.DictReader(file, strict=True)
-            columns = list(reader.fieldnames or [])
-            unknown = [column for column in columns if column not in known]
-            missing = [name for name, field in known.items() if field.is_required() and name not in columns]
-            if unknown or missing or len(set(columns)) < len(columns):
-                what = f"unknown column '{unknown[0]}'" if unknown else f"no column '{missing[0]}'" if missing else ""
-                raise UserError(f"{path}:1: {what or 'a column stands twice'}: choose from {', '.join(known)}.")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"{path}:{reader.line_num}: the row has not {len(columns)} fields: mend the commas."
-                    )
-                try:
-                    claim = Claim.model_validate(row)
-                except ValidationError as error:
-                    raise UserError(f"{path}:{reader.line_num}: {_explain(error)}: mend the row.") from None
-                yield reader.line_num, claim
+            return _rows(path, file.read())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}): mend or remove the file.") from None
+
+
+@lru_cache(maxsize=64)
+def _rows(path: Path, text: str) -> Sequence[tuple[int, Claim]]:
+    """Line and claim of each row; kept, as the tables of every run stand beside the same ones."""
+    known, rows = Claim.model_fields, []
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    columns = list(reader.fieldnames or [])
+    unknown = [column for column in columns if column not in known]
+    missing = [name for name, field in known.items() if field.is_required() and name not in columns]
+    if unknown or missing or len(set(columns)) < len(columns):
+        what = f"unknown column '{unknown[0]}'" if unknown else f"no column '{missing[0]}'" if missing else ""
+        raise UserError(f"{path}:1: {what or 'a column stands twice'}: choose from {', '.join(known)}.")
+    for row in reader:
+        if None in row or None in row.values():
+            raise UserError(f"{path}:{reader.line_num}: the row has not {len(columns)} fields: mend the commas.")
+        try:
+            rows.append((reader.line_num, Claim.model_validate(row)))
+        except ValidationError as error:
+            raise UserError(f"{path}:{reader.line_num}: {_explain(error)}: mend the row.") from None
+    return rows
 
 
 def _explain(error: ValidationError) -> str:
