@@ -118,6 +118,7 @@ INFORMED = {
     *BANKS,
     *("pseudo_examples", "replayed", "replayed_all_layers"),
     *("ard", "adversarial_training"),
+    "cluster_labels",
     "ddgsd",
     "kdpp",
     "lfme",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import DoesNotFit
 from methods.learning.byol import BYOL
+from methods.learning.cluster_labels import ClusterLabels
 from methods.learning.compress import CompRess, CompRessOneQueue
 from methods.learning.consistency import everything, everything_again
 from methods.learning.dual_student import DualStudent, Stability, learns_from, stability
@@ -350,6 +351,28 @@ def test_distilled_features_by_hand(cls: type[SEEDDistillation | CompRess | Comp
     assert [(turn.stage, turn.player) for turn in turns] == [("features", "student")] * 3 + [("linear", "head")]
     assert close(method.student, student)
     assert method.deployed() is method.student
+
+
+def test_clusters_of_the_teachers_features_are_the_labels() -> None:
+    protocol = PLAIN.model_copy(update={"epochs": 4})
+    method = bind(ClusterLabels(clusters=3, linear_share=0.25, protocol=protocol))
+    student, linear = copy.deepcopy(method.student), copy.deepcopy(method.linear)
+    (batch,) = batches(1)
+    turns = watch(method)
+    fit(method, [batch], 4)
+    t, cluster = method.teacher.tap(batch.x, ("embed",))["embed"], method.cluster[batch.index]  # type: ignore[operator]
+    means = torch.stack([t[cluster == k].mean(0) for k in range(3)])
+    assert torch.equal(torch.cdist(t, means).argmin(1), cluster)  # where k-means comes to rest
+    for epoch in range(3):
+        loss = F.cross_entropy(linear(student.tap(batch.x)["embed"]), cluster)  # type: ignore[operator]
+        assert turns[epoch].terms == pytest.approx({"cluster": loss.item()}, rel=1e-3)
+        step(loss, trained(student, linear))
+    head = student.head
+    assert isinstance(head, nn.Linear)
+    classified(student, head, batch)
+    assert [(turn.stage, turn.player) for turn in turns] == [("features", "student")] * 3 + [("linear", "head")]
+    assert close(method.student, student)
+    assert ClusterLabels().bind(network(STUDENT, 0), network(TEACHER, 0), SPEC).linear.out_features == SPEC.n_train
 
 
 def test_byol_by_hand() -> None:

@@ -160,6 +160,7 @@ def world_of(cls: type[Method]) -> World:
 
 
 QUICK: dict[str, dict[str, Any]] = {
+    "cluster_labels": {"clusters": 4},
     "zskd": {"impressions": 24, "iterations": 2, "image_batch": 12},
     "snapshot_distillation": {"cycles": 2},
     "noisy_student": {"generations": 2},
