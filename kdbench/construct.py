@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any
 
 import hydra
@@ -93,8 +94,9 @@ def method_class(name: str, config: Any) -> type[Method]:
     return cls
 
 
-def _check_declarations(name: str, cls: type[Method]) -> None:
-    """Raises `UserError` for what the class says of itself, if a record could not be made of it after its training."""
+@cache
+def _declarations() -> Mapping[str, TypeAdapter[Any]]:
+    """What a class says of itself, and what checks that."""
     kinds: dict[str, Any] = {
         "leaf": Text,
         "title": Text,
@@ -107,14 +109,19 @@ def _check_declarations(name: str, cls: type[Method]) -> None:
         "survey": dict[str, str],
         "added": dict[str, Any],
     }
-    for key, kind in kinds.items():
+    return {key: TypeAdapter(kind) for key, kind in kinds.items()}
+
+
+def _check_declarations(name: str, cls: type[Method]) -> None:
+    """Raises `UserError` for what the class says of itself, if a record could not be made of it after its training."""
+    for key, kind in _declarations().items():
         if not hasattr(cls, key):
             raise UserError(f"method '{name}': {cls.__name__} does not say its {key}: add `{key} = ...` to the class.")
         value = getattr(cls, key)
         if isinstance(value, property):  # one that depends on the settings
             continue
         try:
-            TypeAdapter(kind).validate_python(dict(value) if isinstance(value, Mapping) else value)
+            kind.validate_python(dict(value) if isinstance(value, Mapping) else value)
         except ValidationError:
             raise UserError(
                 f"method '{name}': {cls.__name__}.{key} = {value!r} is not as in kdbench.method.Method: mend it."

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from types import UnionType
 from typing import Annotated, Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
 
@@ -74,7 +74,7 @@ def checked(init: Callable[P, None]) -> Callable[P, None]:
     return checking
 
 
-@lru_cache
+@cache
 def adapters(init: Callable[..., None]) -> Mapping[str, TypeAdapter[Any]]:
     """What checks each annotated parameter: numbers strictly (neither ``true`` nor text is one), and finite."""
     found: dict[str, TypeAdapter[Any]] = {}

@@ -133,12 +133,14 @@ def cells_of(job: Job) -> list[Cell]:
     taught_by = teachers_of(job)
     (recipe, *others), pins = [each for each, _ in taught_by], tuple(pin for _, pin in taught_by)
     dataset = dataset_identity(job.dataset)
-    cells = []
+    cells, chosen = [], []
+    for name, config in job.method.items():
+        cls = method_class(name, config)
+        settings = method_identity(cls, config)
+        construct(name, cls, settings, protocol)
+        chosen.append((name, cls, settings))
     for seed in dict.fromkeys(job.seed):
-        for name, config in job.method.items():
-            cls = method_class(name, config)
-            settings = method_identity(cls, config)
-            construct(name, cls, settings, protocol)
+        for name, cls, settings in chosen:
             taught = bool({"teacher", "teachers"} & cls.needs)
             identity: dict[str, Any] = {
                 "method": {"name": name, **settings},
