@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from kdbench.bench.reference import WARM, Images, Reference
 from kdbench.bench.setting import Setting, make_setting, prepared
 from kdbench.bench.worker import Worker
 from kdbench.compute.route import Route
-from kdbench.data.crops import Crops
-from kdbench.data.datasets import Dataset
 from kdbench.data.manifest import ImageFiles
 from kdbench.data.views import apply_views
 from kdbench.errors import UserError
@@ -336,9 +333,7 @@ def test_large_images_are_read_and_cropped_on_both_sides(tmp_path: Path) -> None
             "kd alone, live teacher",
             "cohort of 4, live teacher",
         }
-        small, _ = make_setting(PAIR, ["kd", "at"], root)
-        crops = Crops(size=32)
-        small.__dict__["dataset"] = small.dataset.posed(crops=crops, **shrunk(small.dataset))
+        small, _ = make_setting(PAIR, ["kd", "at"], root, 32)
         assert small.dataset.workers == 2
         reference = Images(small.dataset)
         folder = ImageFolder(str(tmp_path / "photos" / "train"), reference.transform)
@@ -358,12 +353,6 @@ def test_large_images_are_read_and_cropped_on_both_sides(tmp_path: Path) -> None
         teacher = frozen_teacher(small, route, tmp_path / "views")
         assert Engine(small, ["kd", "at"], "32-true", route, teacher, tmp_path / "engine").turn(1) > 0
     assert not Path(root).exists()
-
-
-def shrunk(data: Dataset) -> dict[str, Any]:
-    """The splits of a data set whose images are shown at 32x32."""
-    parts = {"train": data.train, "test": data.test}
-    return {name: replace(part, images=replace(part.images, side=32)) for name, part in parts.items()}
 
 
 def test_figures_need_not_have_the_cost_of_the_loop() -> None:
@@ -388,6 +377,8 @@ BAD = {
     "--out bad.json": ["bad.json", "no figures"],
     "--out bad.json/b.json": ["bad.json"],
     "--images nowhere": ["nowhere is no folder"],
+    "--size 64": ["--size", "--images photos", "leave it out"],
+    "--images nowhere --size x": ["--size x", "whole number"],
 }
 
 

@@ -45,6 +45,7 @@ class Setting:
         single: the method that is measured alone.
         smallest, smallest_method: student and method for the cost of the loop.
         images: where a folder of large images is prepared, which are streamed; empty: those of `data`, in memory.
+        size: height and width to which these are cropped, in pixels.
     """
 
     pair: str
@@ -56,6 +57,7 @@ class Setting:
     smallest_method: str
     data: str
     images: str = ""
+    size: int = 224
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -86,9 +88,11 @@ class Setting:
 
     @cached_property
     def dataset(self) -> Dataset:
-        config = DatasetConfig.of(OmegaConf.load(conf_dir() / "dataset" / f"{self.data}.yaml"))  # type: ignore[arg-type]
+        found: Any = OmegaConf.load(conf_dir() / "dataset" / f"{self.data}.yaml")
         if self.images:
-            return replace(config.model_copy(update={"root": self.images}).build(), workers=WORKERS)
+            found.root, found.views.size = self.images, self.size
+            return replace(DatasetConfig.of(found).build(), workers=WORKERS)
+        config = DatasetConfig.of(found)
         return config.build() if self.prepared else _random(config)
 
     @property
@@ -140,11 +144,13 @@ def prepared(images: Path | None) -> Iterator[str]:
         yield folder
 
 
-def make_setting(pair: str | None, cohort: Sequence[str] | None, images: str = "") -> tuple[Setting, Mapping[str, Any]]:
+def make_setting(
+    pair: str | None, cohort: Sequence[str] | None, images: str = "", size: int = 224
+) -> tuple[Setting, Mapping[str, Any]]:
     """A checked setting, by default that of ``conf/bench.yaml``, and the whole of that file.
 
     Args:
-        images: where large images are prepared, as of `prepared`.
+        images: where large images are prepared, as of `prepared`; `size` is what they are cropped to.
 
     Raises:
         UserError: unknown pair or method, a method that the reference loop cannot play, or none.
@@ -169,6 +175,7 @@ def make_setting(pair: str | None, cohort: Sequence[str] | None, images: str = "
         smallest_method=defaults["smallest_method"],
         data=STREAMED if images else defaults["dataset"],
         images=images,
+        size=size,
     )
     for name in setting.cohort:
         if name not in setting.entries:

@@ -23,6 +23,7 @@ def add_to(commands: Any) -> None:
         metavar="DIR",
         help="large images to be streamed, as train/CLASS and test/CLASS; some hundred",
     )
+    bench.add_argument("--size", metavar="N", help="to which these are cropped: 224, if it is not given")
     bench.add_argument("--rounds", metavar="N", help="turns of every way to train")
     bench.add_argument("--steps", metavar="N", help="timed steps per turn")
     bench.add_argument("--quick", action="store_true", help="2 rounds of 3 steps, nothing compiled, no memory")
@@ -47,7 +48,9 @@ def run_bench(options: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out} is no .json file: name one, as in results/benchmarks.json.")
     if options.out and options.quick:
         raise UserError("figures of --quick are for a look, not for keeping: drop --quick or --out.")
-    given = {name: _count(name, getattr(options, name)) for name in ("rounds", "steps")}
+    given = {name: _count(name, getattr(options, name)) for name in ("rounds", "steps", "size")}
+    if given["size"] and options.images is None:
+        raise UserError("--size is of large images: name their folder, as in --images photos, or leave it out.")
 
     from rich.console import Console
 
@@ -61,7 +64,7 @@ def run_bench(options: argparse.Namespace) -> int:
         figures.load(options.out)
         check_writable(options.out)
     with prepared(options.images) as images:
-        setting, defaults = make_setting(options.pair, names, images)
+        setting, defaults = make_setting(options.pair, names, images, given["size"] or 224)
         usual = {"rounds": 2, "steps": 3} if options.quick else defaults
         rounds, steps = (given[name] or usual[name] for name in ("rounds", "steps"))
         console = Console(stderr=True)
