@@ -21,7 +21,7 @@ from kdbench.cli import helps, program
 from kdbench.cli.jobs import check_choices
 from kdbench.declared import declared
 from kdbench.paths import conf_dir
-from kdbench.registry import methods
+from kdbench.registry import Entry, methods
 from kdbench.taxonomy import load_taxonomy
 
 COMMANDS = ("run", "methods", "teacher", "teacher list", "teacher train", "teacher cache", "data", "data list")
@@ -251,6 +251,49 @@ def test_what_only_running_tells_is_imported(tmp_path: Path, monkeypatch: pytest
     for name in ("plain", "computed"):
         assert (found[name].leaf, found[name].needs, found[name].title) == ("controls", {"labels"}, "Base")
         assert found[name].path == f"own_methods.{name.title()}"
+
+
+BASES = """from kdbench.method import Method
+
+class Shared(Method):
+    title, paper = "", ""
+    leaf = "controls"
+    extension = True
+"""
+SHORT = '''"""Short."""
+from own_bases import Shared
+
+class Mine(Shared):
+    """L = 0"""
+    title = "Mine"
+    paper = ""
+'''
+
+
+def test_what_has_changed_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    bases, code, conf = tmp_path / "own_bases.py", tmp_path / "own_short.py", tmp_path / "conf" / "method" / "mine.yaml"
+    conf.parent.mkdir(parents=True)
+    bases.write_text(BASES)
+    code.write_text(SHORT)
+    conf.write_text("_target_: own_short.Mine\ntemperature: 1.0\n")
+
+    def read() -> Entry:
+        return next(entry for entry in methods([tmp_path / "conf"]) if entry.name == "mine")
+
+    first = read()
+    assert first.source is not None
+    assert {*first.source.rests_on} >= {bases, code}
+    assert read() is first
+    for file, was, now in ((bases, "extension = True", "extension = False"), (code, '"Mine"', '"Ours, now"')):
+        file.write_text(file.read_text().replace(was, now))
+        second = read()
+        assert second is not first
+        assert read() is second
+        first = second
+    assert (first.extension, first.title) == (False, "Ours, now")
+    conf.write_text("_target_: own_short.Mine\ntemperature: 22.0\n")
+    assert read().settings == {"temperature": 22.0}
 
 
 def test_the_tree_has_numbers_reasons_and_no_two_alike(kd: Kdbench) -> None:
