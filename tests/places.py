@@ -62,6 +62,11 @@ PLACES = {
         " teacher.method=${method.actor_critic}",
         task="policy",
     ),
+    "gaussian_policy": Place(
+        "dataset=Pendulum-v1 dataset.steps=64 dataset.episodes=2 protocol.batch_size=32 pair=mlp-64-mlp-8"
+        " teacher.method=${method.gaussian_actor_critic}",
+        task="gaussian-policy",
+    ),
     "noisy_labels": Place(
         f"{DIGITS} scenario=noisy_labels dataset.scenario.clean=0.5 teacher.dataset.scenario.part=clean",
         guests=("scratch", "kd", "distilled_labels"),

@@ -6,12 +6,14 @@ import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 
 from kdbench.data.batch import Batch
 from kdbench.data.environments import Environment, Play, Rollout
@@ -19,9 +21,22 @@ from kdbench.data.module import ArrayData
 from kdbench.data.sources import source_of
 from kdbench.errors import DoesNotFit, UserError
 from kdbench.losses import cross_entropy, kl
-from kdbench.tasks import Policy, task_of
+from kdbench.tasks import GaussianPolicy, Policy, task_of
+from methods.controls.gaussian_actor_critic import gaussian, gaussian_actor_critic_losses
+from methods.learning.gaussian_policy_distillation import gaussian_kl_loss
 
 CARTPOLE = "CartPole-v1"
+PENDULUM = "Pendulum-v1"
+
+
+class Switches(gymnasium.Env[Any, Any]):
+    """Its actions are sets of switches."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (3,))
+    action_space = gymnasium.spaces.MultiBinary(2)
+
+
+gymnasium.register("kdbench-test/Switches-v0", Switches)
 
 
 class Leaning(nn.Module):
@@ -91,6 +106,34 @@ def test_returns_are_those_of_episodes_played_alone(name: str) -> None:
     assert len(set(expected)) > 1 or name != CARTPOLE
 
 
+def test_actions_may_be_vectors() -> None:
+    data = Environment(PENDULUM, steps=1, episodes=3).build()
+    assert task_of(data.spec.task, data.spec.settings) == GaussianPolicy(PENDULUM)
+    assert (data.spec.shape, data.spec.num_classes, data.classes) == ((3,), 2, ("mean 0", "log std 0"))
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2)
+    nn.init.normal_(net.weight, std=3)  # so that some actions are beyond the bounds of 2
+    expected, clipped = [], 0
+    for seed in range(3):
+        env = gymnasium.make(PENDULUM)
+        x, _ = env.reset(seed=seed)
+        total, over = 0.0, False
+        while not over:
+            with torch.no_grad():
+                mean = net(torch.tensor(x)[None])[0, :1].numpy()
+            clipped += int((abs(mean) > 2).sum())
+            x, reward, terminated, truncated, _ = env.step(mean.clip(-2, 2))
+            total, over = total + float(reward), terminated or truncated
+        expected.append(total)
+    meter = GaussianPolicy(PENDULUM).meter(data.spec)
+    with torch.inference_mode():
+        meter.begin()
+        for batch in ArrayData(data, 1, 0, eval_batch_size=2).test_dataloader():
+            meter.update(net, batch)
+    assert meter.examples().tolist() == pytest.approx(expected)
+    assert clipped
+
+
 def test_there_are_no_labels() -> None:
     with pytest.raises(DoesNotFit, match="no labels to learn from"):
         Policy(CARTPOLE).loss(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
@@ -100,7 +143,7 @@ def test_there_are_no_labels() -> None:
     ("name", "told"),
     [
         ("CartPole", "gymnasium has no environment 'CartPole': did you mean CartPole-v1"),
-        ("Pendulum-v1", "takes Box.*, not one of n"),
+        ("kdbench-test/Switches-v0", "takes MultiBinary.*, neither one of n nor a vector"),
         ("FrozenLake-v1", "shows Discrete.*, not a vector"),
         ("no_such_module:Thing-v0", "cannot be made .*no_such_module"),
     ],
@@ -210,7 +253,41 @@ def test_actions_are_drawn_from_the_softmax() -> None:
     assert not torch.equal(play.sampled(logits.expand(20000, 4)), drawn)
 
 
+def test_vectors_are_drawn_from_the_normal_distribution() -> None:
+    play = Play(PENDULUM, 2, seed=0).at(0)
+    mean, std = torch.tensor([1.0, -2.0]).expand(20000, 2), torch.tensor([0.5, 3.0]).expand(20000, 2)
+    drawn = play.drawn(mean, std)
+    unit = ((drawn - mean) / std).double()
+    assert unit.mean(0).abs().max() < 4 / 20000**0.5
+    assert (unit.var(0) - 1).abs().max() < 4 * (2 / 20000) ** 0.5
+    assert abs(torch.corrcoef(unit.T)[0, 1]) < 4 / 20000**0.5
+    assert unit.isfinite().all()
+    assert torch.equal(play.drawn(mean, std), drawn)  # within a step it is the same draw
+    found = play.rollout(4, lambda x: play.drawn(mean[: len(x), :1], std[: len(x), :1]))
+    assert found.action.shape == (2, 2, 1)
+    assert not torch.equal(play.drawn(mean, std), drawn)
+
+
 # ---- what methods do with it -----------------------------------------------------------------------------------------
+
+
+def test_losses_of_gaussian_policies_are_those_of_torchs_distributions() -> None:
+    torch.manual_seed(0)
+    mean, log_std, action, teacher = (torch.randn(7, 3, dtype=torch.float64) for _ in range(4))
+    value, target = torch.randn(2, 7, dtype=torch.float64)
+    policy, other = Normal(mean, log_std.exp()), Normal(teacher, action.exp())
+    assert gaussian(torch.cat([mean, log_std], 1))[1].equal(log_std.exp())
+    terms = gaussian_actor_critic_losses(mean, log_std.exp(), value, action, target)
+    expected = {
+        "policy": -((target - value) * policy.log_prob(action).sum(1)).mean(),
+        "value": (target - value).square().mean(),
+        "entropy": -policy.entropy().sum(1).mean(),
+    }
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(
+        {name: term.item() for name, term in expected.items()}
+    )
+    loss = gaussian_kl_loss(mean, log_std.exp(), teacher, action.exp())
+    assert loss.item() == pytest.approx(kl_divergence(other, policy).mean().item())
 
 
 class ActorCritic(nn.Module):

@@ -80,8 +80,9 @@ STREAMS = {AGAIN, PAIRED, "unlabelled"}
 # Those that keep an embedding of every training image.
 BANKS = ("crd", "crd_kd", "crd_infonce", "crd_bound")
 # Those that play.
-PLAYING = ("actor_critic", "actor_mimic", "piekd", "rnd")
+PLAYING = ("actor_critic", "actor_mimic", "gaussian_actor_critic", "piekd", "rnd")
 PLAYING += tuple(f"policy_distillation{loss}" for loss in ("", "_mse", "_nll"))
+PLAYING += tuple(f"gaussian_policy_distillation{loss}" for loss in ("", "_roots"))
 
 # Those that have a stage on exemplars alone.
 BALANCED = {"bic", "eeil", "eeil_facil", "podnet", "podnet_authors"}
@@ -334,7 +335,8 @@ def test_controls_stand_once_each() -> None:
     assert found["classification"] == {"scratch": 1, "smoothing": 1, "kd": 1}
     assert all(count == 1 for roles in found.values() for count in roles.values())
     assert {task: roles["scratch"] for task, roles in found.items()} == dict.fromkeys(TASKS, 1)
-    assert {task for task, roles in found.items() if roles["kd"]} == {"classification", "segmentation", "policy"}
+    tasks = {"classification", "segmentation", "policy", "gaussian-policy"}
+    assert {task for task, roles in found.items() if roles["kd"]} == tasks
 
 
 # ---- configs ------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from methods.applications.cwd import cwd_loss
 from methods.applications.depth_proxy import proxy_loss
 from methods.applications.pixel_wise import pixel_wise_loss
 from methods.applications.self_ensembling import class_balance_loss
+from methods.controls.gaussian_actor_critic import gaussian
 from methods.cross_modal.generalised_distillation import imitation_loss
 from methods.cross_modal.graph_distillation import imitation_terms
 from methods.cross_modal.hallucination import hallucination_loss
@@ -67,6 +68,7 @@ from methods.learning.compress import anchored_loss
 from methods.learning.cooperation import relation_loss
 from methods.learning.eeil import binary_loss
 from methods.learning.ensemble_to_one import ensemble_loss
+from methods.learning.gaussian_policy_distillation import gaussian_kl_loss, root_distance_loss
 from methods.learning.gkd import gkd_loss
 from methods.learning.icarl import icarl_loss
 from methods.learning.lucir import less_forget_loss, margin_ranking_loss
@@ -163,6 +165,11 @@ PASSING = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 """What a layer is given in the student and in the teacher."""
 HALVES = [range(6), range(4, K)]
 """What each of two teachers knows."""
+
+
+def bounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread of a Gaussian policy, without losing a digit."""
+    return gaussian(x.to(torch.promote_types(x.dtype, torch.float32)).clamp(-3, 3))
 
 
 def spread_out(x: Tensor) -> Tensor:
@@ -321,6 +328,8 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "attention_graph_loss": ("map", lambda s, t: attention_graph_loss(s[:, 0], t[:, 0])),
     "pod_loss": ("map", lambda s, t: pod_loss([s, s.flip(1)], [t, t.flip(1)])),
     "nca_loss": ("logits", lambda s, t: nca_loss(on_sphere(depth(s)), Y[: len(s)])),
+    "gaussian_kl_loss": ("logits", lambda s, t: gaussian_kl_loss(*bounded(s), *bounded(t))),
+    "root_distance_loss": ("logits", lambda s, t: root_distance_loss(*bounded(s), *bounded(t))),
     "best_action_loss": ("logits", best_action_loss),
     "score_loss": ("logits", score_loss),
     "correlation_loss": ("embed", correlation_loss),

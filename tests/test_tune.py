@@ -210,6 +210,7 @@ def test_without_validation_images_there_is_no_search(
         ("class-incremental", "replay"),
         ("depth", "scratch"),
         ("policy", "policy_distillation"),
+        ("gaussian-policy", "gaussian_policy_distillation"),
     ],
 )
 def test_the_control_is_that_of_the_task(task: str, control: str) -> None:

@@ -64,6 +64,20 @@ WORLDS = {
         ),
         "policy",
     ),
+    "gaussian-policy": World(
+        "mlp-8",
+        "mlp-16",
+        DataSpec(
+            "Pendulum-v1",
+            (3,),
+            2,
+            n_train=2 * BATCH,
+            n_test=2,
+            task="gaussian-policy",
+            settings={"environment": "Pendulum-v1"},
+        ),
+        "policy",
+    ),
 }
 CHAIN = World("vgg8x0.25", "vgg8", SPEC)
 """For methods that prune."""

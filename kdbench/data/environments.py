@@ -11,19 +11,20 @@ import torch
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, Split
 from kdbench.errors import UserError
-from kdbench.tasks.play import Play, Rollout, environment
+from kdbench.tasks.play import Play, Rollout, environment, outputs_of
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The source of data whose task is `kdbench.tasks.Policy`.
+    """The source of data whose task is `kdbench.tasks.Policy`, or `GaussianPolicy` where actions are vectors.
 
     A batch of training is so many steps, which the method plays itself (see `Play`); an epoch is `steps` of them. The
     test split is a list of episodes: their seeds, 0 to `episodes` - 1, stand where other data have their targets. So an
     example is an episode, and its score the return. Where other data have images there are none.
 
     Args:
-        name: as gymnasium registers it, with a vector to observe and a finite number of actions: ``CartPole-v1``.
+        name: as gymnasium registers it, with a vector to observe, whose actions are one of n or vectors:
+            ``CartPole-v1``, ``Pendulum-v1``.
         steps: environment steps of an epoch.
         episodes: how many are played for an evaluation; 100 is what gymnasium's (then OpenAI Gym's) rule for a solved
             ``CartPole-v1`` averages over.
@@ -52,21 +53,21 @@ class Environment:
             UserError: gymnasium is not installed, or there is no such environment.
         """
         env = environment(self.name)
-        actions = int(env.action_space.n)  # type: ignore[attr-defined]
+        outputs = outputs_of(env)
         spec = DataSpec(
             self.name,
             env.observation_space.shape,  # type: ignore[arg-type]  # of any length
-            actions,
+            len(outputs),
             n_train=self.steps,
             n_test=self.episodes,
-            task="policy",
+            task="gaussian-policy" if env.action_space.shape else "policy",
             settings={"environment": self.name},
         )
         return Dataset(
             train=_split(torch.zeros(self.steps, dtype=torch.int64)),
             val=None,
             test=_split(torch.arange(self.episodes)),
-            classes=tuple(str(action) for action in range(actions)),
+            classes=outputs,
             mean=(),
             std=(),
             pad=0,

@@ -8,7 +8,7 @@ from kdbench.tasks.depth import Depth
 from kdbench.tasks.episodes import Episodes
 from kdbench.tasks.incremental import ClassIncremental
 from kdbench.tasks.lookup import TASKS, task_for, task_of
-from kdbench.tasks.policy import Policy
+from kdbench.tasks.policy import GaussianPolicy, Policy
 from kdbench.tasks.robust import PGD, Robust
 from kdbench.tasks.segmentation import Segmentation
 
@@ -19,6 +19,7 @@ __all__ = [
     "Classification",
     "Depth",
     "Episodes",
+    "GaussianPolicy",
     "Meter",
     "Policy",
     "Robust",

@@ -12,7 +12,7 @@ from kdbench.tasks.classification import Classification
 from kdbench.tasks.depth import Depth
 from kdbench.tasks.episodes import Episodes
 from kdbench.tasks.incremental import ClassIncremental
-from kdbench.tasks.policy import Policy
+from kdbench.tasks.policy import GaussianPolicy, Policy
 from kdbench.tasks.robust import Robust
 from kdbench.tasks.segmentation import Segmentation
 
@@ -27,6 +27,7 @@ OURS: Mapping[str, type[Task]] = {
     "segmentation": Segmentation,
     "depth": Depth,
     "policy": Policy,
+    "gaussian-policy": GaussianPolicy,
 }
 """Short names of the package's own tasks; all others are named by their path."""
 TASKS = {task.name: task.primary.name for name, task in OURS.items() if name == task.name}

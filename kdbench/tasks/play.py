@@ -20,11 +20,12 @@ START, ACTION = range(2)
 """The independent streams of random numbers of an epoch of play."""
 
 Act = Callable[[Tensor], Tensor]
-"""From observations (E, D) to actions, int64, (E,)."""
+"""From observations (E, D) to actions: int64, (E,), or vectors, float32, (E, A)."""
 
 
-def environment(name: str) -> gymnasium.Env[Any, int]:
-    """One environment by its registered name, with a vector to observe and a finite number of actions.
+def environment(name: str) -> gymnasium.Env[Any, Any]:
+    """One environment by its registered name, with a vector to observe, whose actions are one of n, or vectors, which
+    it clips to its bounds.
 
     Raises:
         UserError: gymnasium is not installed, or has no such environment.
@@ -47,8 +48,22 @@ def environment(name: str) -> gymnasium.Env[Any, int]:
     if not (isinstance(seen, gymnasium.spaces.Box) and len(seen.shape) == 1):
         raise UserError(f"the environment {name} shows {seen}, not a vector: choose one such as CartPole-v1.")
     if not (isinstance(actions, gymnasium.spaces.Discrete) and actions.start == 0):
-        raise UserError(f"the environment {name} takes {actions}, not one of n: choose one such as CartPole-v1.")
+        if not (isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1):
+            raise UserError(
+                f"the environment {name} takes {actions}, neither one of n nor a vector: choose one such as "
+                "CartPole-v1 or Pendulum-v1."
+            )
+        env = gymnasium.wrappers.ClipAction(env)
     return env
+
+
+def outputs_of(env: gymnasium.Env[Any, Any]) -> tuple[str, ...]:
+    """What a policy's outputs are called: the actions, or of each number of an action its mean and the logarithm of its
+    standard deviation, first all means."""
+    actions: Any = env.action_space
+    if not actions.shape:
+        return tuple(str(action) for action in range(actions.n))
+    return tuple(f"{what} {i}" for what in ("mean", "log std") for i in range(actions.shape[0]))
 
 
 def returns(name: str, seeds: Tensor, act: Act) -> Tensor:
@@ -71,7 +86,7 @@ class Rollout(NamedTuple):
 
     Attributes:
         x: what was observed before each step, float32, (T, E, D).
-        action: int64, (T, E).
+        action: int64, (T, E), or float32, (T, E, A).
         reward: float32, (T, E).
         following: what was observed after each step, float32, (T, E, D): where an episode ended its last observation,
             not the first of the next one, so that its value can be asked for.
@@ -104,7 +119,7 @@ class Play:
         self.name, self.envs, self.seed = name, envs, seed
         self.device = torch.device("cpu")
         self._epoch: int | None = None
-        self._played: list[gymnasium.Env[Any, int]] = []
+        self._played: list[gymnasium.Env[Any, Any]] = []
         self._seen: list[Any] = []
         self._step = 0
 
@@ -147,6 +162,14 @@ class Play:
         draw = uniform(random_bits(self.seed, self._epoch, ACTION, place))
         below = logits.float().softmax(1).cumsum(1) <= draw[:, None]
         return below.sum(1).clamp(max=logits.shape[1] - 1)
+
+    def drawn(self, mean: Tensor, std: Tensor) -> Tensor:
+        """Actions drawn from N(mean, std²), all (E, A): one draw for each environment, step and number."""
+        assert self._epoch is not None, "say at(epoch) first"
+        place = self._step * self.envs + torch.arange(len(mean), device=mean.device)
+        place = place[:, None] * mean.shape[1] + torch.arange(mean.shape[1], device=mean.device)
+        draw = uniform(random_bits(self.seed, self._epoch, ACTION, place)) + 2**-25  # in the middle of its interval
+        return mean + std * torch.special.ndtri(draw)
 
 
 def _tensor(observations: list[Any], device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,15 +21,18 @@ class Returns(Meter):
     """``return``: the mean over episodes of the sum of rewards; an episode's score is its own.
 
     The test split is a list of episodes, whose seeds stand where other data have their targets. Each is played to its
-    end, always with the action of the highest score: nothing is left to chance.
+    end, always with the best action: nothing is left to chance.
+
+    Args:
+        best: from a policy's outputs to actions.
     """
 
-    def __init__(self, environment: str) -> None:
+    def __init__(self, environment: str, best: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.environment, self.scores = environment, Scores()
+        self.environment, self.best, self.scores = environment, best, Scores()
 
     def update(self, net: nn.Module, batch: Batch) -> None:
-        self.scores.update(returns(self.environment, batch.y, lambda seen: net(seen).argmax(1)))
+        self.scores.update(returns(self.environment, batch.y, lambda seen: self.best(net(seen))))
 
     def compute(self) -> dict[str, Tensor]:
         return {"return": self.scores.rows().mean()}
@@ -51,11 +55,29 @@ class Policy(Task):
         Raises:
             DoesNotFit: always.
         """
-        raise DoesNotFit("in an environment there are no labels to learn from: choose a method for the task 'policy'.")
+        raise DoesNotFit(
+            f"in an environment there are no labels to learn from: choose a method for the task '{self.name}'."
+        )
+
+    def best(self, output: Tensor) -> Tensor:
+        """The action of the highest score, int64, (B,)."""
+        return output.argmax(1)
 
     def meter(self, data: DataSpec) -> Meter:
-        return Returns(self.environment)
+        return Returns(self.environment, self.best)
 
     def play(self, envs: int, seed: int) -> Play:
         """Copies of the environment to learn in, see `Play`."""
         return Play(self.environment, envs, seed)
+
+
+@dataclass(frozen=True)
+class GaussianPolicy(Policy):
+    """Choosing vectors of numbers: outputs are means and logarithms of standard deviations, (B, 2A): the policy is
+    N(mean, std²) in each number. There are no targets."""
+
+    name = "gaussian-policy"
+
+    def best(self, output: Tensor) -> Tensor:
+        """The mean, (B, A)."""
+        return output.chunk(2, dim=1)[0]

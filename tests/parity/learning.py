@@ -17,6 +17,7 @@ from methods.learning.compress import anchored_loss
 from methods.learning.consistency import masked_ce
 from methods.learning.dual_student import learns_from, stability
 from methods.learning.eeil import heads_loss
+from methods.learning.gaussian_policy_distillation import gaussian_kl_loss, root_distance_loss
 from methods.learning.gkd import adjacency, gkd_loss
 from methods.learning.icarl import icarl_loss
 from methods.learning.linear_probe import Queue
@@ -346,3 +347,9 @@ def actor_mimic(v: Arrays) -> dict[str, Tensor]:
     s, h = v.leaf("student_q"), v.leaf("student_feature")
     policy = mimic_loss(s, v["teacher_q"], temperature=0.1, form="both")
     return {"loss": len(s) * policy + feature_loss(h, v["teacher_feature"]) / h.shape[1]}
+
+
+@golden()
+def policy_distillation_gaussian(v: Arrays) -> dict[str, Tensor]:
+    policies = v.leaf("student_mean"), v.leaf("student_std"), v["teacher_mean"], v["teacher_std"]
+    return {"loss": gaussian_kl_loss(*policies), "loss_wasserstein": root_distance_loss(*policies)}
