@@ -13,6 +13,7 @@ from kdbench.results.record import Record, canonical_json, flatten
 
 DATA = {
     "CartPole-v1": "CartPole",
+    "Pendulum-v1": "Pendulum",
     "bccd": "BCCD",
     "camvid": "CamVid",
     "cifar10": "CIFAR-10",
