@@ -149,6 +149,18 @@ class Samples(Protocol):
         ...
 
 
+class Crew(Protocol):
+    """Processes that train the same method, each on its share of every batch; see `kdbench.engine.crew`."""
+
+    def terms(self, terms: Mapping[str, Tensor], samples: int) -> dict[str, Tensor]:
+        """The terms of the whole batch, of those of this share of so many samples."""
+        ...
+
+    def gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make the gradients of this share those of the whole batch, in place."""
+        ...
+
+
 @dataclass(frozen=True)
 class Player:
     """Whoever is optimised: parameters, and an optimiser config of its own where the protocol's does not apply."""
@@ -175,6 +187,7 @@ class Method(pl.LightningModule):
         images_seen: training images drawn.
         tap_with: how a network in training is asked for taps; the bench may put a compiled way here.
         optimize_with: what becomes of an optimiser's config before it is made; the bench may ask for a fused one.
+        crew: who else trains it, on other shares of the same batches; None: nobody.
         task: what is asked of the network, classification until `bind` says otherwise.
         samples: where `take` finds training samples.
         kept: positions of the exemplars, int64, ascending.
@@ -249,6 +262,7 @@ class Method(pl.LightningModule):
         self.rng = torch.Generator()
         self.tap_with: Tapping = _tap
         self.optimize_with: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+        self.crew: Crew | None = None
         self.task: Task = Classification()
         self.samples: Samples | None = None
         self.kept = torch.zeros(0, dtype=torch.int64)
@@ -654,7 +668,8 @@ class Method(pl.LightningModule):
             return
         batch = Batch.of(batch).seen_by(self.needs)
         self.images_seen += batch.shown(self.needs)
-        group = self._group(batch_idx, len(batch)) if self.protocol.accumulate > 1 else None
+        samples = len(batch)
+        group = self._group(batch_idx) if self.protocol.accumulate > 1 else None
         batch = self.batch(batch)
         optimizers = self._optimizers()
         for player, terms in self.turns(batch):
@@ -662,6 +677,8 @@ class Method(pl.LightningModule):
                 players = [name for position, name in self._optimizer_of if position == self._position]
                 check_turn(type(self).__name__, player, players, terms, self.terms)
                 self._played[self._position, player] = frozenset(terms)
+            if self.crew:
+                terms = self.crew.terms(terms, samples)
             optimizer = optimizers[self._optimizer_of[self._position, player]]
             loss = reduce(add, (self._weight[name] * value for name, value in terms.items()))
             if group:
@@ -688,15 +705,16 @@ class Method(pl.LightningModule):
         self._tally.steps += 1
         self.after_step(batch)
 
-    def _group(self, batch_idx: int, size: int) -> _Group:
-        """The group of batches that a batch of `size` samples makes a step with."""
+    def _group(self, batch_idx: int) -> _Group:
+        """The group of batches that a batch makes a step with."""
         batches = self.protocol.accumulate
         start = batch_idx - batch_idx % batches
         if self.data.n_train:
             length, seen = self.protocol.batch_size, self.protocol.images(self._epoch_size())
         else:  # a loader of the user's, which says how many batches it has
-            size, length, seen = 1, 1, int(self.trainer.num_training_batches)
+            length, seen = 1, int(self.trainer.num_training_batches)
         end = min((start + batches) * length, seen)
+        size = min(length, seen - batch_idx * length)
         return _Group(share=size / (end - start * length), ends=(batch_idx + 1) * length >= end)
 
     def _epoch_size(self) -> int:
@@ -707,6 +725,8 @@ class Method(pl.LightningModule):
             self.manual_backward(loss, **kwargs)
 
     def _step(self, optimizer: Any) -> None:
+        if self.crew:
+            self.crew.gradients(_parameters(optimizer))
         if self.protocol.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(_parameters(optimizer), self.protocol.clip_norm * self._scale())
         optimizer.step()

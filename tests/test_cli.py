@@ -214,7 +214,6 @@ BAD = {
     "method.scratch._target_=nope.X": ["cannot import nope.X", "PYTHONPATH"],
     "method.scratch._target_=collections.OrderedDict": ["not a kdbench.method.Method"],
     "trainer.accelerator=abacus": ["trainer", "abacus"],
-    "trainer.devices=3": ["one device", "trainer.devices=1"],
     "+trainer.foo=1": ["trainer", "foo"],
     "+logger.foo=1": ["logger", "foo"],
     "dataset=cifar100": ["cifar100", "kdbench data prepare cifar100"],

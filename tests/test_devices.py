@@ -298,10 +298,6 @@ def test_a_device_that_cannot_be_used(kd: Kdbench, monkeypatch: pytest.MonkeyPat
     assert "\n" not in str(told.value)
 
 
-def test_several_devices_are_several_jobs(kd: Kdbench) -> None:
-    one_sentence(kd.run("method=scratch", "trainer.accelerator=cpu", "trainer.devices=2"), "cluster=ray_gpus")
-
-
 # ---- on a GPU ---------------------------------------------------------------------------------------------------
 
 SLOW = """

@@ -54,18 +54,24 @@ class Route:
         compiled: full batches go through torch.compile.
         teacher_dtype: of the folded teacher's weights and activations.
         cached: the teacher's logits and embeddings are looked up by view.
+        devices: on how many it is computed, each with its share of every batch.
     """
 
     fast: bool
     compiled: bool
     teacher_dtype: torch.dtype
     cached: bool
+    devices: int = 1
 
     @classmethod
-    def choose(cls, config: EngineConfig, device: torch.device, steps: int) -> Route:
-        """The route of a cell of `steps` optimiser batches in all its epochs on `device`."""
+    def choose(cls, config: EngineConfig, device: torch.device, steps: int, devices: int = 1) -> Route:
+        """The route of a cell of `steps` optimiser batches in all its epochs on `device`, or several like it.
+
+        Several compile nothing, as batch norm asks the others; and look nothing up, as all would wait for the one that
+        has to ask the teacher.
+        """
         if config.route == "plain":
-            return cls(fast=False, compiled=False, teacher_dtype=torch.float32, cached=False)
+            return cls(fast=False, compiled=False, teacher_dtype=torch.float32, cached=False, devices=devices)
         compiled = config.compile
         if compiled == "auto":
             compiled = steps >= COMPILE_STEPS and toolchain(device.type)
@@ -74,7 +80,10 @@ class Route:
             # on a GPU each step would wait for the look-up on the host; Windows has no positioned reads
             cached = device.type == "cpu" and hasattr(os, "pread")
         dtype = torch.bfloat16 if native_bf16(device) else torch.float32
-        return cls(fast=True, compiled=compiled, teacher_dtype=dtype, cached=cached)
+        alone = devices == 1
+        return cls(
+            fast=True, compiled=compiled and alone, teacher_dtype=dtype, cached=cached and alone, devices=devices
+        )
 
     def describe(self, cohort: int, *, teacher: bool = True) -> str:
         """For the record: ``channels-last, fused; teacher folded bf16, views cached; lockstep of 8``.
@@ -83,9 +92,9 @@ class Route:
             cohort: the number of cells trained in lockstep, this one included.
             teacher: whether the cell has one.
         """
-        company = f"lockstep of {cohort}" if cohort > 1 else "alone"
+        company = f"lockstep of {cohort}" if cohort > 1 else f"{self.devices} devices" if self.devices > 1 else "alone"
         if not self.fast:
-            return f"plain; {company}" if cohort > 1 else "plain"
+            return "plain" if company == "alone" else f"plain; {company}"
         parts = ["channels-last, fused" + (", compiled" if self.compiled else "")]
         if teacher:
             folded = "teacher folded " + {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.teacher_dtype]

@@ -18,6 +18,22 @@ AGAIN, PAIRED = "again", "paired"
 PARTS = ("x", "y", "index", "view")
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of each batch that a process trains on: the `rank`-th of `size` parts, whose lengths differ by one at
+    most."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, rows: Tensor) -> Tensor:
+        """(B, ...) to (b, ...)."""
+        return rows.tensor_split(self.size)[self.rank]
+
+
+WHOLE = Share()
+
+
 class Beside(Mapping[str, "Batch"]):
     """The streams beside a batch: each is cut when it is first asked for, once for all who hold the batch.
 
@@ -157,8 +173,12 @@ class Batch:
         """The batch on another device, and its streams too, as they are asked for."""
         if self.x.device == torch.device(device):
             return self
-        x, y, index, view = (getattr(self, key).to(device, **kwargs) for key in PARTS)
-        return Batch(x, y, index, view, self._beside.each(lambda stream: stream.to(device, **kwargs)))
+        return self.each(lambda tensor: tensor.to(device, **kwargs))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with each of its tensors changed, and those of its streams once they are asked for."""
+        x, y, index, view = (change(getattr(self, key)) for key in PARTS)
+        return Batch(x, y, index, view, self._beside.each(lambda stream: stream.each(change)))
 
     @property
     def _beside(self) -> Beside:

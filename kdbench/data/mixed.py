@@ -32,10 +32,15 @@ class Mixed:
         return len(self.views)
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch = self.views.epoch
-        last = self.views.take(order_of(self.views.seed, epoch, len(self.views.labels))[-1:])
+        views, epoch = self.views, self.views.epoch
+        order = order_of(views.seed, epoch, len(views.labels))
+        last = views.take(order[-1:])
         x, y = last.x, last.y
-        for batch in self.views:
+        for batch in views:
+            if views.share.size > 1:  # the image before its first is in another share
+                place = int((order == int(batch.index[0])).nonzero())
+                last = views.take(order[place - 1 :][:1])
+                x, y = last.x, last.y
             before, labels = torch.cat([x, batch.x[:-1]]), torch.cat([y, batch.y[:-1]])
             yield self._mixed(batch, before, labels, epoch)
             x, y = batch.x[-1:], batch.y[-1:]

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from kdbench.data.batch import Batch, DataSpec
+from kdbench.data.batch import WHOLE, Batch, DataSpec, Share
 from kdbench.data.datasets import Dataset, Split
 from kdbench.data.manifest import ImageFiles
 from kdbench.data.mixed import Mixed
@@ -54,6 +54,7 @@ class ArrayData(pl.LightningDataModule):
         blind: training batches without data (see `Views`).
         moved: what becomes of targets when their images move, as of `kdbench.tasks.Task.moved`.
         placed: what lies on a device, for several modules of one data set to share; filled in.
+        share: the part of each training batch that is shown.
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class ArrayData(pl.LightningDataModule):
         blind: bool = False,
         moved: Moved | None = None,
         placed: dict[tuple[str, torch.device], Any] | None = None,
+        share: Share = WHOLE,
     ) -> None:
         super().__init__()
         self.dataset, self.batch_size, self.seed, self.moved = dataset, batch_size, seed, moved
-        self.eval_batch_size, self.drop_last, self.blind = eval_batch_size, drop_last, blind
+        self.eval_batch_size, self.drop_last, self.blind, self.share = eval_batch_size, drop_last, blind, share
         if dataset.experiences and not epochs:
             raise ValueError("experiences share the epochs: say how many there are")
         self._ends = ends_of(epochs, len(dataset.experiences)) if epochs and dataset.experiences else ()
@@ -130,6 +132,7 @@ class ArrayData(pl.LightningDataModule):
             "blind": self.blind,
             "device": self._device,
             "epoch_of": epoch_of,
+            "share": self.share,
         }
         if data.crops:
             return self._streamed(split, self.batch_size, self.seed, **common)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms.v2 import functional as TF
 
-from kdbench.data.batch import AGAIN, Batch, Beside
+from kdbench.data.batch import AGAIN, WHOLE, Batch, Beside, Share
 from kdbench.data.crops import AUGMENT, FLIP, JITTER, VIEW, Crops, jitter_of, jittered, view_of
 from kdbench.data.images import MOST_PIXELS, read_whole
 from kdbench.data.manifest import ImageFiles, anew
@@ -110,7 +110,7 @@ class Streamed(OfEpochs):
         flip: mirror half of the training images.
         augment: shuffle and crop as of (seed, epoch, index), for training; else the middle of each, in order.
         workers: processes that read.
-        drop_last, blind, epoch_of: as of `Views`.
+        drop_last, blind, epoch_of, share: as of `Views`; what is not in the share is not read.
     """
 
     def __init__(
@@ -130,11 +130,12 @@ class Streamed(OfEpochs):
         blind: bool = False,
         device: torch.device | str = "cpu",
         epoch_of: Callable[[], int] | None = None,
+        share: Share = WHOLE,
     ) -> None:
         self.device = torch.device(device)
         self.labels, self.batch_size, self.seed = labels.to(self.device), batch_size, seed
         self.crops, self.flip, self.augment, self.workers = crops, flip, augment, number_of(workers)
-        self.drop_last, self.blind, self.epoch_of = drop_last, blind, epoch_of
+        self.drop_last, self.blind, self.epoch_of, self.share = drop_last, blind, epoch_of, share
         self.mean, self.std = (torch.tensor(values, dtype=torch.float32, device=self.device) for values in (mean, std))
         self._sizes = torch.from_numpy(files.shapes)
         self._reader = Reader(files, crops)
@@ -152,7 +153,7 @@ class Streamed(OfEpochs):
     def __iter__(self) -> Iterator[Batch]:
         epoch, n = self.epoch, len(self.labels)
         order = order_of(self.seed, epoch, n) if self.augment else torch.arange(n)
-        parts = order.split(self.batch_size)[: len(self)]
+        parts = [self.share.of(index) for index in order.split(self.batch_size)[: len(self)]]
         if self.blind:
             for index in parts:
                 yield self._blind(index, self._views(epoch, index))

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.data.batch import AGAIN, Batch, Beside
+from kdbench.data.batch import AGAIN, WHOLE, Batch, Beside, Share
 from kdbench.data.datasets import Affine, Split, Stream
 from kdbench.draws import random_bits, uniform
 
@@ -218,6 +218,7 @@ class Views(OfEpochs):
         laps: how often an epoch shows each of them, each time in another view.
         moved: what becomes of targets when their images move; None: nothing.
         affine: for training, images are turned, moved and zoomed behind all that.
+        share: the part of each batch that is shown; streams with an order of their own are shown whole.
     """
 
     def __init__(
@@ -241,6 +242,7 @@ class Views(OfEpochs):
         laps: int = 1,
         moved: Moved | None = None,
         affine: Affine | None = None,
+        share: Share = WHOLE,
     ) -> None:
         self.device = torch.device(device)
         self.images, self.labels = images.to(self.device), labels.to(self.device)
@@ -248,7 +250,7 @@ class Views(OfEpochs):
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
         self.pad, self.flip = (pad, flip) if augment else (0, False)
         self.drop_last, self.blind, self.epoch_of = drop_last, blind, epoch_of
-        self.laps, self.moved, self.affine = laps, moved, affine if augment else None
+        self.laps, self.moved, self.affine, self.share = laps, moved, affine if augment else None, share
         everything = torch.arange(len(self.labels), device=self.device)
         self._part_of = part_of or (lambda epoch: everything)
         self._samples = _Samples(self.images, self.labels, self.mean, self.std)
@@ -269,7 +271,7 @@ class Views(OfEpochs):
             own[name] = self._passes(epoch, whole, len(whole), stream.draw)
         size, end = self.batch_size, len(passes) * self.laps
         for number in range(end // size if self.drop_last else -(-end // size)):
-            counter, index, view = passes[size * number : min(size * (number + 1), end)]
+            counter, index, view = map(self.share.of, passes[size * number : min(size * (number + 1), end)])
             if self.blind:
                 yield Batch(self.mean.new_empty(len(view), 0), view.new_empty(len(view), 0), index, view)
                 continue

@@ -30,9 +30,13 @@ def usable_cores() -> int:
         return os.cpu_count() or 1
 
 
-def number_of(workers: Workers) -> int:
-    """How many are meant: by themselves one for each usable core, at most `MOST`."""
-    return min(usable_cores(), MOST) if workers == "auto" else workers
+def number_of(workers: Workers, share: int = 1) -> int:
+    """How many are meant: by themselves one for each usable core, at most `MOST`.
+
+    Args:
+        share: among so many that train the cores are shared.
+    """
+    return max(1, min(usable_cores() // share, MOST)) if workers == "auto" else workers
 
 
 def check_shared_memory(workers: int, batch: int) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -32,6 +32,9 @@ from kdbench.paths import CHOOSE_WORK
 from kdbench.plan import ends_of
 from kdbench.targets import first_line
 from kdbench.teaching.frozen import CACHED, FrozenTeacher
+
+if TYPE_CHECKING:
+    from kdbench.engine.crew import Crew
 
 CHECKPOINT = "last.ckpt"
 
@@ -63,6 +66,7 @@ class Member:
         error: what made it fail.
         loss: of the last epoch, its terms as they are weighted.
         judged: how many epochs it had trained when it was last evaluated in this sitting.
+        devices: on how many it was trained, one after the other.
     """
 
     title: str
@@ -79,6 +83,7 @@ class Member:
     error: Exception | None = None
     loss: float | None = None
     judged: int = 0
+    devices: tuple[int, ...] = ()
     _optimizers: list[dict[str, Any]] | None = None
 
     @property
@@ -97,13 +102,33 @@ class Member:
         except FileNotFoundError:
             return
         try:
-            self.method.on_load_checkpoint(state)
-            self.method.load_state_dict(state["state"])
+            self.load(state)
         except Exception as error:
             raise Unusable(f"its checkpoint does not fit the method ({first_line(error)})") from error
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Stand where a member stood that had this `state`."""
+        self.method.on_load_checkpoint(state)
+        self.method.load_state_dict(state["state"])
         self.curves, self.seconds = state["curves"], state["seconds"]
         self.rng, self.cuda_rng, self._optimizers = state["rng"], state["cuda_rng"], state["optimizers"]
-        self.scaler = state["scaler"]
+        self.scaler, self.devices = state["scaler"], tuple(state.get("devices", (1,)))
+
+    def state(self, optimizers: Sequence[torch.optim.Optimizer] | None = None) -> dict[str, Any]:
+        """All that it takes to go on; without its `optimizers` before they are made."""
+        made = self._optimizers or [] if optimizers is None else [optimizer.state_dict() for optimizer in optimizers]
+        state = {
+            "state": self.method.state_dict(),
+            "optimizers": made,
+            "curves": self.curves,
+            "seconds": self.seconds,
+            "rng": self.rng,
+            "cuda_rng": self.cuda_rng,
+            "scaler": self.scaler,
+            "devices": list(self.devices),
+        }
+        self.method.on_save_checkpoint(state)
+        return state
 
     def write(self, optimizers: Sequence[torch.optim.Optimizer]) -> Path:
         """Write a checkpoint beside the last one; `os.replace` makes it the last one.
@@ -111,17 +136,7 @@ class Member:
         Raises:
             OSError: the folder cannot be written.
         """
-        state = {
-            "state": self.method.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "curves": self.curves,
-            "seconds": self.seconds,
-            "rng": self.rng,
-            "cuda_rng": self.cuda_rng,
-            "scaler": self.scaler,
-        }
-        self.method.on_save_checkpoint(state)
-        return write_beside(self.checkpoint, pack(self.identity, state))
+        return write_beside(self.checkpoint, pack(self.identity, self.state(optimizers)))
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """The method's optimisers, in the state of the checkpoint."""
@@ -159,6 +174,7 @@ class Cohort(pl.LightningModule):
         channels_last: hand images over in that memory format.
         checkpoint_seconds: how much work a kill may cost, at most one epoch more.
         on_epoch: told which members have finished how many more epochs.
+        crew: trains the only member in several processes, this one among them.
     """
 
     def __init__(
@@ -169,12 +185,14 @@ class Cohort(pl.LightningModule):
         channels_last: bool,
         checkpoint_seconds: float,
         on_epoch: Callable[[Sequence[Member], int], None],
+        crew: Crew | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.members = list(members)
         self._teachers = tuple(teachers)  # a tuple hides them: frozen, and each method moves them to the device
         self.channels_last, self.checkpoint_seconds, self.on_epoch = channels_last, checkpoint_seconds, on_epoch
+        self.crew = crew
         self.epochs = members[0].method.protocol.epochs
         self.epoch = members[0].method.epoch
         self.ends = ends_of(self.epochs, max(len(members[0].method.data.experiences), 1))
@@ -213,7 +231,7 @@ class Cohort(pl.LightningModule):
         for teacher in self._teachers:
             teacher.serve(batch.for_teacher, whole=not self._asked_of(teacher) <= CACHED)
         for member in self.members[:]:
-            self._turn(member, lambda method: method.training_step(batch, batch_idx))
+            self._turn(member, lambda method: self._step(method, batch, batch_idx))
             spoiled = "the batch's 'x' was changed in place" if shared._version != version else None
             if stream := batch.beside.changed():  # type: ignore[attr-defined]  # a `Beside`, whatever was given
                 spoiled = spoiled or f"the stream '{stream}' was changed in place"
@@ -222,6 +240,12 @@ class Cohort(pl.LightningModule):
                 raise Spoiled(member, spoiled)
         for teacher in self._teachers:
             teacher.serve(None)
+
+    def _step(self, method: Method, batch: Batch, batch_idx: int) -> None:
+        if self.crew:
+            self.crew.step(method, batch, batch_idx)
+        else:
+            method.training_step(batch, batch_idx)
 
     def _asked_of(self, teacher: FrozenTeacher) -> set[str]:
         """The taps that some member reads of a teacher."""
@@ -236,6 +260,9 @@ class Cohort(pl.LightningModule):
         """What every member does for itself, with its own random numbers and on its own clock."""
         for member in self.members[:]:
             self._turn(member, turn)
+        if self.crew:
+            for member in self.members:
+                self.crew.begun(member.method)
 
     def _turn(self, member: Member, turn: Callable[[Method], None]) -> None:
         began = self._clock.mark()
@@ -271,6 +298,8 @@ class Cohort(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._stop_clock()
         for member in self.members[:]:
+            if self.crew:
+                self.crew.agree(member.method)
             means = member.method.term_means()
             member.record(means | member.method.epoch_bounds(means), self.epoch)
             member.loss = sum(member.method._weight[name.removeprefix("loss/")] * mean for name, mean in means.items())
@@ -288,6 +317,8 @@ class Cohort(pl.LightningModule):
 
     def save(self) -> None:
         """A checkpoint of every member. All are written before any takes effect: they stay at one epoch."""
+        if self.crew and self.crew.rank:
+            return
         partials: dict[Path, Path] = {}
         try:
             for member in self.members:

@@ -8,12 +8,12 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytorch_lightning as pl
@@ -25,6 +25,7 @@ from kdbench.compute.device import has_tf32, tf32
 from kdbench.compute.fast import CompiledTap, fused, keep_freed_memory, stride_outside
 from kdbench.compute.route import Route, avx512
 from kdbench.engine.cohort import Cohort, Member
+from kdbench.engine.crew import Crew
 from kdbench.engine.signals import interrupting
 from kdbench.errors import Interrupted, UserError
 from kdbench.files import writing_to
@@ -63,15 +64,17 @@ def fit(
     teachers: Sequence[FrozenTeacher] = (),
     checkpoint_seconds: float = 30.0,
     on_epoch: Callable[[Sequence[Member], int], None] = lambda members, epochs: None,
+    crew: Crew | None = None,
     **more: Any,
 ) -> list[Fitted | Exception]:
     """Train bound members of one protocol in lockstep, from the epoch where all of them stand to the protocol's last.
 
     Args:
         trainer: the user's settings of Lightning's trainer; `more` are the caller's.
+        crew: other processes that train the only member with this one; who leads evaluates and writes checkpoints.
 
     Returns:
-        for each member what training left behind, or the exception that made it fail.
+        for each member what training left behind (of a crew to the one that leads), or the exception that made it fail.
 
     Raises:
         Interrupted: on Ctrl-C, SIGTERM or a scheduler's signal; the checkpoints stay.
@@ -79,11 +82,15 @@ def fit(
         UserError: a checkpoint cannot be written, or the trainer's settings are wrong.
     """
     protocol = members[0].method.protocol
+    follows = crew is not None and crew.rank > 0
     for member in members:
         prepare(member.method, route)
         member.method.samples = data if isinstance(data, Samples) else None
+        member.method.crew = crew
+        if member.devices[-1:] != (route.devices,):
+            member.devices += (route.devices,)
     cohort = Cohort(
-        members, teachers, channels_last=route.fast, checkpoint_seconds=checkpoint_seconds, on_epoch=on_epoch
+        members, teachers, channels_last=route.fast, checkpoint_seconds=checkpoint_seconds, on_epoch=on_epoch, crew=crew
     )
     pl_trainer = make_trainer(
         trainer,
@@ -98,6 +105,7 @@ def fit(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1_000_000_000,
+        **({"limit_val_batches": 0} if follows else {}),
         **more,
     )
     forget_peak(pl_trainer.strategy.root_device)
@@ -112,12 +120,16 @@ def fit(
                 progress = pl_trainer.fit_loop.epoch_progress.current
                 progress.processed = progress.completed = cohort.epoch  # type: ignore[attr-defined]
                 pl_trainer.fit(cohort, datamodule=data)
-            if any(member.judged < protocol.epochs for member in cohort.members):
+            if not follows and any(member.judged < protocol.epochs for member in cohort.members):
                 pl_trainer.validate(cohort, datamodule=data, verbose=False)
     except (KeyboardInterrupt, SystemExit):
         raise Interrupted from None
     finally:
         signal.signal(signal.SIGINT, previous)
+        for member in members:
+            member.method.crew = None
+    if follows:
+        return [member.error or Fitted(reason=member.reason) for member in members]
     return [member.error or _fitted(member, peak_memory_mb(cohort.device)) for member in members]
 
 
@@ -158,27 +170,45 @@ def _fitted(member: Member, peak: float) -> Fitted:
     return Fitted(member.curves, values, meter.examples().cpu(), member.seconds, peak)
 
 
+class Place(NamedTuple):
+    """A device, and the settings of a trainer on it."""
+
+    settings: Mapping[str, Any]
+    device: torch.device
+
+
+def each_device(settings: Mapping[str, Any]) -> list[Place]:
+    """The devices that the user's settings of a trainer name, with those of one on each.
+
+    Raises:
+        UserError: as of `make_trainer`.
+    """
+    # Lightning is told of one alone: of several it would ask a scheduler for as many processes
+    one = _trainer({**settings, "devices": 1}, logger=False, enable_checkpointing=False)
+    with _settings_to_blame():
+        asked = settings.get("devices", "auto")
+        accelerator: Any = one.accelerator
+        parsed = accelerator.parse_devices(accelerator.auto_device_count() if asked == "auto" else asked)
+        devices: list[torch.device] = accelerator.get_parallel_devices(parsed)
+    if len(devices) == 1:
+        return [Place(settings, devices[0])]
+    return [Place({**settings, "devices": 1 if each.index is None else [each.index]}, each) for each in devices]
+
+
 def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
-    """Lightning's trainer from the user's `settings` and the bench's own.
+    """Lightning's trainer on one device, from the user's `settings` and the bench's own.
 
     Raises:
         UserError: a setting is unknown, asks for a device that is not there, or for a precision that it has not.
     """
-    quiet()
     wanted = bench.get("precision")
     if wanted == "tf32":  # a way of float32's, of which Lightning has no word
         bench["precision"] = "32-true"
-    try:
-        trainer = pl.Trainer(**settings, **bench)
-    except Exception as error:  # of whatever a device's package raises where it is not there
-        what = str(error).strip().splitlines()[0].rstrip(".!").replace("Trainer.__init__() ", "")
-        raise UserError(
-            f"trainer: {what}; mend trainer.accelerator, trainer.devices or what was added to them."
-        ) from None
+    trainer = _trainer(settings, **bench)
     if trainer.world_size > 1:
         raise UserError(
-            "a cell trains on one device: set trainer.devices=1; cluster=ray_gpus trains several cells at a time, each "
-            "on a GPU of its own, cluster=slurm on those of a cluster."
+            f"this trainer has {trainer.world_size} devices: set trainer.devices=1, or train cells with kdbench run, "
+            "which starts a process for each."
         )
     got = "tf32" if wanted == "tf32" and has_tf32(trainer.strategy.root_device) else trainer.precision
     if wanted and wanted != got:
@@ -187,6 +217,23 @@ def make_trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
             "(trainer.accelerator)."
         )
     return trainer
+
+
+def _trainer(settings: Mapping[str, Any], **bench: Any) -> pl.Trainer:
+    quiet()
+    with _settings_to_blame():
+        return pl.Trainer(**settings, **bench)
+
+
+@contextmanager
+def _settings_to_blame() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of whatever a device's package raises where it is not there
+        what = str(error).strip().splitlines()[0].rstrip(".!").replace("Trainer.__init__() ", "")
+        raise UserError(
+            f"trainer: {what}; mend trainer.accelerator, trainer.devices or what was added to them."
+        ) from None
 
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}

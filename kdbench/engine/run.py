@@ -19,15 +19,17 @@ import kdbench
 from kdbench.compute.device import check_usable
 from kdbench.compute.route import EngineConfig, Route
 from kdbench.construct import method_class, slots
-from kdbench.data.batch import DataSpec
+from kdbench.data.batch import WHOLE, DataSpec, Share
 from kdbench.data.datasets import Dataset
 from kdbench.data.module import ArrayData, eval_batch
 from kdbench.data.sources import source_of
+from kdbench.data.workers import number_of
 from kdbench.engine.binding import Lecturer, bind, kept_state, untrained
 from kdbench.engine.cell import Cell, cell_of
 from kdbench.engine.checkpoint import Unusable
 from kdbench.engine.cohort import Member, Spoiled
-from kdbench.engine.fit import Fitted, fit, make_trainer, not_compiled, profiled
+from kdbench.engine.crew import Crew, Meeting, check_batches, check_streams, lead
+from kdbench.engine.fit import Fitted, Place, each_device, fit, not_compiled, profiled
 from kdbench.engine.locks import BusyError, forget_dead, locked
 from kdbench.engine.logs import Logs
 from kdbench.engine.making import make_record
@@ -70,6 +72,7 @@ class Bench:
     cache: Path = field(default_factory=cache_dir)
     images: int | None = None  # of each split, for trials
     keep_students: bool = False
+    rank: int = 0  # which of the trainer's devices is this process's
     on_epoch: Callable[[Sequence[Member], int], None] = lambda members, epochs: None
     on_start: Callable[[Sequence[Cell], int, bool], None] = lambda cells, behind, planned: None
     say: Callable[[str], None] = lambda sentence: None
@@ -110,7 +113,11 @@ class Bench:
         if plan and self.keep_students:
             need = sum(len(cohort) * self._student_bytes(cohort[0]) for cohort in plan)
             check_room(self.students.folder, need, "the students' weights", CHOOSE_RESULTS)
-        check_usable(self.device)
+        for place in self._places:
+            check_usable(place.device)
+        if len(self._places) > 1:
+            for cell, *_ in plan:
+                check_batches(cell.protocol, self.dataset(cell.config["dataset"]).spec, len(self._places))
         self._logs.check()
 
     def sweep(self) -> None:
@@ -138,17 +145,23 @@ class Bench:
             return create(cell.student, self.dataset(cell.config["dataset"]).spec)
 
     @cached_property
+    def _places(self) -> list[Place]:
+        """Where each batch is shared: mostly one device has it all."""
+        return each_device(self.trainer)
+
+    @cached_property
     def device(self) -> torch.device:
-        """Where cells are trained."""
-        return make_trainer(self.trainer, logger=False, enable_checkpointing=False).strategy.root_device
+        """Where cells are trained, by this process."""
+        return self._places[self.rank].device
 
     def cohort_size(self, cell: Cell) -> int:
         """How many students such as the cell's may train in lockstep.
 
         As many as `max_students` says, or as fit into half of the memory that is free now, and fewer than were killed.
-        One on the plain route, unless a number is given, and where a gradient scaler would tie the members together.
+        One on the plain route, unless a number is given, and where a gradient scaler would tie the members together, or
+        several devices share each batch.
         """
-        if cell.protocol.precision == "16-mixed":
+        if cell.protocol.precision == "16-mixed" or len(self._places) > 1:
             return 1
         if self.max_students != "auto":
             return self.max_students
@@ -410,10 +423,13 @@ class Bench:
         for cell, member in members:
             groups[member.method.epoch].append((cell, member))
         for behind, together in sorted(groups.items()):
+            if together[0][1].method.idle:  # which leaves nothing to be shared
+                route = replace(route, devices=1)
             self.on_start([cell for cell, _ in together], behind, planned)
             try:
                 frozen = list(dict.fromkeys(taught.frozen for cell, _ in together for _, taught in _of(pool, cell)))
-                results = self._fit([m for _, m in together], dataset, cells[0].seed, frozen, route)
+                with self._crew(*together[0], route) as crew:
+                    results = self._fit([m for _, m in together], dataset, cells[0].seed, frozen, route, crew)
             except Spoiled as error:
                 done |= {cell.id: error for cell, member in together if member is error.member}
                 continue
@@ -431,16 +447,66 @@ class Bench:
                         dataset,
                         [each.info for each in taught],
                         fitted,
-                        path=_path(route, len(together), member.method, taught, self.trainer),
+                        path=_path(route, len(together), member, taught, self.trainer),
                     )
                     done[cell.id] = keep(cell, member.method, record)
                     self._clear(work[cell.id])
                 except Exception as error:
                     done[cell.id] = error
 
+    @contextmanager
+    def _crew(self, cell: Cell, member: Member, route: Route) -> Iterator[Crew | None]:
+        """The processes that train a cell with this one, where several devices do."""
+        if route.devices == 1:
+            yield None
+            return
+        data = member.method.data
+        check_batches(cell.protocol, data, route.devices)
+        check_streams(member.method, data)
+        order = {
+            "bench": {
+                "store": str(self.store.root),
+                "work": str(self.work),
+                "trainer": {**self.trainer, "profiler": None},
+                "data_root": self.data_root,
+                "engine": self.engine.model_dump(),
+                "cache": str(self.cache),
+                "images": self.images,
+            },
+            "cell": {"name": cell.name, "config": cell.config, "pins": cell.pins},
+        }
+        with lead([order] * (route.devices - 1), member.folder, self.device) as crew:
+            crew.hand(member)
+            yield crew
+
+    def follow(self, cell: Cell, meeting: Meeting) -> None:
+        """Train a cell with the process that leads.
+
+        Raises:
+            Exception: whatever made that fail.
+        """
+        done: dict[str, rec.Record | Exception] = {}
+        dataset = self.dataset(cell.config["dataset"])
+        pool = self._pool([cell], dataset, done, wait=True)
+        for error in done.values():
+            assert isinstance(error, Exception)
+            raise error
+        taught = _of(pool, cell)
+        method = bind(cell, lecturers(taught), dataset.spec)
+        member = Member(str(cell), method, self.work, torch.get_rng_state())
+        crew = Crew(meeting, self.device)
+        crew.hand(member)
+        route = self.route(cell.protocol, dataset)
+        (result,) = self._fit([member], dataset, cell.seed, [each.frozen for _, each in taught], route, crew)
+        if isinstance(result, Exception):
+            raise result
+
     def _identity(self, dataset: Dataset, teachers: Sequence[Teacher], protocol: Protocol) -> dict[str, Any]:
-        """What a checkpoint must share with a training that goes on from it, besides what is trained."""
-        route = self.route(protocol, dataset)
+        """What a checkpoint must share with a training that goes on from it, besides what is trained.
+
+        On how many devices that was is no matter.
+        """
+        route = Route.choose(self.engine, self.device, _steps(protocol, dataset))
         if not route.compiled:  # whether views are cached changes no bit then
             route = replace(route, cached=False)
         return {
@@ -507,8 +573,7 @@ class Bench:
             self.tell(f"the labels of {dataset.spec.name} are not kept beside its records: {error}")
 
     def route(self, protocol: Protocol, dataset: Dataset) -> Route:
-        steps = protocol.epochs * protocol.batches(dataset.spec.epoch_size())
-        return Route.choose(self.engine, self.device, steps)
+        return Route.choose(self.engine, self.device, _steps(protocol, dataset), len(self._places))
 
     def _rehearse(self, cell: Cell, dataset: Dataset, partial: bool) -> None:
         """If a teacher is absent, bind the method to untrained ones: what does not fit is known before hours go by."""
@@ -566,11 +631,13 @@ class Bench:
         seed: int,
         teachers: Sequence[FrozenTeacher],
         route: Route,
+        crew: Crew | None = None,
     ) -> list[Fitted | Exception]:
         blind = all("no_data" in member.method.needs for member in members)
         protocol = members[0].method.protocol
+        share = Share(crew.rank, crew.size) if crew else WHOLE
         data = ArrayData(
-            dataset,
+            replace(dataset, workers=number_of(dataset.workers, share.size)),
             protocol.batch_size,
             seed,
             epochs=protocol.epochs,
@@ -579,16 +646,18 @@ class Bench:
             blind=blind,
             moved=task_for(dataset.spec).moved,
             placed=self._placed.setdefault(id(dataset), {}),
+            share=share,
         )
         with seeded(seed, "training"), attempt(self.work / "cells", len(members)):
             results = fit(
                 members,
                 data,
                 route,
-                trainer=profiled(self.trainer, self.work / "profiles", members[0].title),
+                trainer=profiled(self._places[self.rank].settings, self.work / "profiles", members[0].title),
                 teachers=teachers,
                 checkpoint_seconds=self.checkpoint_seconds,
                 on_epoch=self.on_epoch,
+                crew=crew,
             )
         pairs = zip(members, results, strict=True)
         return [_whole(member, result, data) for member, result in pairs]
@@ -626,6 +695,11 @@ def _whole(member: Member, result: Fitted | Exception, data: ArrayData) -> Fitte
     )
 
 
+def _steps(protocol: Protocol, dataset: Dataset) -> int:
+    """In all epochs."""
+    return protocol.epochs * protocol.batches(dataset.spec.epoch_size())
+
+
 def _lock(folder: Path) -> Path:
     """Of a working folder."""
     return folder.with_name(f"{folder.name}.lock")
@@ -641,13 +715,15 @@ def lecturers(pool: Sequence[tuple[Teacher, Taught]]) -> list[Lecturer]:
     return [Lecturer(taught.info.name, taught.frozen, taught.known) for _, taught in pool]
 
 
-def _path(route: Route, cohort: int, method: Method, taught: Sequence[Taught], trainer: Mapping[str, Any]) -> str:
+def _path(route: Route, cohort: int, member: Member, taught: Sequence[Taught], trainer: Mapping[str, Any]) -> str:
     """How a cell was computed: its route, what of that could not be had, and what was asked of the device."""
     failed = {
-        "student not compiled": not_compiled(method, route),
+        "student not compiled": not_compiled(member.method, route),
         "teacher not as said": next((each.frozen.failed for each in taught if each.frozen.failed), None),
     }
     notes = [f"{what} ({why})" for what, why in failed.items() if why]
+    if len(member.devices) > 1:
+        notes.append(f"devices: {', then '.join(map(str, member.devices))}")
     asked = {key: trainer.get(key) for key in ("deterministic", "benchmark")}
     notes += [f"{key}={str(value).lower()}" for key, value in asked.items() if value is not None]
     return "; ".join([route.describe(cohort, teacher=bool(taught)), *notes])

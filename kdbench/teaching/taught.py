@@ -78,7 +78,7 @@ def share(
     shape = dataset.spec.shape
     net = teacher.load(learned)
     # no batch is larger than the data, whatever the protocol says
-    rows = min(protocol.batch_size, dataset.spec.n_train)
+    rows = -(-min(protocol.batch_size, dataset.spec.n_train) // route.devices)
     # on the device before a fast copy of it is made, which is tried there
     frozen = FrozenTeacher(adapter.wrap(net).to(device), shape, route, rows).to(device)
     found = _measured(teacher, net, frozen, learned, dataset, protocol, route, adapter, device)
