@@ -22,7 +22,8 @@ from kdbench.data.sources import source_of
 from kdbench.errors import DoesNotFit, UserError
 from kdbench.losses import cross_entropy, kl
 from kdbench.tasks import GaussianPolicy, Policy, task_of
-from methods.controls.gaussian_actor_critic import gaussian, gaussian_actor_critic_losses
+from kdbench.tasks.policy import gaussian
+from methods.controls.gaussian_actor_critic import gaussian_actor_critic_losses
 from methods.learning.gaussian_policy_distillation import gaussian_kl_loss
 
 CARTPOLE = "CartPole-v1"

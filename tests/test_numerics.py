@@ -17,11 +17,11 @@ from torch import Tensor
 
 import methods
 from kdbench.losses import HOT, divergence, in_float32, kl
+from kdbench.tasks.policy import gaussian
 from methods.applications.cwd import cwd_loss
 from methods.applications.depth_proxy import proxy_loss
 from methods.applications.pixel_wise import pixel_wise_loss
 from methods.applications.self_ensembling import class_balance_loss
-from methods.controls.gaussian_actor_critic import gaussian
 from methods.cross_modal.generalised_distillation import imitation_loss
 from methods.cross_modal.graph_distillation import imitation_terms
 from methods.cross_modal.hallucination import hallucination_loss

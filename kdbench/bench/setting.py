@@ -45,7 +45,7 @@ class Setting:
         single: the method that is measured alone.
         smallest, smallest_method: student and method for the cost of the loop.
         images: where a folder of large images is prepared, which are streamed; empty: those of `data`, in memory.
-        size: height and width to which these are cropped, in pixels.
+        size: height and width to which these are cropped, in pixels; None: as their configuration has it.
     """
 
     pair: str
@@ -57,7 +57,7 @@ class Setting:
     smallest_method: str
     data: str
     images: str = ""
-    size: int = 224
+    size: int | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -90,7 +90,7 @@ class Setting:
     def dataset(self) -> Dataset:
         found: Any = OmegaConf.load(conf_dir() / "dataset" / f"{self.data}.yaml")
         if self.images:
-            found.root, found.views.size = self.images, self.size
+            found.root, found.views.size = self.images, self.size or found.views.size
             return replace(DatasetConfig.of(found).build(), workers=WORKERS)
         config = DatasetConfig.of(found)
         return config.build() if self.prepared else _random(config)
@@ -145,7 +145,7 @@ def prepared(images: Path | None) -> Iterator[str]:
 
 
 def make_setting(
-    pair: str | None, cohort: Sequence[str] | None, images: str = "", size: int = 224
+    pair: str | None, cohort: Sequence[str] | None, images: str = "", size: int | None = None
 ) -> tuple[Setting, Mapping[str, Any]]:
     """A checked setting, by default that of ``conf/bench.yaml``, and the whole of that file.
 

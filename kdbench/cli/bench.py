@@ -64,7 +64,7 @@ def run_bench(options: argparse.Namespace) -> int:
         figures.load(options.out)
         check_writable(options.out)
     with prepared(options.images) as images:
-        setting, defaults = make_setting(options.pair, names, images, given["size"] or 224)
+        setting, defaults = make_setting(options.pair, names, images, given["size"])
         usual = {"rounds": 2, "steps": 3} if options.quick else defaults
         rounds, steps = (given[name] or usual[name] for name in ("rounds", "steps"))
         console = Console(stderr=True)

@@ -71,13 +71,19 @@ class Policy(Task):
         return Play(self.environment, envs, seed)
 
 
+def gaussian(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (B, A) of a policy whose outputs (B, 2A) are means and logarithms of the latter."""
+    mean, log_std = output.chunk(2, dim=1)
+    return mean, log_std.exp()
+
+
 @dataclass(frozen=True)
 class GaussianPolicy(Policy):
-    """Choosing vectors of numbers: outputs are means and logarithms of standard deviations, (B, 2A): the policy is
-    N(mean, std²) in each number. There are no targets."""
+    """Choosing vectors of numbers: the policy is N(mean, std²) in each, as its outputs (B, 2A) say (`gaussian`). There
+    are no targets."""
 
     name = "gaussian-policy"
 
     def best(self, output: Tensor) -> Tensor:
         """The mean, (B, A)."""
-        return output.chunk(2, dim=1)[0]
+        return gaussian(output)[0]

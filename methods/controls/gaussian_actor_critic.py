@@ -15,13 +15,8 @@ from torch import Tensor
 from kdbench.data.batch import Batch
 from kdbench.losses import in_float32
 from kdbench.settings import Count, Positive, Share
+from kdbench.tasks.policy import gaussian
 from methods.controls.actor_critic import ActorCritic, returns
-
-
-def gaussian(output: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (B, A) of a policy whose outputs (B, 2A) are means and logarithms of the latter."""
-    mean, log_std = output.chunk(2, dim=1)
-    return mean, log_std.exp()
 
 
 @in_float32

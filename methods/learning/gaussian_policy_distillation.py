@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kdbench.data.batch import Batch
 from kdbench.losses import in_float32
-from kdbench.settings import Count
-from methods.controls.gaussian_actor_critic import gaussian
+from kdbench.tasks.policy import gaussian
 from methods.controls.playing import Playing
 
 
@@ -84,9 +83,6 @@ class GaussianPolicyDistillation(GaussianDemonstrated):
         "objective": "KL(N_t, N_s)",
     }
 
-    def __init__(self, envs: Count = 8, **kwargs: Any) -> None:
-        super().__init__(envs=envs, **kwargs)
-
     def compared(self, policies: Sequence[Tensor]) -> Tensor:
         return gaussian_kl_loss(*policies)
 
@@ -106,9 +102,6 @@ class GaussianRootDistillation(GaussianDemonstrated):
         **GaussianPolicyDistillation.survey,
         "objective": "distances of means, and of the roots of spreads",
     }
-
-    def __init__(self, envs: Count = 8, **kwargs: Any) -> None:
-        super().__init__(envs=envs, **kwargs)
 
     def compared(self, policies: Sequence[Tensor]) -> Tensor:
         return root_distance_loss(*policies)
