@@ -125,7 +125,7 @@ def render(
     shown, look = [suffix for suffix in formats if suffix in SHEETS], look or Look()
     texts = {f"{FOLDER}/{sheet.path}.{suffix}": look.show(sheet, suffix) for sheet in sheets for suffix in shown}
     others, claims = {}, list(claims)
-    answers, groups = groups_of(claims, records) if claims and {"html", "md", "csv"} & {*formats} else ([], [])
+    answers, groups = groups_of(claims, records) if claims else ([], [])
     if sheet := latency_sheet(latencies, records):
         for suffix in shown:
             texts[f"{FOLDER}/{sheet.path}.{suffix}"] = look.show(sheet, suffix)
