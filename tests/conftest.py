@@ -18,6 +18,7 @@ import pytest
 
 import kdbench
 from kdbench.cli import main
+from kdbench.cli.program import SELDOM
 from kdbench.results.record import Record
 from kdbench.results.store import Store
 
@@ -44,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # every trainer asks all installed packages for callbacks, and tests make thousands of trainers
     importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
     os.fsync = lambda fd: None  # no test's files need outlive a loss of power
+    gc.set_threshold(SELDOM)
     if hasattr(config, "workerinput"):  # one of several processes, with a core for each
         import torch
 

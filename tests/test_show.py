@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shlex
 from collections import defaultdict
 from pathlib import Path
@@ -67,21 +68,33 @@ def composed(*overrides: str) -> list[Cell]:
 
 
 def test_the_commands_of_committed_records_compose_their_cells(committed: dict[str, Record]) -> None:
-    """Seeds together, as they differ in nothing else; of the others each method once, and each world around it."""
-    groups: dict[tuple[str, ...], dict[int, str]] = defaultdict(dict)
+    """Those that differ in method and seed alone are composed together, as composing is what takes the time."""
+    alike: dict[str, list[Record]] = defaultdict(list)
     for record in committed.values():
-        *overrides, seed = overrides_of(record.config)
-        assert seed == f"seed={record.cell.seed}"
-        groups[tuple(overrides)][record.cell.seed] = record.cell.id
-    assert sum(map(len, groups.values())) == len(committed)
-    seen: set[str] = set()
-    for overrides, cells in groups.items():
-        config = committed[next(iter(cells.values()))].config
-        parts = {canonical_json(config["method"]), canonical_json({**config, "method": None, "seed": None})}
-        if parts <= seen:
-            continue
-        seen |= parts
-        assert {cell.seed: cell.id for cell in composed(*overrides, f"seed={sorted(cells)}")} == cells
+        alike[canonical_json({**record.config, "seed": None})].append(record)
+    grids: dict[tuple[str, ...], list[dict[str, list[str]]]] = defaultdict(list)
+    of: dict[tuple[tuple[str, ...], int], dict[str, int]] = defaultdict(dict)
+    for records in alike.values():
+        *overrides, seed = overrides_of(records[0].config)
+        assert seed == f"seed={records[0].cell.seed}"
+        name = records[0].cell.method
+        method = [override for override in overrides if re.match(r"\+?method[.=]", override)]
+        world = tuple(override for override in overrides if override not in method)
+        fit = (k for k, grid in enumerate(grids[world]) if grid.get(name, method) == method)
+        k = next(fit, len(grids[world]))  # the first in which the method has no other settings
+        grids[world] += [{}] if k == len(grids[world]) else []
+        grids[world][k][name] = method
+        of[world, k] |= {record.cell.id: record.cell.seed for record in records}
+    assert sum(map(len, of.values())) == len(committed)
+    for (world, k), cells in of.items():
+        chosen, settings = [], []
+        for name, (choice, *more) in grids[world][k].items():
+            assert choice in (f"method={name}", "method=[]")
+            chosen += [name] if choice != "method=[]" else []
+            settings += more
+        seeds = sorted(set(cells.values()))
+        composed_here = composed(f"method=[{','.join(chosen)}]", *settings, *world, f"seed={seeds}")
+        assert cells.items() <= {cell.id: cell.seed for cell in composed_here}.items(), world
 
 
 SMOKE = sorted(path.stem for path in (conf_dir() / "experiment" / "smoke").glob("*.yaml"))
