@@ -34,7 +34,7 @@ def construct(
     """A method object from its config's settings, each checked against the constructor's annotation.
 
     ``_target_`` may be among them: it says which class, not how. They stand at `where` in the config, by default under
-    ``method.NAME``.
+    ``method.NAME``. What is not among them has the value in `Method.added`, where there is one, as it has in an id.
 
     Raises:
         UserError: a setting is unknown, missing, of the wrong type or out of bounds.
@@ -43,6 +43,7 @@ def construct(
     try:
         given = {key: value for key, value in settings.items() if key != "_target_"}
         known = {key: check for base in reversed(cls.__mro__) for key, check in _adapters(base).items()}
+        given = {key: value for key, value in cls.added.items() if key in known} | given
         method = cls(**validated(known, given, f"{where}."), protocol=protocol)
         method.check_weights(where)
         return method
@@ -108,6 +109,7 @@ def _declarations() -> Mapping[str, TypeAdapter[Any]]:
         "control": rec.MethodInfo.model_fields["control"].annotation,
         "survey": dict[str, str],
         "added": dict[str, Any],
+        "earlier": frozenset[str],
     }
     return {key: TypeAdapter(kind) for key, kind in kinds.items()}
 

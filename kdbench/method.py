@@ -216,7 +216,10 @@ class Method(pl.LightningModule):
     """Names of the tasks that it serves, see `kdbench.tasks.base.Task.name`."""
     added: ClassVar[Mapping[str, Any]] = {}
     """Settings that came after the first records, with the values that mean what was done before: there they stay out
-    of a cell's identity, so that no committed id moves."""
+    of a cell's identity, so that no committed id moves, and where a config has none they are what it means."""
+    earlier: ClassVar[frozenset[str]] = frozenset()
+    """Hashes of earlier code of the class, as records have them, that did the same with the same settings: what was
+    made by it still stands."""
     survey: ClassVar[Mapping[str, str]] = {}
     """What the survey's table says of such a method: one short entry for each column that ``taxonomy.yaml`` gives the
     table of `leaf`, by the column's key. Reports print it."""

@@ -36,6 +36,12 @@ def source_hash(cls: type[Method]) -> str | None:
     return _hash(cast(Any, cls), tuple(made))
 
 
+def is_code_of(cls: type[Method], was: str | None) -> bool:
+    """Whether what has this hash of its code was made by the class, as far as is known: as it is now, or `earlier`."""
+    now = source_hash(cls)
+    return was is None or now is None or was == now or was in cls.earlier
+
+
 def network_hash(name: str) -> str | None:
     """The same of a network of the user's own, see `kdbench.networks`: of the module that its path names, and of those
     of its class and bases below ``nn.Module``.

@@ -155,8 +155,7 @@ def test_cmi_remembers_the_features_of_what_it_made() -> None:
     fit(method, batches(2), 2)
     assert made == [0] * 3 + [6] * 3
     assert (method.features.abs().sum((1, 2)) > 0).all()
-    pixels = method.images * method.pixels.std + method.pixels.mean
-    assert 0 <= pixels.min() <= pixels.max() <= 1
+    assert 0 <= method.images.min() <= method.images.max() <= 1
 
 
 def test_averages_over_batches_stand_in_for_most_of_a_batch() -> None:
@@ -193,8 +192,32 @@ def test_a_generator_learns_from_what_its_copies_learned(meta: Any) -> None:
         reference.grad = gradient
         adam.step()
         torch.testing.assert_close(after, reference.data)
-    pixels = method.images * method.pixels.std + method.pixels.mean
-    assert 0 <= pixels.min() <= pixels.max() <= 1
+    assert 0 <= method.images.min() <= method.images.max() <= 1
+
+
+@pytest.mark.parametrize("cls", [CMI, FastDFKD])
+def test_what_a_generator_made_is_moved_before_it_is_distilled_on(cls: Any) -> None:
+    method = bind(cls(images=8, rounds=1, image_batch=4, noise=5, flip=False, protocol=PROTOCOL))
+    x = torch.rand(1, *method.images.shape[1:], generator=draws())
+    method.images[:] = x
+    padded = method.pixels(nn.functional.pad(x, (4, 4, 4, 4)))
+    size = x.shape[-1]
+    views = [padded[..., i : i + size, j : j + size] for i in range(9) for j in range(9)]
+    method._position = 0
+    drawn = method.drawn(64)
+    found = [min((seen - view).abs().max() for view in views) for seen in drawn.unsqueeze(1)]
+    assert max(found) < 1e-5
+    assert len(torch.unique(drawn, dim=0)) > 20
+
+
+def test_both_networks_are_still_in_the_step_of_dfqs_generator() -> None:
+    method = bind(DFQ(noise=5, student_steps=2, protocol=PROTOCOL))
+    assert isinstance(method, DFQ)
+    modes: list[bool] = []
+    original = method.student_out
+    method.student_out = lambda *args: (modes.append(method.student.training), original(*args))[1]  # type: ignore[method-assign]
+    fit(method, batches(2), 1)
+    assert modes == [False, True, True] * 2
 
 
 # ---- metadata -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -268,8 +269,32 @@ def test_lucir_imprints_the_weights_of_new_classes() -> None:
     assert scores.abs().max() <= method.net.head.scale.abs() + 1e-6  # cosines
 
 
-def test_bic_learns_its_bias_on_held_out_samples_with_the_student_at_rest() -> None:
-    method = BiC(bias_share=0.5, protocol=PROTOCOL)
+@pytest.mark.parametrize("hold", [True, False])
+def test_lucir_holds_the_weights_of_old_classes(hold: bool) -> None:
+    method = LUCIR(hold=hold, protocol=PROTOCOL)
+    moved: list[float] = []
+    original = method.losses
+
+    def losses(s: Out, t: Out | None, batch: Batch) -> dict[str, Tensor]:
+        terms = original(s, t, batch)
+        if old := method.experience.old:
+            of_weight = torch.autograd.grad(sum(terms.values()), method.net.head.weight, retain_graph=True)[0]
+            assert (of_weight[old : method.experience.seen] != 0).any()
+            moved.append(of_weight[:old].abs().max().item())
+        return terms
+
+    method.losses = losses  # type: ignore[method-assign]
+    learn(method)
+    assert len(moved) > 1
+    assert (max(moved) == 0) == hold
+
+
+@pytest.mark.parametrize("corrections", ["newest", "all"])
+def test_bic_learns_its_bias_on_held_out_samples_with_the_student_at_rest(corrections: Any) -> None:
+    method = BiC(bias_share=0.5, corrections=corrections, protocol=PROTOCOL)
+    remembered: list[list[float]] = []
+    welcome = method.welcome
+    method.welcome = lambda: (welcome(), remembered.append([float(scale) for scale in method.past.net.scales]))[0]  # type: ignore
     trained: set[int] = set()
     validated: set[int] = set()
     original = method.turns
@@ -285,7 +310,8 @@ def test_bic_learns_its_bias_on_held_out_samples_with_the_student_at_rest() -> N
     assert trained.isdisjoint(validated)
     held = world.y[sorted(validated)].bincount(minlength=CLASSES)
     assert held.tolist() == [1] * CLASSES  # a tenth of two exemplars is one at least
-    assert all(scale.item() != 1 for scale in method.corrected.scales)
+    assert [scale.item() != 1 for scale in method.corrected.scales] == [corrections == "all", True]
+    assert [[scale != 1 for scale in scales] for scales in remembered] == [[False] * 2] * 2 + [[True, False]]
     plain, deployed = method.student.eval()(world.x), method.eval()(world.x)
     assert torch.equal(plain[:, :2], deployed[:, :2])
     for k in (1, 2):

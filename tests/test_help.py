@@ -196,7 +196,7 @@ def test_a_source_says_what_its_class_says(name: str) -> None:
     assert entry.source is not None
     cls = entry.cls
     assert entry.path == f"{cls.__module__}.{cls.__qualname__}"
-    for key in ("leaf", "paper", "title", "extension", "control", "needs", "tasks", "added", "survey"):
+    for key in ("leaf", "paper", "title", "extension", "control", "needs", "tasks", "added", "earlier", "survey"):
         assert entry.source.values[key] == getattr(cls, key), key
     assert entry.doc.split() == (cls.__doc__ or "").split()
     assert entry.doc

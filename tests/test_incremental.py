@@ -21,7 +21,7 @@ from methods.learning.balanced import Balanced
 from methods.learning.eeil import EEIL, binary_loss, heads_loss
 from methods.learning.lwm import LwM, attention_loss, grad_cam
 from methods.learning.piekd import PIEKD, totals, v_trace
-from methods.learning.podnet import PODNet, centroids, nca_rows
+from methods.learning.podnet import LocalSimilarity, PODNet, centroids, nca_rows
 from methods.learning.policy_distillation_losses import best_action_loss, score_loss
 from methods.learning.rnd import Moments, fixed, novelty, perceptron
 
@@ -100,6 +100,15 @@ def test_a_heads_loss_stays_within_the_head() -> None:
     assert torch.allclose(heads_loss(s, t, (2, 6)), expected)
     assert torch.allclose(heads_loss(s, t, (2, 6), form="facil"), binary)
     assert binary_loss(s[:, :1], t[:, :1]) == 0  # one class alone is certain
+
+
+def test_proxies_are_near_by_distance_in_the_authors_code() -> None:
+    head, h = LocalSimilarity(5, 4, 3, "distance"), torch.randn(6, 5, generator=RNG)
+    proxies = nn.functional.normalize(head.weight.flatten(0, 1), dim=1)
+    far = torch.cdist(nn.functional.normalize(h, dim=1), proxies).square().unflatten(1, (4, 3))
+    expected = -(torch.softmax(-far, 2) * far).sum(2)
+    assert torch.allclose(head(h), expected, atol=1e-5)
+    assert ENTRIES["podnet_authors"].settings["similarity"] == "distance"
 
 
 @pytest.mark.parametrize("name", ["eeil", "podnet"])

@@ -72,6 +72,20 @@ def test_a_method_whose_code_changed_is_not_already_done(kd: Kdbench, mine: Path
     assert "1 already done" in kd.run(*OWN).out
 
 
+def test_code_that_says_that_earlier_code_did_the_same_keeps_its_records(kd: Kdbench, mine: Path) -> None:
+    edit(mine, MINE.replace("FACTOR", "1.0"))
+    assert kd.run(*OWN).code == 0
+    record = kd.record("mine")
+    told = MINE.replace("FACTOR", "1.0 + 0.0").replace(
+        "    def", f"    earlier = frozenset({{'{record.method.source}'}})\n\n    def", 1
+    )
+    edit(mine, told)
+    assert "1 already done" in kd.run(*OWN).out
+    assert "which did the same" in kd("show", record.cell.id).out
+    edit(mine, told.replace("earlier = frozenset({'", "earlier = frozenset({'0"))
+    assert "other code of Mine" in kd.run(*OWN).out
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

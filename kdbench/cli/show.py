@@ -110,17 +110,19 @@ def _seal(path: Path) -> str:
 
 def _code(record: Record) -> str:
     from kdbench.construct import method_class
-    from kdbench.source import source_hash
+    from kdbench.source import is_code_of, source_hash
 
     try:
-        now = source_hash(method_class(record.cell.method, record.config["method"]))
+        cls = method_class(record.cell.method, record.config["method"])
     except UserError as error:
         return f"not here: {error}"
-    was = record.method.source
+    was, now = record.method.source, source_hash(cls)
     if was is None or now is None:
         return "whether its code is the same is not known, as the record has no hash of it"
-    same = f"that of the record, {was[:12]}" if was == now else f"another, {now[:12]} where the record has {was[:12]}"
-    return f"its code is {same}"
+    if was == now:
+        return f"its code is that of the record, {was[:12]}"
+    same = ", which did the same" if is_code_of(cls, was) else ""
+    return f"its code is another, {now[:12]} where the record has {was[:12]}{same}"
 
 
 def _data(record: Record) -> str:

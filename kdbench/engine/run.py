@@ -45,7 +45,7 @@ from kdbench.protocol import Protocol
 from kdbench.results import record as rec
 from kdbench.results.labels import keep_labels
 from kdbench.results.store import RecordExistsError, Store
-from kdbench.source import network_hash, source_hash
+from kdbench.source import is_code_of, network_hash, source_hash
 from kdbench.tasks import task_for
 from kdbench.teaching.adapter import Adapter
 from kdbench.teaching.frozen import FrozenTeacher
@@ -234,16 +234,15 @@ class Bench:
                     raise
         check_pin(found, pinned)
         self._clear_if_left(name)
-        codes = [(found.card.network, network_hash(found.card.name), found.card.name)]
-        if "method" in recipe:
-            cls = method_class("teacher", recipe["method"])
-            codes.append((found.card.code, source_hash(cls), recipe["method"]["_target_"]))
-        for was, now, whose in codes:
-            if was and now and was != now:
-                self.tell(
-                    f"the teacher {found.card.name} was trained by other code of {whose} than there is now: delete "
-                    f"{found.weights} and its .json to train it again."
-                )
+        was, now = found.card.network, network_hash(found.card.name)
+        changed = [found.card.name] if was and now and was != now else []
+        if "method" in recipe and not is_code_of(method_class("teacher", recipe["method"]), found.card.code):
+            changed.append(recipe["method"]["_target_"])
+        for whose in changed:
+            self.tell(
+                f"the teacher {found.card.name} was trained by other code of {whose} than there is now: delete "
+                f"{found.weights} and its .json to train it again."
+            )
         return found
 
     def _train_teacher(

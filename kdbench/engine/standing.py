@@ -9,7 +9,7 @@ from kdbench.data.datasets import Dataset
 from kdbench.engine.cell import Cell
 from kdbench.errors import UserError
 from kdbench.results import record as rec
-from kdbench.source import network_hash, source_hash
+from kdbench.source import is_code_of, network_hash, source_hash
 from kdbench.teaching.teachers import Teachers, check_pin
 
 DataOf = Callable[[Mapping[str, Any]], Dataset]
@@ -39,11 +39,11 @@ def check_standing(cell: Cell, record: rec.Record, teachers: Teachers, data: Dat
                 f"{cell} has a record made by other code of the network {name} ({was[:12]}, now {now[:12]}): run again "
                 "with force=true, or give the changed network a name of its own."
             )
-    code = source_hash(cell.method)
-    if record.method.source and code and record.method.source != code:
+    if not is_code_of(cell.method, record.method.source):
+        code = f"{str(record.method.source)[:12]}, now {str(source_hash(cell.method))[:12]}"
         raise UserError(
-            f"{cell} has a record made by other code of {cell.method.__name__} ({record.method.source[:12]}, now "
-            f"{code[:12]}): run again with force=true, or give the changed method a name of its own."
+            f"{cell} has a record made by other code of {cell.method.__name__} ({code}): run again with force=true, or "
+            "give the changed method a name of its own."
         )
 
 

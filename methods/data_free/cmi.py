@@ -10,16 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdbench.data.batch import DataSpec
-from kdbench.errors import DoesNotFit
 from kdbench.losses import cross_entropy, in_float32
 from kdbench.method import Player
 from kdbench.settings import Count, Positive, Temperature, Weight
 from kdbench.taps import Spec
 from methods.data_free.deep_inversion import Statistics
-from methods.data_free.generators import PixelGenerator
-from methods.data_free.pool import Pool
-from methods.data_free.views import shifted_crop, zoomed_crop
-from methods.data_free.zskd import Pixels
+from methods.data_free.generated_pool import GeneratedPool
+from methods.data_free.views import zoomed_crop
 
 
 class Head(nn.Module):
@@ -64,7 +61,7 @@ def instance_means(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     return x.mean((2, 3))
 
 
-class CMI(Pool):
+class CMI(GeneratedPool):
     """Images are inverted from the teacher, unlike one another and those before, and the student is distilled on them.
 
     x̂ = argmin CE(t(x), y) · oh + bn · Σ_l `statistics_loss` + adv · `decision_adversarial_loss` + cr ·
@@ -72,9 +69,10 @@ class CMI(Pool):
 
     over a generator that begins anew for each batch, and its input. The features that are contrasted are the
     `instance_means` of all batch norms of the teacher, of a zoomed part of an image and of the whole of it, shifted by
-    up to 4 pixels; those of images made before are kept. Of all iterations the images of the lowest loss are taken.
+    up to 4 pixels; those of images made before are kept. Of all iterations the images of the lowest loss are taken. The
+    Adam of what projects features begins anew for each batch, too; the authors' goes on.
 
-    L = T² · KL( softmax(t / T) || softmax(s / T) ) on all images so far.
+    L = T² · KL( softmax(t / T) || softmax(s / T) ) on all images so far, shifted like that.
 
     Args:
         images, rounds, temperature: see `Pool`.
@@ -129,15 +127,7 @@ class CMI(Pool):
         self.negatives, self.width, self.flip = negatives, width, flip
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
-        assert teacher is not None
         super().build(student, teacher, data)
-        if min(data.shape[1:]) < 4:
-            raise DoesNotFit(
-                f"CMI's generator makes images of at least 4x4, not {data.shape}: choose another data set."
-            )
-        self.net = (Statistics.kept_by(teacher, self.title),)  # a tuple hides the teacher's weights from nn.Module
-        self.pixels = Pixels(data)
-        self.generator = PixelGenerator(self.noise, data.shape)
         channels = sum(norm.num_features for norm in Statistics(self.net[0]).norms)
         self.head = Head(channels, self.width)
         self.register_buffer("features", torch.zeros(len(self.images), 2, channels))
@@ -151,7 +141,7 @@ class CMI(Pool):
         with Statistics(self.net[0]) as seen, Statistics(self.net[0], instance_means) as means:
             for images in self.fresh.split(self.image_batch):
                 x, self.features[made : made + len(images)] = self.inverted(images, made, seen, means)
-                images.copy_(self.pixels(x))
+                images.copy_(x)
                 made += len(images)
 
     def inverted(self, like: Tensor, made: int, seen: Statistics, means: Statistics) -> tuple[Tensor, Tensor]:
@@ -182,7 +172,7 @@ class CMI(Pool):
 
     def image_loss(self, x: Tensor, y: Tensor, made: int, seen: Statistics, means: Statistics) -> tuple[Tensor, Tensor]:
         """Of images in 0..1 that `made` others came before; and their features."""
-        whole = self.pixels(shifted_crop(x, 4, self.flip, self.rng))
+        whole = self.seen(x)
         t = self.teacher_out(whole, self.net[0], grad=True).logits
         loss = self.statistics * torch.stack(seen.pop()).sum() + self.one_hot * cross_entropy(t, y)
         if self.adversarial:

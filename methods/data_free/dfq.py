@@ -27,8 +27,9 @@ class DFQ(Game):
     bn · Σ_l `statistics_loss` + oh · `one_hot_loss` + ie · `information_entropy_loss` - adv · L
 
     with DAFL's losses of confidence and, in natural logarithms, of class balance, and DeepInversion's of batch norms.
-    For each batch the generator has one step, and then the student has `student_steps`, each on new images, which
-    are made by the generator's running statistics.
+    For each batch the generator has one step, in which both networks go by their running statistics, and then the
+    student has `student_steps`, each on new images, which are made by the generator's running statistics. The generator
+    is DAFL's; that of the code named above is twice as wide.
     """
 
     leaf = "data-free/generator"
@@ -58,8 +59,10 @@ class DFQ(Game):
 
     def turns(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
         images = self.generator(self.draw(len(batch)))
+        self.student.eval()
         with Statistics(self.net[0]) as seen:
             s, t = self.student_out(images), self.teacher_out(images, self.net[0], grad=True)
+        self.student.train()
         yield (
             "generator",
             {

@@ -11,16 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from kdbench.data.batch import DataSpec
-from kdbench.errors import DoesNotFit
 from kdbench.losses import cross_entropy, in_float32
 from kdbench.settings import Count, Positive, Share, Temperature, Weight
 from kdbench.taps import Spec
 from methods.data_free.cmi import decision_adversarial_loss
 from methods.data_free.deep_inversion import Statistics
-from methods.data_free.generators import PixelGenerator
-from methods.data_free.pool import Pool
-from methods.data_free.views import shifted_crop
-from methods.data_free.zskd import Pixels
+from methods.data_free.generated_pool import GeneratedPool
 
 
 @in_float32
@@ -56,7 +52,7 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
-class FastDFKD(Pool):
+class FastDFKD(GeneratedPool):
     """A generator learns what images have in common, so that each batch of them takes a few steps from there.
 
     x̂ = argmin CE(t(x), y) · oh + bn · `momentum_loss` + adv · `decision_adversarial_loss`
@@ -66,7 +62,7 @@ class FastDFKD(Pool):
     (first-order MAML) or towards where the copy went (Reptile), at the copy's rate times its steps. The first
     `warm_up` batches are made before there is a student to compete with, and not kept.
 
-    L = T² · KL( softmax(t / T) || softmax(s / T) ) on all images so far.
+    L = T² · KL( softmax(t / T) || softmax(s / T) ) on all images so far, shifted by up to 4 pixels and mirrored.
 
     The authors keep the images of the warm-up, and begin anew with the generator's first layer after 120 batches, by
     code that fails where it is asked for; here there are neither.
@@ -127,15 +123,7 @@ class FastDFKD(Pool):
         self.warm_up, self.meta, self.flip = warm_up, meta, flip
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
-        assert teacher is not None
         super().build(student, teacher, data)
-        if min(data.shape[1:]) < 4:
-            raise DoesNotFit(
-                f"FastDFKD's generator makes images of at least 4x4, not {data.shape}: choose another data set."
-            )
-        self.net = (Statistics.kept_by(teacher, self.title),)  # a tuple hides the teacher's weights from nn.Module
-        self.pixels = Pixels(data)
-        self.generator = PixelGenerator(self.noise, data.shape)
         channels = sum(norm.num_features for norm in Statistics(self.net[0]).norms)
         weights = flat(self.generator.parameters())
         self.register_buffer("averages", torch.zeros(2, channels))
@@ -150,7 +138,7 @@ class FastDFKD(Pool):
                 for _ in range(self.warm_up):
                     self.inverted(min(self.image_batch, self.per_round), seen)
             for images in self.fresh.split(self.image_batch):
-                images.copy_(self.pixels(self.inverted(len(images), seen)))
+                images.copy_(self.inverted(len(images), seen))
 
     def inverted(self, n: int, seen: Statistics) -> Tensor:
         """`n` images, in 0..1; the generator has learned from them."""
@@ -180,12 +168,12 @@ class FastDFKD(Pool):
 
     def image_loss(self, x: Tensor, y: Tensor, seen: Statistics) -> tuple[Tensor, Tensor]:
         """Of images in 0..1; and their means and variances in all batch norms, (2, Σ C_l)."""
-        shown = self.pixels(shifted_crop(x, 4, self.flip, self.rng))
+        shown = self.seen(x)
         t = self.teacher_out(shown, self.net[0], grad=True).logits
         layers = seen.pop()
         apart = momentum_loss(layers, self.averages if self.batches else None, self.momentum)
         loss = self.statistics * apart + self.one_hot * cross_entropy(t, y)
-        if self.adversarial and self.batches >= self.warm_up:
+        if self.adversarial and self.batches + 1 >= self.warm_up:  # as the authors count
             loss = loss + self.adversarial * decision_adversarial_loss(self.student_out(shown).logits, t)
         return loss, torch.cat([layer[0].detach() for layer in layers], 1)
 

@@ -121,7 +121,7 @@ class KegNet(Method):
         generators: Count = 5,
         decoder_layers: Count = 3,
         generator_lr: Positive = 0.01,
-        share: Annotated[float, Field(gt=0, lt=1)] = 2 / 3,
+        share: Annotated[float, Field(gt=0, lt=1)] = 2 / 7,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -53,7 +53,9 @@ class Replayed(Pool):
 
     L = CE( softmax(s / T), softmax(t / T) ) on these images.
 
-    Layers are stages, and the top layer is the input of the classifier.
+    Layers are stages, and the top layer is the input of the classifier. iRapha/replayed_distillation takes the softened
+    logits for it, multiplies noise by a covariance where its root would give that covariance, and begins with images
+    from N(.15, .1²) in pixels.
 
     Args:
         record: which layers.

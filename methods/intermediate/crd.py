@@ -63,8 +63,9 @@ class CRD(Method):
     L = CE(y, s) + β · [ `nce_loss`(v_s, bank of v_t) + `nce_loss`(v_t, bank of v_s) ]
 
     with v = W f / ‖W f‖ of pooled features f. Banks hold a running average of each image, v ← m · v + (1 - m) · v_new,
-    normalised; keys are constants. Negatives are drawn uniformly, with replacement, from the images not known to be of
-    the anchor's class: one that was not seen yet may be.
+    normalised; keys are constants. Negatives are drawn uniformly from the images not known to be of the anchor's class:
+    one that was not seen yet may be. They are drawn with replacement, where RepDistiller draws without: of K = 16,384
+    from CIFAR-100's 49,500, about 13,950 differ.
 
     Args:
         dim: D, of the space in which embeddings are compared.

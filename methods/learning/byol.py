@@ -43,7 +43,7 @@ class BYOL(LinearProbe):
     for two views x and x', and then a linear classifier on f (see `LinearProbe`). f' and g' are averages of the
     student's features f and of the projector g; the predictor q is the student's alone. Views are the data set's own:
     without the paper's changes of colour and scale much less is to be learned from them. The target's decay changes
-    with each epoch, the paper's with each step.
+    with each epoch, the paper's with each step. The last layers of g and q have biases, the authors' have none.
 
     Args:
         hidden, size: widths of projector and predictor.

@@ -125,7 +125,8 @@ class ICaRL(Herding):
 
     The past self is the student as it was when the new classes came; exemplars are chosen by `Herding`. A sample is of
     the class whose exemplars have the nearest mean feature (`NearestMean`, which is what is deployed). The means are
-    those of the newest features, and set at the end of each experience.
+    those of the newest features, and set at the end of each experience. The authors' code averages each exemplar with
+    its mirror image.
     """
 
     leaf = "learning/incremental"

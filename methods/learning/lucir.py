@@ -30,8 +30,10 @@ class CosineHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(classes, features).uniform_(-bound, bound))  # the authors' code
         self.scale = nn.Parameter(torch.ones(1))
 
-    def forward(self, features: Tensor) -> Tensor:
-        return F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+    def forward(self, features: Tensor, held: int = 0) -> Tensor:
+        """The weights of the first `held` classes do not learn."""
+        weight = torch.cat([self.weight[:held].detach(), self.weight[held:]])
+        return F.linear(F.normalize(features, dim=1), F.normalize(weight, dim=1))
 
 
 @in_float32
@@ -92,6 +94,7 @@ class LUCIR(Herding):
 
     Args:
         hardest, margin: K and m of the margin ranking.
+        hold: whether the weights of old classes stay as they are, as the authors' code has it.
     """
 
     leaf = "learning/incremental"
@@ -99,6 +102,8 @@ class LUCIR(Herding):
     title = "LUCIR"
     terms = ("ce", "less_forget", "margin")
     taps = Taps(student=("pre-1",))
+    added: ClassVar = {"hold": False}
+    earlier: ClassVar = frozenset({"b76f92bc9b52c85099ba8093d4324dd5ada68c0996fa7e098c8b7a65240d1d68"})
     survey: ClassVar = {
         "knowledge": "feature directions of the past self; herded exemplars",
         "objective": "CE on cosines + less-forget + margin ranking",
@@ -108,11 +113,12 @@ class LUCIR(Herding):
         self,
         hardest: Count = 2,
         margin: Weight = 0.5,
+        hold: bool = True,
         mix: Mix = "union",
         **kwargs: Any,
     ) -> None:
         super().__init__(mix=mix, **kwargs)
-        self.hardest, self.margin = hardest, margin
+        self.hardest, self.margin, self.hold = hardest, margin, hold
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         super().build(student, teacher, data)
@@ -137,7 +143,7 @@ class LUCIR(Herding):
     def losses(self, s: Out, t: Out | None, batch: Batch) -> dict[str, Tensor]:
         old, seen = self.experience.old, self.experience.seen
         f, head = self.feature(s), self.net.head
-        cosines = head(f)[:, :seen]
+        cosines = head(f, held=old if self.hold else 0)[:, :seen]
         terms = {"ce": cross_entropy(head.scale * cosines, batch.y)}
         if t:
             terms["less_forget"] = (old / (seen - old)) ** 0.5 * less_forget_loss(f, self.feature(t))

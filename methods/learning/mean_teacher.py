@@ -45,7 +45,7 @@ class MeanTeacher(Method):
 
     for two views of each image, of which the average sees the other. As in the authors' code CE is divided by the whole
     batch, labelled and not, and the average normalises by its own batches while training. Their w rises like
-    exp(-5 (1 - e/R)²) over R epochs, here linearly.
+    exp(-5 (1 - e/R)²) over R epochs, here linearly. The average begins as the student, theirs with weights of its own.
 
     Args:
         decay: α of the average.

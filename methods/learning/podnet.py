@@ -20,6 +20,7 @@ from methods.learning.rehearsal import Mix
 
 Pooling = Literal["spatial", "width", "height", "channels", "gap"]
 Form = Literal["paper", "authors"]
+Similarity = Literal["cosine", "distance"]
 LLOYD = 10
 """Rounds of k-means."""
 
@@ -84,20 +85,26 @@ def nca_loss(
 
 
 class LocalSimilarity(nn.Module):
-    """ŷ_c = Σ_k s_ck · cos(θ_ck, h) with s_c = softmax_k( cos(θ_ck, h) ), of features h (B, D): (B, K).
+    """ŷ_c = Σ_k softmax_k( σ_ck ) · σ_ck with σ_ck = cos(θ_ck, h), of features h (B, D): (B, K).
 
     Each class has several proxies θ_ck; of the first `held` classes they do not learn.
+
+    Args:
+        similarity: σ; ``distance`` is -‖ θ/‖θ‖ - h/‖h‖ ‖² = 2 cos - 2.
     """
 
-    def __init__(self, features: int, classes: int, proxies: int) -> None:
+    def __init__(self, features: int, classes: int, proxies: int, similarity: Similarity = "cosine") -> None:
         super().__init__()
+        self.similarity = similarity
         self.weight = nn.Parameter(torch.randn(classes, proxies, features) * features**-0.5)  # the authors' code
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, features: Tensor, held: int = 0) -> Tensor:
         weight = torch.cat([self.weight[:held].detach(), self.weight[held:]])
-        cosines = torch.einsum("bd,ckd->bck", F.normalize(features, dim=1), F.normalize(weight, dim=2))
-        return (cosines.softmax(2) * cosines).sum(2)
+        near = torch.einsum("bd,ckd->bck", F.normalize(features, dim=1), F.normalize(weight, dim=2))
+        if self.similarity == "distance":
+            near = 2 * near - 2
+        return (near.softmax(2) * near).sum(2)
 
 
 class ProxyNet(nn.Module):
@@ -139,12 +146,15 @@ class PODNet(Balanced):
     Maps and features are those before the ReLU that ends a stage, as in the authors' code; h is the last ones' mean.
     The past self is the student as it was when the new classes came; then their proxies are imprinted: the centroids
     of their normalised features, as long as the other proxies on average. Old proxies do not learn in the first stage.
+    The authors' code compares a fourth map besides, clamps gradients to ±5, and in the second stage its batch norms go
+    on with their statistics.
 
     Args:
         pooling: what of the maps is kept, see `pool`.
         proxies: for each class.
         margin: δ.
         form: of the classification loss, see `nca_rows`.
+        similarity: of features and proxies, see `LocalSimilarity`.
     """
 
     leaf = "learning/incremental"
@@ -152,6 +162,8 @@ class PODNet(Balanced):
     title = "PODNet"
     extension = True
     terms = ("nca", "pod", "flat")
+    added: ClassVar = {"similarity": "cosine"}
+    earlier: ClassVar = frozenset({"6f924b3b433d25e506505fcdbc4106729e0998b7536c82428ff74ae27417519a"})
     taps = Taps(student=("pre*",))
     survey: ClassVar = {
         "knowledge": "pooled maps and feature directions of the past self; herded exemplars",
@@ -164,13 +176,15 @@ class PODNet(Balanced):
         proxies: Count = 10,
         margin: Weight = 0.6,
         form: Form = "paper",
+        similarity: Similarity = "cosine",
         balance_share: Share = 0.11,
         balance_lr: Positive = 0.05,
         mix: Mix = "union",
         **kwargs: Any,
     ) -> None:
         super().__init__(balance_share, balance_lr, mix, **kwargs)
-        self.pooling, self.proxies, self.margin, self.form = pooling, proxies, margin, form
+        self.pooling, self.proxies, self.margin = pooling, proxies, margin
+        self.form, self.similarity = form, similarity
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         if min(data.experiences, default=data.num_classes) < 2:
@@ -179,7 +193,8 @@ class PODNet(Balanced):
             )
         super().build(student, teacher, data)
         self.layers = student.resolve(self.taps.student)
-        head = LocalSimilarity(student.channels(self.layers[-1]), data.num_classes, self.proxies)
+        features = student.channels(self.layers[-1])
+        head = LocalSimilarity(features, data.num_classes, self.proxies, self.similarity)
         self.net = ProxyNet(self.student, self.layers[-1], head)
 
     def feature(self, out: Out) -> Tensor:

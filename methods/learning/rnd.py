@@ -73,7 +73,8 @@ class RND(ActorCritic):
     ``weights.policy`` and ``weights.curiosity``.
 
     f and f̂ see observations normalised by their running moments, and cut off at `clip`; the first moments are those of
-    the first batch, where the paper takes random steps before training. The paper's PPO is the control's A2C here, so
+    the first batch, where the paper takes random steps before training, and a batch enters them before its rewards are
+    computed, in the authors' code afterwards. The paper's PPO is the control's A2C here, so
     that the two differ by curiosity alone.
 
     Args:

@@ -19,7 +19,7 @@ from kdbench.taps import Out, Spec, Taps
 
 
 @in_float32
-def similarities(embeddings: Sequence[Tensor], temperature: float = 0.07) -> Tensor:
+def similarities(embeddings: Sequence[Tensor], temperature: float = 0.1) -> Tensor:
     """v_i(a) · v_j(b) / τ for the samples a, b of networks i, j, (m, m, B, B), of unit embeddings v_i, each (B, D)."""
     v = torch.stack(list(embeddings))
     return torch.einsum("iad,jbd->ijab", v, v) / temperature
@@ -104,7 +104,7 @@ class MCL(Method):
         self,
         networks: Annotated[int, Field(ge=2, le=100)] = 2,
         temperature: Temperature = 3.0,
-        contrast_temperature: Temperature = 0.07,
+        contrast_temperature: Temperature = 0.1,
         width: Count = 128,
         **kwargs: Any,
     ) -> None:

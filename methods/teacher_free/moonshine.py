@@ -11,7 +11,8 @@ class Moonshine(AT):
     """L = CE(y, s) + β · Σ_stages `methods.intermediate.at.at_loss`: attention transfer to a cheaper teacher.
 
     The idea is in the pair: the student is the teacher's architecture with its convolutions replaced, here by grouped
-    and pointwise ones, so that stages correspond and only what is inside the blocks differs.
+    and pointwise ones, so that stages correspond and only what is inside the blocks differs. The authors' WRN hands out
+    the sum that ends a stage; here a stage ends behind the batch norm and ReLU that follow, as in all `kdbench.taps`.
     """
 
     leaf = "teacher-free/architecture"
