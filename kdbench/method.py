@@ -194,7 +194,7 @@ class Method(pl.LightningModule):
         taken: images looked at through `take`, which count as seen.
 
     Args:
-        weights: weight of each loss term: a number, or ``{start, end, until}`` for a linear ramp (see `Ramp`). Exactly
+        weights: weight of each loss term: a number, or ``{start, end, until, curve}`` for a ramp (see `Ramp`). Exactly
             the names in `terms`; an unknown, missing or unused one is an error before training starts.
         student, teacher: networks, for use without the bench, which hands them to `bind`; a sequence of teachers for a
             method that needs several. Plain ones have the taps ``logits`` and, where they end in one linear layer,

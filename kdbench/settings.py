@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,17 +30,26 @@ Weight = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that moves linearly from `start` to `end` over the first `until` (a share of the stage's epochs)."""
+    """A weight that moves from `start` to `end` over the first `until` (a share of the stage's epochs).
+
+    Either ``linear``, or ``gaussian``: by exp(-5 (1 - e/R)²) in the 0-based epoch e of R (Laine & Aila, ICLR 2017,
+    arXiv:1610.02242).
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     start: Weight
     end: Weight
     until: Annotated[float, Strict(), Field(gt=0, le=1)] = 1.0
+    curve: Literal["linear", "gaussian"] = "linear"
 
     def at(self, epoch: int, epochs: int) -> float:
-        """Value in the 0-based `epoch` out of `epochs`; the first is already one step up, as epochs count from 1."""
-        progress = min((epoch + 1) / max(self.until * epochs, 1.0), 1.0)
+        """Value in the 0-based `epoch` out of `epochs`; a line is one step up in the first, as epochs count from 1."""
+        length = max(self.until * epochs, 1.0)
+        if self.curve == "gaussian":
+            progress = math.exp(-5 * (1 - min(epoch / length, 1.0)) ** 2)
+        else:
+            progress = min((epoch + 1) / length, 1.0)
         return self.start + (self.end - self.start) * progress
 
 

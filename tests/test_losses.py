@@ -409,6 +409,14 @@ def test_a_ramp_is_mdistillers_warm_up() -> None:
     assert [ramp.at(epoch, 240) for epoch in range(240)] == pytest.approx([min((e + 1) / 20, 1) for e in range(240)])
 
 
+def test_a_ramp_is_temporal_ensemblings() -> None:
+    """ferretj/temporal-ensembling and Laine's own code: nothing but exp(-5 (1 - e / 80)²), epochs counted from 0."""
+    ramp = Ramp(0.0, 30.0, 80 / 300, "gaussian")
+    found = [ramp.at(epoch, 300) for epoch in (0, 20, 40, 79, 80, 299)]
+    assert found == pytest.approx([0.2021, 1.8018, 8.5951, 29.9766, 30.0, 30.0], rel=1e-3)
+    assert Ramp(0.0, 1.0, 0.01, "gaussian").at(1, 3) == 1.0
+
+
 def test_a_ramp_falls_too_and_ends_at_its_end() -> None:
     assert [Ramp(4.0, 1.0).at(epoch, 3) for epoch in range(3)] == pytest.approx([3, 2, 1])
     assert Ramp(0.0, 1.0, 0.01).at(0, 3) == 1.0  # shorter than an epoch

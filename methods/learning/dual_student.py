@@ -48,9 +48,8 @@ class DualStudent(Method):
           + u · `consistency_loss`(s_i, s_j) on unlabelled images, of those that i `learns_from` j
 
     Targets are constants. Each student sees one view of all images and its own target in the other's view; both step on
-    predictions of the same moment. All terms are divided by the N images of the batch, as in the authors' code. Their
-    w and u rise like exp(-5 (1 - e / 5)²) over 5 of 300 epochs, here linearly. The first student is deployed, where
-    theirs is the better one in the test.
+    predictions of the same moment. All terms are divided by the N images of the batch, as in the authors' code. The
+    first student is deployed, where theirs is the better one in the test.
 
     Args:
         threshold: the confidence that makes a sample stable.

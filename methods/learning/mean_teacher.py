@@ -44,8 +44,8 @@ class MeanTeacher(Method):
     L = CE(y, s) on labelled images + w · `consistency_loss`(s, average) on all
 
     for two views of each image, of which the average sees the other. As in the authors' code CE is divided by the whole
-    batch, labelled and not, and the average normalises by its own batches while training. Their w rises like
-    exp(-5 (1 - e/R)²) over R epochs, here linearly. The average begins as the student, theirs with weights of its own.
+    batch, labelled and not, and the average normalises by its own batches while training. The
+    average begins as the student, theirs with weights of its own.
 
     Args:
         decay: α of the average.

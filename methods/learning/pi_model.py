@@ -29,8 +29,7 @@ class PiModel(Method):
     L = (1 / N) · Σ CE(y, s) of labelled images + w · (M / N) · `two_pass_loss`(s, s')
 
     where M of the N images of a batch have a label: so w weighs a labelled image against any other, whatever their
-    numbers. The paper takes M / N of the data set, from which its batches are drawn uniformly. Its w rises like
-    exp(-5 (1 - e / 80)²) over 80 of 300 epochs, here linearly.
+    numbers. The paper takes M / N of the data set, from which its batches are drawn uniformly.
     """
 
     leaf = "learning/semi-self-supervised"

@@ -85,8 +85,7 @@ class TemporalEnsembling(Method):
 
     where M of the N images of a batch have a label (see `methods.learning.pi_model.PiModel`), and z̃ is the `Ensemble`
     of the training passes' predictions. An image that no past epoch has shown has no target, as all of them in the
-    first epoch, where the authors' code sets w to 0. Their w rises like exp(-5 (1 - e / 80)²) over 80 of 300 epochs,
-    here linearly.
+    first epoch, where the authors' code sets w to 0.
 
     Args:
         decay: α of the average.
