@@ -80,10 +80,10 @@ def test_fast_taps_are_the_plain_ones(name: str) -> None:
     """Folded float32 to 1e-4 of the tap's largest value, bfloat16 (8 bits, tens of layers) to 10 % of it."""
     shape = (3, 32, 32) if name.startswith("lenet") or name.endswith("-valid") or name == "plane10" else SHAPE
     net = used(name, shape)
-    x = batch(16, shape).x
+    x = batch(4, shape).x
     want = net.tap(x)
     for route, tolerance in ((FP32, 1e-4), (BF16, 0.1)):
-        teacher = FrozenTeacher(copy.deepcopy(net), shape, route, batch_size=16)
+        teacher = FrozenTeacher(copy.deepcopy(net), shape, route, batch_size=4)
         got = teacher.tap(x, tuple(want))
         assert teacher.failed is None
         assert set(got) == set(want)

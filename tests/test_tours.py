@@ -123,8 +123,6 @@ def test_missing_data_are_told_before_anything_trains(kd: Kdbench) -> None:
     assert set(re.findall(r"[\w-]+", re.findall(r"prepared: ([^;]*);", result.err)[0])) == needed
     assert not kd.results.exists()
     assert "training" not in result.out
-    # what some experiment of a tour does not know is told before the first is begun
-    one_sentence(kd("run", "tour=survey", "dataset.per_class=2"), "there is no setting 'dataset.per_class'")
 
 
 def short(monkeypatch: pytest.MonkeyPatch, *experiments: str) -> None:
@@ -137,6 +135,15 @@ def short(monkeypatch: pytest.MonkeyPatch, *experiments: str) -> None:
         return tours.prepare_tour(config)
 
     monkeypatch.setattr(sweeps, "prepare_tour", prepare)
+
+
+def test_what_some_experiment_of_a_tour_does_not_know_is_told_before_the_first_is_begun(
+    kd: Kdbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short(monkeypatch, "smoke/theory", "smoke/reinforcement")
+    result = kd("run", "tour=survey", "dataset.per_class=2")
+    one_sentence(result, "there is no setting 'dataset.per_class'")
+    assert "training" not in result.out
 
 
 def test_a_family_that_fails_or_lacks_a_library_does_not_stop_the_others(
