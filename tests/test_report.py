@@ -17,6 +17,7 @@ from kdbench.errors import UserError
 from kdbench.report import build_tables, render, render_terminal, report
 from kdbench.report.markdown import MARKER
 from kdbench.report.model import Row, Table
+from kdbench.report.settings import settings_of
 from kdbench.results.record import Record
 from kdbench.results.store import Store
 
@@ -223,6 +224,19 @@ def test_rows_follow_the_survey_between_controls_and_extensions() -> None:
     ]
     blocks = re.findall(r"^\| \*\*(.+?)\*\* \|", markdown(records), re.MULTILINE)
     assert blocks == list(dict.fromkeys(row.block for row in only(records).rows))
+
+
+def test_a_setting_that_a_record_is_too_old_for_has_the_value_that_meant_the_same() -> None:
+    target = {"_target_": "methods.learning.lucir.LUCIR"}
+    configs = [{"method": target}, {"method": {**target, "hold": True}}]
+    old, new = settings_of([make_record("lucir", config=config) for config in configs])
+    assert (old.label, new.label) == ("lucir (hold=false)", "lucir (hold=true)")
+    assert old.has({"hold": "false"})
+    own = [{"method": {**config["method"], "_target_": "mine.LUCIR"}} for config in configs]
+    assert [s.label for s in settings_of([make_record("lucir", config=config) for config in own])] == [
+        "lucir (hold=true)",
+        "lucir (hold=unset)",
+    ]
 
 
 def test_settings_of_one_method_are_rows_named_by_what_differs() -> None:

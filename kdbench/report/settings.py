@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kdbench.declared import declared
 from kdbench.results.record import MethodInfo, Record, canonical_json, digest, flatten
 from kdbench.results.stats import ALPHA, Difference, paired_difference, sign_flip, sign_flip_scores
 from kdbench.shipped import is_third_party
@@ -120,10 +121,11 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
     settings = []
     for method, groups in methods.items():
         configs = {same: flatten(json.loads(same)) for same in groups}
+        keys = dict.fromkeys(key for config in configs.values() for key in config)
+        for config in configs.values():
+            config |= _earlier(config, keys)
         flats = {same: {key: shown(value) for key, value in config.items()} for same, config in configs.items()}
-        differing = sorted(
-            key for key in set().union(*flats.values()) if len({flat.get(key) for flat in flats.values()}) > 1
-        )
+        differing = sorted(key for key in keys if len({flat.get(key) for flat in flats.values()}) > 1)
         labels = {
             same: ", ".join(_told(key, config.get(key), key in config) for key in differing)
             for same, config in configs.items()
@@ -249,6 +251,15 @@ def role_of(info: MethodInfo) -> Role:
 
 def row_label(method: str, setting: str) -> str:
     return f"{method} ({setting})" if setting else method
+
+
+def _earlier(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Of a flattened config, the values of those settings that its method did not have yet: see `Method.added`."""
+    target = str(config.get("method._target_"))
+    absent = [key for key in keys if key.startswith("method.") and key not in config]
+    said = declared(target) if absent and not is_third_party(target) else None  # whose source may be anyone's
+    added = {f"method.{name}": value for name, value in said.values["added"].items()} if said else {}
+    return {key: added[key] for key in absent if key in added}
 
 
 def _told(key: str, value: Any, given: bool) -> str:
