@@ -232,6 +232,11 @@ def test_a_setting_that_a_record_is_too_old_for_has_the_value_that_meant_the_sam
     old, new = settings_of([make_record("lucir", config=config) for config in configs])
     assert (old.label, new.label) == ("lucir (hold=false)", "lucir (hold=true)")
     assert old.has({"hold": "false"})
+    ramps = [{"weights": {"kd": {"start": 0.0, "end": 1.0, **curve}}} for curve in ({}, {"curve": "gaussian"})]
+    assert {s.label for s in settings_of([make_record(config={"method": ramp}) for ramp in ramps])} == {
+        "kd (weights.kd.curve=linear)",
+        "kd (weights.kd.curve=gaussian)",
+    }
     own = [{"method": {**config["method"], "_target_": "mine.LUCIR"}} for config in configs]
     assert [s.label for s in settings_of([make_record("lucir", config=config) for config in own])] == [
         "lucir (hold=true)",

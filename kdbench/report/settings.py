@@ -6,7 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from kdbench.declared import declared
 from kdbench.results.record import MethodInfo, Record, canonical_json, digest, flatten
 from kdbench.results.stats import ALPHA, Difference, paired_difference, sign_flip, sign_flip_scores
+from kdbench.settings import Ramp
 from kdbench.shipped import is_third_party
 from kdbench.taxonomy import MethodLike, load_taxonomy
 from kdbench.text import one_line
 
 CONTROLS = ("scratch", "smoothing", "kd")
+ASSUMED = {field.name: field.default for field in fields(Ramp) if field.default is not MISSING}
+"""What a ramp has that does not say it."""
 Role = Literal["control", "survey", "extension", "third-party"]
 ROLES: tuple[Role, ...] = ("control", "survey", "extension", "third-party")
 
@@ -254,11 +257,18 @@ def row_label(method: str, setting: str) -> str:
 
 
 def _earlier(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Of a flattened config, the values of those settings that its method did not have yet: see `Method.added`."""
+    """Of a flattened config, the values of those settings that its method, or a ramp, did not have yet.
+
+    See `Method.added` and `kdbench.settings.Ramp`.
+    """
     target = str(config.get("method._target_"))
     absent = [key for key in keys if key.startswith("method.") and key not in config]
     said = declared(target) if absent and not is_third_party(target) else None  # whose source may be anyone's
     added = {f"method.{name}": value for name, value in said.values["added"].items()} if said else {}
+    for key in absent:
+        ramp, _, name = key.rpartition(".")
+        if f"{ramp}.start" in config and name in ASSUMED:
+            added[key] = ASSUMED[name]
     return {key: added[key] for key in absent if key in added}
 
 
