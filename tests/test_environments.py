@@ -24,6 +24,7 @@ from kdbench.losses import cross_entropy, kl
 from kdbench.tasks import GaussianPolicy, Policy, task_of
 from kdbench.tasks.policy import gaussian
 from methods.controls.gaussian_actor_critic import gaussian_actor_critic_losses
+from methods.controls.gaussian_ppo import advantages, gaussian_ppo_losses, minibatches
 from methods.learning.gaussian_policy_distillation import gaussian_kl_loss
 
 CARTPOLE = "CartPole-v1"
@@ -289,6 +290,62 @@ def test_losses_of_gaussian_policies_are_those_of_torchs_distributions() -> None
     )
     loss = gaussian_kl_loss(mean, log_std.exp(), teacher, action.exp())
     assert loss.item() == pytest.approx(kl_divergence(other, policy).mean().item())
+
+
+def test_ppo_is_the_policy_gradient_where_nothing_has_moved_and_has_none_beyond_its_interval() -> None:
+    torch.manual_seed(0)
+    mean, log_std, action = (torch.randn(7, 3, dtype=torch.float64).requires_grad_() for _ in range(3))
+    value, target, advantage = torch.randn(3, 7, dtype=torch.float64)
+    policy = Normal(mean, log_std.exp())
+    log_p = policy.log_prob(action.detach()).sum(1)
+    scaled = (advantage - advantage.mean()) / advantage.std(correction=0)
+
+    def terms(before: Tensor) -> dict[str, Tensor]:
+        std = log_std.exp()
+        return gaussian_ppo_losses(mean, std, value, action.detach(), before, advantage, target, clip=0.2)
+
+    found = terms(log_p.detach())
+    assert found["entropy"].item() == pytest.approx(-policy.entropy().sum(1).mean().item())
+    assert found["value"].item() == pytest.approx((target - value).square().mean().item())
+    expected = torch.autograd.grad(-(scaled * log_p).mean(), mean, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(found["policy"], mean, retain_graph=True)[0], expected)
+    # twice as likely as it was: what was good pulls no more, what was bad still pushes
+    moved = terms(log_p.detach() - torch.tensor(2.0).log())["policy"]
+    worth = torch.where(scaled > 0, 1.2 * scaled, 2 * scaled)
+    assert moved.item() == pytest.approx(-worth.mean().item())
+    pushed = torch.autograd.grad(moved, mean)[0].abs().sum(1) > 0
+    assert torch.equal(pushed, scaled < 0)
+
+
+def test_advantages_are_sums_of_surprises_that_end_with_the_episode() -> None:
+    torch.manual_seed(0)
+    reward, value, following = torch.randn(3, 6, 2, dtype=torch.float64)
+    terminated = torch.zeros(6, 2, dtype=torch.bool)
+    terminated[2, 0] = True
+    ended = terminated.clone()
+    ended[3, 1] = True
+    gamma, trace = 0.9, 0.7
+    found = advantages(reward, value, following, terminated, ended, gamma, trace)
+    for e in range(2):
+        for t in range(6):
+            total, share = 0.0, 1.0
+            for k in range(t, 6):
+                future = 0.0 if terminated[k, e] else following[k, e].item()
+                total += share * (reward[k, e].item() + gamma * future - value[k, e].item())
+                share *= gamma * trace
+                if ended[k, e]:
+                    break
+            assert found[t, e].item() == pytest.approx(total)
+
+
+def test_minibatches_are_passes_in_random_orders_or_all_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = list(minibatches(10, 2, 4, generator))
+    assert [len(part) for part in parts] == [4, 4, 2] * 2
+    first, second = torch.cat(parts[:3]), torch.cat(parts[3:])
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
+    assert not torch.equal(first, second)
+    assert [part.tolist() for part in minibatches(3, 2, None, generator)] == [[0, 1, 2]] * 2
 
 
 class ActorCritic(nn.Module):

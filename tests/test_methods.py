@@ -80,7 +80,7 @@ STREAMS = {AGAIN, PAIRED, "unlabelled"}
 # Those that keep an embedding of every training image.
 BANKS = ("crd", "crd_kd", "crd_infonce", "crd_bound")
 # Those that play.
-PLAYING = ("actor_critic", "actor_mimic", "gaussian_actor_critic", "piekd", "rnd")
+PLAYING = ("actor_critic", "actor_mimic", "gaussian_actor_critic", "gaussian_ppo", "piekd", "rnd")
 PLAYING += tuple(f"policy_distillation{loss}" for loss in ("", "_mse", "_nll"))
 PLAYING += tuple(f"gaussian_policy_distillation{loss}" for loss in ("", "_roots"))
 

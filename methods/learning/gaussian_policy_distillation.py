@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from kdbench.data.batch import Batch
 from kdbench.losses import in_float32
+from kdbench.settings import Count
 from kdbench.tasks.policy import gaussian
+from methods.controls.gaussian_ppo import minibatches
 from methods.controls.playing import Playing
 
 
@@ -42,13 +44,25 @@ def root_distance_loss(mean: Tensor, std: Tensor, teacher_mean: Tensor, teacher_
 
 
 class GaussianDemonstrated(Playing):
-    """The teacher plays, and on the states that it meets the student learns from its mean and spread; a base."""
+    """The teacher plays, and on the states that it meets the student learns from its mean and spread; a base.
+
+    Args:
+        envs: environments.
+        passes: over each batch.
+        minibatch: how many of its steps at a time; all by default.
+    """
 
     leaf = "learning/reinforcement"
     paper = "rusu2015policy"
     needs = frozenset({"teacher"})
     tasks = frozenset({"gaussian-policy"})
     terms = ("kd",)
+    added: ClassVar = {"passes": 1, "minibatch": None}
+    earlier: ClassVar = frozenset({"45d30fd1cea2ba97debf1fb1022e1e07aeb3a8791749b0fea8cd03e3ef23c2c9"})
+
+    def __init__(self, envs: Count = 8, passes: Count = 1, minibatch: Count | None = None, **kwargs: Any) -> None:
+        super().__init__(envs=envs, **kwargs)
+        self.passes, self.minibatch = passes, minibatch
 
     @abstractmethod
     def compared(self, policies: Sequence[Tensor]) -> Tensor:
@@ -63,17 +77,23 @@ class GaussianDemonstrated(Playing):
             return play.drawn(*gaussian(said[-1]))
 
         x = play.rollout(len(batch), act).x.flatten(0, 1)
-        yield "student", {"kd": self.compared((*gaussian(self.student_out(x).logits), *gaussian(torch.cat(said))))}
+        teacher = torch.cat(said)
+        for of in minibatches(len(x), self.passes, self.minibatch, self.rng):
+            at = of.to(self.device)
+            yield "student", {"kd": self.compared((*gaussian(self.student_out(x[at]).logits), *gaussian(teacher[at])))}
 
 
 class GaussianPolicyDistillation(GaussianDemonstrated):
     """L = `gaussian_kl_loss` of student and teacher on the states that the teacher meets.
 
-    A batch of B steps is played by the teacher in `envs` environments side by side, actions drawn from its policy. The
-    student sees no reward. As in `policy_distillation`, the teacher is whatever the recipe trains.
+    A batch of B steps is played by the teacher in `envs` environments side by side, actions drawn from its policy, and
+    learned from as often as the control does. The student sees no reward. As in `policy_distillation`, the teacher is
+    whatever the recipe trains.
 
     Args:
         envs: environments.
+        passes: over each batch.
+        minibatch: how many of its steps at a time; all by default.
     """
 
     title = "Policy distillation, Gaussian"
@@ -94,7 +114,7 @@ class GaussianRootDistillation(GaussianDemonstrated):
     `GaussianPolicyDistillation`.
 
     Args:
-        envs: environments.
+        envs, passes, minibatch: as there.
     """
 
     title = "Policy distillation, Gaussian, roots"
