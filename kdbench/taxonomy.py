@@ -28,6 +28,7 @@ class Leaf(_Strict):
         question: what an experiment on this leaf should answer.
         cited: bibliography keys of the works that the survey cites and whose primary leaf this is.
         open: why no method stands here yet; null where one does.
+        absent: why a cited work is no method here, by its key, where somebody looked into it.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Leaf(_Strict):
     question: str
     cited: tuple[str, ...]
     open: str | None = None
+    absent: Mapping[str, str] = {}
 
     @property
     def heading(self) -> str:

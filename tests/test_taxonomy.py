@@ -156,7 +156,14 @@ def test_tables_have_the_surveys_numbers() -> None:
 
 def test_reasons_are_plain_clauses() -> None:
     for leaf in load_taxonomy().leaves:
-        assert leaf.open is None or re.fullmatch(r"[a-z].+[^.\s]", leaf.open), leaf.id
+        for why in ([leaf.open] if leaf.open else []) + list(leaf.absent.values()):
+            assert re.fullmatch(r"[a-z].+[^.\s]", why), leaf.id
+
+
+def test_what_is_absent_is_cited_and_has_no_method() -> None:
+    here = {entry.paper for entry in methods()}
+    for leaf in load_taxonomy().leaves:
+        assert leaf.absent.keys() <= set(leaf.cited) - here, leaf.id
 
 
 def test_the_tree_is_json() -> None:

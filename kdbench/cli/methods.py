@@ -229,8 +229,18 @@ def _show(chosen: Sequence[tuple[ChapterEntry, LeafEntry]], entries: Mapping[str
         if not leaf.methods:
             say(Padding(plain(f"open: {leaf.open or 'no method stands here yet.'}"), (1, 0, 0, 2)))
         if whole and (absent := [key for key in leaf.cited if key not in here]):
-            say(Padding(plain(f"cited by the survey, not here: {', '.join(absent)}", "dim"), (1, 0, 0, 2)))
+            unread = [key for key in absent if key not in leaf.absent]
+            told = [", ".join(unread)] if unread else []
+            told += [f"{', '.join(keys)} ({why})" for why, keys in _by_reason(leaf.absent).items()]
+            say(Padding(plain(f"cited by the survey, not here: {'; '.join(told)}", "dim"), (1, 0, 0, 2)))
         say("")
+
+
+def _by_reason(absent: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key, why in absent.items():
+        found.setdefault(why, []).append(key)
+    return found
 
 
 def _rows(entry: Entry, columns: Mapping[str, str], best: str | None) -> Iterator[tuple[str, Text]]:
