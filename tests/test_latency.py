@@ -20,10 +20,12 @@ from torch import nn
 
 from kdbench.bench import latency as bench
 from kdbench.bench.latency import Subject, measure, prepared, settled, timed, ways
+from kdbench.cli.run import print_tables
 from kdbench.data.batch import DataSpec
 from kdbench.engine.making import parameters
 from kdbench.errors import UserError
-from kdbench.report import generate, render
+from kdbench.registry import methods
+from kdbench.report import check, generate, render
 from kdbench.report.latency import latency_sheet, rows, subjects_of
 from kdbench.report.markdown import markdown
 from kdbench.results.latency import FILE, KEPT, Latency, Quartiles, Timing
@@ -173,6 +175,10 @@ def test_a_report_has_the_table_of_a_store_in_every_format(tmp_path: Path) -> No
     ]
     assert (table[-1]["macs"], table[-1]["ms"], table[-1]["device"]) == ("82000000", "", "")
     assert r"\label{tab:latency-a-chip-ms}" in texts["tables/latency.tex"]
+    # the tables that a run leaves behind are the store's own
+    ids = {record.cell.id for record in Store(tmp_path).load()}
+    print_tables(tmp_path, ids, verbose=False)
+    assert check(tmp_path, generate(tmp_path, methods=methods())) == []
     # a part of the store is asked about its records
     assert not any("latency" in name for name in generate(tmp_path, {"method": "kd"}))
     records = [make_record("kd"), make_record("scratch")]

@@ -180,15 +180,14 @@ def conclude(jobs: Jobs) -> list[str]:
 def print_tables(results: Path, cells: set[str], verbose: bool) -> list[str]:
     """Regenerate the store's tables, and show those that the cells stand in; returns what is odd about them."""
     from kdbench.registry import methods
-    from kdbench.report import build_tables, render, render_terminal, write
-    from kdbench.results.claims import load_claims
+    from kdbench.report import build_tables, generate, render_terminal, write
     from kdbench.results.labels import load_labels
     from kdbench.results.store import Store
 
     records, known, labels = Store(results).load(), methods(), load_labels(results)
     shown = [table for table in build_tables(records, known, labels) if cells & table.cells]
     if shown:
-        write(results, render(records, claims=load_claims(results), methods=known, labels=labels))
+        write(results, generate(results, methods=known, records=records))
         say(render_terminal(shown, None if verbose else results / "tables"))
         say(f"tables: {results / 'tables'}\nleaderboard: {results / 'leaderboard.html'}")
     return [f"{table.title}: the teacher is {table.weak}." for table in shown if table.weak]

@@ -81,17 +81,19 @@ def generate(
     methods: Iterable[Described] = (),
     named: Sequence[str] = (),
     look: Look | None = None,
+    records: Iterable[Record] | None = None,
 ) -> dict[str, str]:
     """The text of every table of a store, by path (with forward slashes) relative to the output folder.
 
     The same records, claims, figures and methods give the same texts. See `select` for `filters`; `methods` are those
     of the registry: the leaderboard shows them on the survey's tree, with or without records. `named` are the settings
-    of controls that the others are to be compared with, as in ``kd:temperature=4``.
+    of controls that the others are to be compared with, as in ``kd:temperature=4``. `records` are the store's, where
+    somebody has read them already.
 
     Raises:
         UserError: the store is empty or bad, a filter matches nothing, or a format is unknown.
     """
-    records = select(load_records(store_root), filters or {})
+    records = select(load_records(store_root) if records is None else records, filters or {})
     times = [] if filters else latency.KEPT.load(Path(store_root) / latency.FILE)
     texts = render(records, formats, load_claims(store_root), methods, load_labels(store_root), named, look, times)
     measured = figures.load(Path(store_root) / figures.FILE)
