@@ -72,7 +72,8 @@ from methods.teacher_free.byot import BYOT
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging interval|no `val_dataloader)")
 
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in methods()}
-every_method = pytest.mark.parametrize("name", ENTRIES)
+# Of one method all tests come one after the other, so that what they share is made in one process.
+every_method = pytest.mark.parametrize("name", ENTRIES, scope="module")
 
 STREAMS = {AGAIN, PAIRED, "unlabelled"}
 """What scenarios offer beside a batch."""
