@@ -107,6 +107,7 @@ def _far(a: Tensor, b: Tensor, least: float = NOTHING) -> bool:
     """Whether they differ by more than rounding explains; whole numbers at all."""
     if not b.is_floating_point():
         return not torch.equal(a, b)
+    a, b = a.double(), b.double()  # a term that insists on float32 is summed with others in float64
     largest = float(b.abs().max()) if b.numel() else 0.0
     return not torch.allclose(a, b, rtol=0.0, atol=CLOSE * largest + least, equal_nan=True)
 
