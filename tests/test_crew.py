@@ -212,18 +212,27 @@ class Pairs(Scratch):
     def losses(self, s, t, batch):
         assert len(batch) % 64 in (0, 8)
         return super().losses(s, t, batch)
+
+
+class Single(Scratch):
+    terms = ("ce", "size")
+
+    def losses(self, s, t, batch):
+        return {**super().losses(s, t, batch), "size": s.logits.float().square().mean()}
 """
 
 
 def test_who_compares_samples_is_refused(kd: Kdbench, forked: list[Forked]) -> None:
-    """Relations, a memory bank, images made of random numbers; a draw for each sample; a mean that is kept."""
-    plug(kd, NOISY, noisy="weights: {ce: 1.0}", center="weights: {ce: 1.0}", pairs="weights: {ce: 1.0}")
-    chosen = ["rkd", "crd", "dafl", "noisy", "center", "pairs"]
-    result = kd.run(*TWO, "--config-dir", "conf", f"method=[{','.join(chosen)}]", "protocol.epochs=1")
+    """Relations, a memory bank, images made of random numbers; a draw for each sample; a mean that is kept. A term that
+    is float32 whatever the others are is no reason."""
+    own = dict.fromkeys(("noisy", "center", "pairs"), "weights: {ce: 1.0}")
+    plug(kd, NOISY, **own, single="weights: {ce: 1.0, size: 0.1}")
+    chosen = ["rkd", "crd", "dafl", *own]
+    result = kd.run(*TWO, "--config-dir", "conf", f"method=[{','.join(chosen)},single]", "protocol.epochs=1")
     assert "Traceback" not in result.out + result.err
     told = {line.split()[2]: line for line in result.messages if line.startswith("left out: ")}
     assert sorted(told) == sorted(chosen)
-    assert not kd.records()
+    assert [record.cell.method for record in kd.records()] == ["single"]
     assert all("train it on one device (trainer.devices=1)" in line for line in told.values())
     for name, found in {
         "rkd": "RKD is another method where 2 devices share each batch (its term '",
