@@ -7,7 +7,7 @@ import pytest
 from kdbench.docs import Docs, Work, read_docs, spans
 from kdbench.registry import Entry, methods
 
-UNPUBLISHED = {"scratch", "replay", "actor_critic", "gaussian_actor_critic"}
+UNPUBLISHED = {"scratch", "replay", "actor_critic"}
 """Controls of which the file names no single work in its first sentence."""
 
 

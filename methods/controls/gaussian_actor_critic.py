@@ -1,13 +1,14 @@
-"""Advantage actor-critic for actions that are vectors: the control of tables about Gaussian policies.
+"""Advantage actor-critic (Mnih et al., ICML 2016, arXiv:1602.01783): its form for actions that are vectors.
 
-Mnih et al., ICML 2016, arXiv:1602.01783 (its supplement, section 9), in the synchronous form of `actor_critic`.
+As in section 9 of its supplement, in the synchronous form of `actor_critic`. It was the control of tables about
+Gaussian policies until `gaussian_ppo`, which learns what this one does not.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,8 +52,12 @@ class GaussianActorCritic(ActorCritic):
         reward_scale: what a reward counts.
     """
 
+    paper = "mnih2016asynchronous"
     title = "A2C, Gaussian"
+    extension = True
+    control = None  # type: ignore[assignment]  # unlike its base's
     tasks = frozenset({"gaussian-policy"})
+    earlier: ClassVar = frozenset({"e7e62bbf72032efd0b355ea40a43cc135278da0ab9a29fae625c5590f2e8313a"})
 
     def __init__(self, envs: Count = 8, discount: Share = 0.9, reward_scale: Positive = 0.1, **kwargs: Any) -> None:
         super().__init__(envs=envs, discount=discount, **kwargs)
