@@ -271,8 +271,9 @@ class Bench:
                 "measure": record.measure,
                 "origin": origin,
             }
-            kept.append(self.teachers.save(recipe, dataset, kept_state(cell, method), **known))
+            # first the record: a teacher that is there is not trained again, so whoever was killed in between lost it
             self._school.write(record, overwrite=True)
+            kept.append(self.teachers.save(recipe, dataset, kept_state(cell, method), **known))
             return record
 
         with ExitStack() as stack:
