@@ -113,7 +113,7 @@ def test_the_reference_is_marked_in_every_format(known: list[Entry]) -> None:
     assert line.split(" | ")[4] == "reference"
     assert texts[f"{NAME}.md"].count("| reference |") == 2  # scratch and KD
     lines = texts[f"{NAME}.tex"].splitlines()
-    (line,) = [line for line in lines if line.startswith(r"KD (temperature=\allowbreak 4)~")]
+    (line,) = [line for line in lines if line.startswith(r"KD (temperature=\allowbreak\hspace{0pt}4)~")]
     assert r" & \multicolumn{2}{c}{reference} & " in line
     rows = {(r["method"], r["setting"]): r for r in csv.DictReader(io.StringIO(texts[f"{NAME}.csv"]))}
     assert rows["kd", "temperature=4"]["reference"] == "kd"

@@ -41,22 +41,23 @@ DEFAULT: dict[Width, tuple[str, ...]] = {
 
 PACKAGES = r"\usepackage{array,booktabs,siunitx,tabularx}"
 
-_POINTS = {"column": 229.0, "text": 469.0}
-"""Widths in an article of 10 pt on letter paper, which are the least that are common."""
+_POINTS: dict[Width, dict[Width, float]] = {"column": {"column": 229.0, "text": 345.0}, "text": {"text": 469.0}}
+"""The rooms of a table, by the width that is asked for, in points of an article of 10 pt on letter paper: what does not
+fit a column has to fit the page of an article in one column, too."""
 _LOOSE = {"column": 218.0, "text": 328.0}
-"""Below, names need not be broken: also of the page of an article in one column, which is narrower."""
+"""Below, names need not be broken."""
 
 
 @dataclass(frozen=True)
 class _Size:
-    """Letters, the width of an em of theirs, and half of what is between two columns, in points."""
+    """Letters, the width of their em in an article of 11 pt, and half of what is between two columns, in points."""
 
     name: str
     em: float
     between: float
 
 
-_SIZES = (_Size("small", 9.25, 4.0), _Size("footnotesize", 8.5, 3.0))
+_SIZES = (_Size("small", 10.0, 4.0), _Size("footnotesize", 9.25, 3.0))
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -127,25 +128,25 @@ def _tables(sheet: Sheet, grid: Grid, width: Width) -> list[str]:
     if len(words) == len(grid.columns):
         return _described(sheet, grid)
     label = _label(sheet, grid)
-    wanted: list[Width] = ["column", "text"] if width == "column" else ["text"]
-    for room in wanted:
+    rooms = _POINTS[width]
+    for room, points in rooms.items():
         for size in _SIZES:
-            if _least(grid, size) <= _POINTS[room]:
+            if _least(grid, size) <= points:
                 return _measured(grid, room, size, label)
     lines: list[str] = []
     size = _SIZES[-1]
-    parts = _split(grid, size)
+    parts = _split(grid, size, rooms["text"])
     for number, part in enumerate(parts, 1):
         told = replace(part, caption=f"{part.caption} Part {number} of {len(parts)}.")
         lines += [*_measured(told, "text", size, label if number == 1 else f"{label}-{number}"), ""]
     return lines[:-1]
 
 
-def _split(grid: Grid, size: _Size) -> list[Grid]:
+def _split(grid: Grid, size: _Size, points: float) -> list[Grid]:
     """As few tables as fit a page, each with the method."""
     parts: list[list[int]] = [[0]]
     for index in range(1, len(grid.columns)):
-        if len(parts[-1]) > 1 and _least(_part(grid, [*parts[-1], index]), size) > _POINTS["text"]:
+        if len(parts[-1]) > 1 and _least(_part(grid, [*parts[-1], index]), size) > points:
             parts.append([0])
         parts[-1].append(index)
     return [_part(grid, part) for part in parts]
@@ -417,8 +418,8 @@ def _broken(text: str) -> str:
 
 def _word_in_pieces(word: str) -> str:
     pieces = [word]
-    if len(word) > _BREAKABLE:
+    if len(word) >= _BREAKABLE:
         pieces = re.findall(rf"[^=._/,:-]{{1,{2 * _BREAKABLE}}}[=._/,:-]*|[=._/,:-]+", word)
-    text = r"\allowbreak ".join(map(escape, pieces))
+    text = r"\allowbreak\hspace{0pt}".join(map(escape, pieces))  # TeX hyphenates no word without space before it
     # characters that are shown by their number are as long as words
     return text.replace("{]}{[}U+", r"{]}\allowbreak {[}U+")
