@@ -43,6 +43,7 @@ from kdbench.method import Method
 from kdbench.paths import CHOOSE_CACHE, CHOOSE_RESULTS, CHOOSE_WORK, cache_dir
 from kdbench.protocol import Protocol
 from kdbench.results import record as rec
+from kdbench.results.labels import FOLDER as LABELS
 from kdbench.results.labels import keep_labels
 from kdbench.results.store import RecordExistsError, Store
 from kdbench.source import is_code_of, network_hash, source_hash
@@ -123,7 +124,8 @@ class Bench:
     def sweep(self) -> None:
         """Remove what processes killed long ago left behind, wherever it can be removed."""
         locks = (self.store.locks, self.teachers.cache / ".locks", self.work / "cells")
-        kept = (self.store.folder, self.teachers.kept, self.teachers.cache, *(self.cache / "views").glob("*/"))
+        records = (self.store.folder, self._school.folder, self.store.root / LABELS)
+        kept = (*records, self.teachers.kept, self.teachers.cache, *(self.cache / "views").glob("*/"))
         for folder in (*locks, *kept):
             with suppress(OSError):
                 remove_leftovers(folder)

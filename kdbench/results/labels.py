@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdbench.errors import UserError
-from kdbench.files import remove_leftovers, write_atomic, writing_to
+from kdbench.files import write_atomic, writing_to
 from kdbench.results.record import Count, Name, Record, Sha256, canonical_json, digest
 from kdbench.text import visible
 
@@ -133,7 +133,6 @@ def keep_labels(
     with writing_to(path.parent):
         if not path.is_file() or path.read_bytes() != text.encode():
             path.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(path.parent)
             write_atomic(path, text, overwrite=True)
     return path
 
