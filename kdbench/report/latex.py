@@ -82,7 +82,7 @@ _ACCENTS = {
     "\u0327": "c",
 }  # fmt: skip
 _BREAKABLE = 12
-"""Characters without a space that fit into a narrow column."""
+"""Characters of a word that may be too long for a narrow column: it is broken where it can be."""
 
 
 def latex(sheet: Sheet, width: Width = "column", columns: Sequence[str] | None = None) -> str:

@@ -18,6 +18,7 @@ from kdbench.losses import in_float32
 from kdbench.settings import Count, Positive, Share
 from kdbench.tasks.policy import gaussian
 from methods.controls.actor_critic import ActorCritic, returns
+from methods.controls.gaussian_ppo import log_likelihood
 
 
 @in_float32
@@ -26,18 +27,17 @@ def gaussian_actor_critic_losses(
 ) -> dict[str, Tensor]:
     """Means over B steps: -A · log π(a), (R - V)² and -H(π), with the advantage A = R - V as a constant.
 
-    log π(a) = -Σ_i [ (a_i - μ_i)² / (2 σ_i²) + log σ_i + log(2π) / 2 ],  H(π) = Σ_i [ log σ_i + log(2πe) / 2 ]
+    log π(a) is the `log_likelihood`,  H(π) = Σ_i [ log σ_i + log(2πe) / 2 ]
 
     Args:
         mean, std, action: μ, σ and a, (B, A).
         value, target: V and R, (B,).
     """
-    log_std, advantage = std.log(), target - value
-    log_p = -(((action - mean) / std).square() / 2 + log_std + math.log(2 * math.pi) / 2).sum(1)
+    advantage = target - value
     return {
-        "policy": -(advantage.detach() * log_p).mean(),
+        "policy": -(advantage.detach() * log_likelihood(mean, std, action)).mean(),
         "value": advantage.square().mean(),
-        "entropy": -(log_std + math.log(2 * math.pi * math.e) / 2).sum(1).mean(),
+        "entropy": -(std.log() + math.log(2 * math.pi * math.e) / 2).sum(1).mean(),
     }
 
 

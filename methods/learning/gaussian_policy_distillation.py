@@ -87,8 +87,8 @@ class GaussianPolicyDistillation(GaussianDemonstrated):
     """L = `gaussian_kl_loss` of student and teacher on the states that the teacher meets.
 
     A batch of B steps is played by the teacher in `envs` environments side by side, actions drawn from its policy, and
-    learned from as often as the control does. The student sees no reward. As in `policy_distillation`, the teacher is
-    whatever the recipe trains.
+    learned from in `passes`. The student sees no reward. As in `policy_distillation`, the teacher is whatever the
+    recipe trains.
 
     Args:
         envs: environments.
