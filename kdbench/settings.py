@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from types import UnionType
-from typing import Annotated, Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Discriminator, Field, Strict, Tag, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
@@ -26,6 +26,21 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 """Of a loss term: terms are written so that less is better, and a negative weight would teach the opposite."""
+RUN: Final = "run"
+"""The word for the seed of the run, where a teacher or what data draw is to be each run's own."""
+
+
+def of_run(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """A recipe's or a data set's settings, with the seed of a run wherever one says `RUN`."""
+
+    def resolved(key: str, value: Any) -> Any:
+        if (key, value) == ("seed", RUN):
+            return seed
+        if isinstance(value, Mapping):
+            return of_run(value, seed)
+        return [resolved(key, each) for each in value] if isinstance(value, list) else value
+
+    return {key: resolved(key, value) for key, value in config.items()}
 
 
 @dataclass(frozen=True)
@@ -143,4 +158,16 @@ def explain(error: ValidationError, prefix: str = "") -> str:
     return f"{where}={worst['input']!r}: {told}{quoted}"
 
 
-__all__ = ["Ramp", "Share", "Temperature", "Weight", "WeightOrRamp", "adapters", "checked", "explain", "validated"]
+__all__ = [
+    "RUN",
+    "Ramp",
+    "Share",
+    "Temperature",
+    "Weight",
+    "WeightOrRamp",
+    "adapters",
+    "checked",
+    "explain",
+    "of_run",
+    "validated",
+]

@@ -69,6 +69,20 @@ def test_lwf_of_the_three_scenarios_counts_experiences() -> None:
         bind(method.__class__(balance=[1.0], protocol=PROTOCOL))
 
 
+@pytest.mark.parametrize(("heads", "share"), [("sum", 1.0), ("mean", 0.5)])
+def test_lwf_may_distil_the_classes_of_each_experience_by_themselves(heads: str, share: float) -> None:
+    """In the third experience of three, two classes each: a softmax over classes 0 and 1, and one over 2 and 3."""
+    protocol = PROTOCOL.model_copy(update={"epochs": 6})
+    method: Any = bind(make("lwf").__class__(heads=heads, protocol=protocol), spec=INCREMENTAL)
+    method._position = next(k for k, entry in enumerate(method._plan) if entry.experience.number == 2)
+    s, t, y = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([4, 5, 4, 4, 5])
+    batch = Batch(torch.zeros(5, 1, 8, 8), y, torch.arange(5), torch.zeros(5, 3, dtype=torch.long))
+    found = method.losses(Out({"logits": s}), Out({"logits": t}), batch)["kd"]
+    pairs = [(s[:, part] / 2, t[:, part] / 2) for part in (slice(0, 2), slice(2, 4))]
+    apart = [-(q.softmax(1) * z.log_softmax(1)).sum(1).mean() for z, q in pairs]
+    assert found.item() == pytest.approx(share * sum(apart).item(), rel=1e-5)
+
+
 def ends_of(method: EEIL, experience: int, stage: str) -> tuple[int, ...]:
     """Which heads are distilled there."""
     method._position = next(

@@ -11,6 +11,7 @@ from factories import make_record, rendered
 from rich.console import Console
 
 from kdbench import shipped
+from kdbench.data.privileged import EXPERIMENTS
 from kdbench.measures import further
 from kdbench.models import ZOOS
 from kdbench.report import build_tables, render, render_terminal
@@ -97,7 +98,7 @@ def test_networks_and_data_sets_that_ship_have_their_written_names() -> None:
     ]  # fmt: skip
     assert network_name("torchvision/resnet50") == "ResNet-50"
     assert network_name("my.Net") == "my.Net"
-    assert set(shipped.names("dataset")) - {"folder", "streamed"} == set(DATA)
+    assert set(shipped.names("dataset")) - {"folder", "streamed", "privileged"} | EXPERIMENTS.keys() == set(DATA)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -163,6 +163,14 @@ def test_classes_arrive_in_equal_parts(settings: dict[str, Any], ends: tuple[int
     assert consistent(data)
 
 
+def test_a_network_may_be_told_of_the_task() -> None:
+    assert posed("ClassIncremental", tasks=5, told=True).spec.settings == {"told": True}
+    assert posed("ClassIncremental", tasks=5).spec.settings == {}
+    asked = {"_target_": "kdbench.data.scenarios.ClassIncremental", "tasks": 5, "first": None, "memory": 2000}
+    for more in ({}, {"told": False}):
+        assert DatasetConfig.of({"name": "digits", "scenario": {**asked, **more}}).identity()["scenario"] == asked
+
+
 @pytest.mark.parametrize("settings", [{"tasks": 3}, {"tasks": 11}, {"tasks": 3, "first": 3}, {"tasks": 2, "first": 10}])
 def test_classes_that_cannot_be_divided(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"tasks={settings['tasks']}.* cannot divide the 10 classes of digits"):

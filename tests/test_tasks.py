@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +430,20 @@ def test_class_incremental_against_loops() -> None:
         asked = y < ENDS[k]
         assert (meter.examples() == (z[:, : ENDS[k]].argmax(1) == y)[asked]).all()
     assert expected_course(evaluations)["forgetting"] > 1  # something was forgotten
+
+
+def test_task_incremental_chooses_among_the_classes_that_came_together() -> None:
+    """Whoever is told so: told of three parts, as the mean over samples of three problems of their own."""
+    meter = task_of("class-incremental", {"told": True}).meter(spec(10, experiences=ENDS))
+    z, y = course(0)[2]
+    for k, seen in enumerate(ENDS):
+        meter.seen = seen
+        found = evaluate(meter, z, y)
+        bounds = list(pairwise((0, *ENDS)))[: k + 1]
+        right = [z[i, a:b].argmax() + a == y[i] for a, b in bounds for i in range(300) if a <= y[i] < b]
+        assert found["top1"] == pytest.approx(100 * float(np.mean(right)), rel=1e-5)
+        assert len(meter.examples()) == len(right)
+    assert found["forgetting"] == pytest.approx(0, abs=1e-5)  # the same scores three times
 
 
 def test_class_incremental_goes_on_from_a_checkpoint() -> None:

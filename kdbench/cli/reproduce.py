@@ -52,7 +52,7 @@ def reproduce_cell(options: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out} is the store that holds the record: name another one.")
     cell = cell_in(record)
     bench = _bench(record, options.out)
-    data = bench.dataset(cell.config["dataset"])
+    data = bench.dataset(cell.dataset)
     if data.content_hash != record.dataset.sha256:
         raise UserError(
             f"the record is of other data ({record.dataset.sha256[:12]}, here {data.content_hash[:12]}): restore them, "

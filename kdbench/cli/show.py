@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.cli.console import say
 from kdbench.errors import UserError
+from kdbench.settings import of_run
 from kdbench.text import fixed, one_line
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _data(record: Record) -> str:
     data = record.dataset
     sizes = f"{data.n_train} to train, {data.n_test} to test, {data.num_classes} outputs; content {data.sha256[:12]}"
     try:
-        here = source_of(record.config["dataset"]).build().content_hash
+        here = source_of(of_run(record.config["dataset"], record.cell.seed)).build().content_hash
     except UserError as error:
         return f"{record.cell.dataset}, {sizes}; not here: {error}"
     return (
@@ -144,7 +145,8 @@ def teachers_of(record: Record) -> list[tuple[TeacherInfo, dict[str, Any]]]:
     if not record.teacher:
         return []
     recipes = [record.config["teacher"], *record.config.get("teachers", [])]
-    return list(zip([record.teacher, *record.others], recipes, strict=False))
+    own = [of_run(recipe, record.cell.seed) for recipe in recipes]
+    return list(zip([record.teacher, *record.others], own, strict=False))
 
 
 def _teacher(info: TeacherInfo, recipe: dict[str, Any], store: Store) -> str:

@@ -92,7 +92,7 @@ def data_of(job: Job) -> list[Mapping[str, Any]]:
     """
     found: dict[str, Mapping[str, Any]] = {}
     for cell in cells_of(job):
-        configs = [cell.config["dataset"]]
+        configs = [cell.dataset]
         recipes = [recipe for recipe, _ in cell.teachers]
         while recipes:
             recipe = recipes.pop()

@@ -32,6 +32,17 @@ from kdbench.targets import first_line, settings_of
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
+def drawn_by(seed: int | str, where: str) -> int:
+    """The seed of what data draw.
+
+    Raises:
+        UserError: it is the one of a run, and this is none.
+    """
+    if isinstance(seed, str):
+        raise UserError(f"{where}={seed} has each run draw its own data, and here is no run: give a number.")
+    return seed
+
+
 class Subset(Sparse):
     """Training samples as a publication counts them off: by their places in the prepared file.
 
@@ -39,18 +50,19 @@ class Subset(Sparse):
         n: how many.
         order: the ``first`` or the ``last`` of the file, or ``drawn``: the first of NumPy's
             ``RandomState(seed).permutation``, which is also what ``shuffle`` makes of the places.
+        seed: ``run`` for the seed of the run, so that each run draws its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     n: StrictInt = Field(ge=1)
     order: Literal["first", "last", "drawn"] = "first"
-    seed: StrictInt = Field(default=0, ge=0, lt=2**32)
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] | Literal["run"] = 0
 
     def places(self, there: int) -> NDArray[np.int64]:
         """Which of `there` samples, (n,)."""
         if self.order == "drawn":
-            return np.random.RandomState(self.seed).permutation(there)[: self.n]
+            return np.random.RandomState(drawn_by(self.seed, "dataset.subset.seed")).permutation(there)[: self.n]
         return np.arange(there)[: self.n] if self.order == "first" else np.arange(there)[-self.n :]
 
 

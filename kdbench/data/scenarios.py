@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -136,11 +136,16 @@ class ClassIncremental:
         tasks: how many times classes arrive.
         first: how many arrive the first time; None for as many as ever after.
         memory: how many samples of past tasks may be kept, in all.
+        told: whether a network is told with which classes each test sample arrived, and chooses among these alone:
+            task-incremental, as the first works had it (van de Ven and Tolias 2019, arXiv:1904.07734).
     """
 
     tasks: Annotated[int, Field(ge=2)]
     first: Count | None = None
     memory: Natural = 2000
+    told: bool = False
+
+    ADDED: ClassVar = frozenset({"told"})
 
     def __call__(self, data: Dataset) -> Dataset:
         labels = torch.from_numpy(_labels(data, "ClassIncremental"))
@@ -159,7 +164,8 @@ class ClassIncremental:
             torch.nonzero((labels >= start) & (labels < end))[:, 0]
             for start, end in zip([0, *ends], ends, strict=False)
         )
-        return data.posed({"task": "class-incremental", "memory": self.memory}, experiences=arriving)
+        spec: dict[str, Any] = {"task": "class-incremental", "memory": self.memory}
+        return data.posed(spec | ({"settings": {"told": True}} if self.told else {}), experiences=arriving)
 
 
 @dataclass(frozen=True)

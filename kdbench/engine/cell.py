@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from kdbench.method import Method
 from kdbench.protocol import Protocol
 from kdbench.results import record as rec
 from kdbench.results.record import cell_id
-from kdbench.settings import explain
+from kdbench.settings import explain, of_run
 from kdbench.source import source_hash
 from kdbench.targets import first_line
-from kdbench.teaching.recipe import Known, dataset_identity, further, recipe_of
+from kdbench.teaching.recipe import Known, dataset_identity, further, name_of, recipe_of
 from kdbench.teaching.teachers import Teachers
 
 
@@ -53,16 +53,25 @@ class Cell:
     def student(self) -> str:
         return str(self.config["student"])
 
+    @cached_property
+    def dataset(self) -> Mapping[str, Any]:
+        """The settings of its data, as this run draws them."""
+        return of_run(self.config["dataset"], self.seed)
+
     @property
     def teacher(self) -> Mapping[str, Any] | None:
         """The recipe of its teacher, of the first of several, see `kdbench.teaching.recipe`."""
-        return self.config["teacher"]
+        return self._recipes[0] if self._recipes else None
 
     @property
     def teachers(self) -> list[tuple[Mapping[str, Any], str | None]]:
         """The recipe of each of its teachers, and the sha256 that is demanded of it."""
-        recipes = [self.teacher, *self.config.get("teachers", [])] if self.teacher else []
-        return [(recipe, self.pins[k] if k < len(self.pins) else None) for k, recipe in enumerate(recipes)]
+        return [(recipe, self.pins[k] if k < len(self.pins) else None) for k, recipe in enumerate(self._recipes)]
+
+    @cached_property
+    def _recipes(self) -> list[Mapping[str, Any]]:
+        recipes = [self.config["teacher"], *self.config.get("teachers", [])] if self.config["teacher"] else []
+        return [of_run(recipe, self.seed) for recipe in recipes]
 
     @property
     def pair(self) -> str:
@@ -73,7 +82,7 @@ class Cell:
         return Protocol.of(self.config["protocol"])
 
     def __str__(self) -> str:
-        return f"{self.name} {self.pair} {self.config['dataset']['name']} seed {self.seed}"
+        return f"{self.name} {self.pair} {self.dataset['name']} seed {self.seed}"
 
     def named(self) -> rec.Cell:
         """Its names, as its record holds them."""
@@ -83,7 +92,7 @@ class Cell:
             pair=self.pair,
             student=self.student,
             teacher=str(self.teacher["name"]) if self.teacher else None,
-            dataset=self.config["dataset"]["name"],
+            dataset=self.dataset["name"],
             protocol=self.protocol.name,
             seed=self.seed,
         )
@@ -119,7 +128,7 @@ def title_of(cells: Sequence[Cell]) -> str:
         return str(first)
     pair = next((cell.pair for cell in cells if cell.teacher), first.pair)
     names = ", ".join(dict.fromkeys(cell.name for cell in cells))
-    return f"{len(cells)} in lockstep ({names}) {pair} {first.config['dataset']['name']} seed {first.seed}"
+    return f"{len(cells)} in lockstep ({names}) {pair} {first.dataset['name']} seed {first.seed}"
 
 
 def cells_of(job: Job) -> list[Cell]:
@@ -130,7 +139,7 @@ def cells_of(job: Job) -> list[Cell]:
     """
     protocol = Protocol.of(job.protocol)
     check_optimizer(protocol)
-    taught_by = teachers_of(job)
+    taught_by = _recipes(job)
     (recipe, *others), pins = [each for each, _ in taught_by], tuple(pin for _, pin in taught_by)
     dataset = dataset_identity(job.dataset)
     cells, chosen = [], []
@@ -176,7 +185,19 @@ def known_to(job: Job) -> Known:
 
 
 def teachers_of(job: Job) -> list[tuple[dict[str, Any], str | None]]:
-    """The recipe of each teacher of a job, and the sha256 that is demanded of it; the pair's first."""
+    """The recipe of each teacher of a job, of its runs one after the other, and the sha256 that is demanded of it; the
+    pair's first."""
+    taught_by = _recipes(job)
+    each = [(of_run(recipe, seed), pin) for seed in job.seed for recipe, pin in taught_by]
+    return list({name_of(recipe): (recipe, pin) for recipe, pin in each}.values())
+
+
+def data_of(job: Job) -> dict[str, Any]:
+    """The settings of a job's data, as its first run draws them."""
+    return of_run(dataset_identity(job.dataset), job.seed[0])
+
+
+def _recipes(job: Job) -> list[tuple[dict[str, Any], str | None]]:
     protocol, pair = Protocol.of(job.protocol), job.pair.teacher
     named = {"teacher": job.teacher}
     named |= {f"teachers[{k}]": other for k, other in enumerate(further(job.teacher, job.teachers))}

@@ -86,7 +86,7 @@ def run_grid(
     bench.sweep()
     if not bench.store.folder.is_dir():  # else it need not be writable, if all is done
         bench.store.check_writable()
-    for config in {cell_id(dict(c.config["dataset"])): c.config["dataset"] for c in cells}.values():
+    for config in {cell_id(dict(c.dataset)): c.dataset for c in cells}.values():
         bench.dataset(config)
     outcome = outcome or Outcome()
     todo = []

@@ -118,7 +118,7 @@ class Bench:
             check_usable(place.device)
         if len(self._places) > 1:
             for cell, *_ in plan:
-                check_batches(cell.protocol, self.dataset(cell.config["dataset"]).spec, len(self._places))
+                check_batches(cell.protocol, self.dataset(cell.dataset).spec, len(self._places))
         self._logs.check()
 
     def sweep(self) -> None:
@@ -144,7 +144,7 @@ class Bench:
 
     def _untrained(self, cell: Cell) -> nn.Module:
         with seeded("size"):
-            return create(cell.student, self.dataset(cell.config["dataset"]).spec)
+            return create(cell.student, self.dataset(cell.dataset).spec)
 
     @cached_property
     def _places(self) -> list[Place]:
@@ -169,7 +169,7 @@ class Bench:
             return self.max_students
         if self.engine.route == "plain":
             return 1
-        net, data = self._untrained(cell), self.dataset(cell.config["dataset"])
+        net, data = self._untrained(cell), self.dataset(cell.dataset)
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else free_memory()
         free -= activation_bytes(net, data.spec.shape, train=cell.protocol.batch_size, evaluate=eval_batch(data))
         return max(1, min(int(free / 2 / student_bytes(net)), self._survivable))
@@ -320,7 +320,7 @@ class Bench:
         """
         done: dict[str, rec.Record | Exception] = {}
         with ExitStack() as stack:
-            dataset = self.dataset(cells[0].config["dataset"])
+            dataset = self.dataset(cells[0].dataset)
             pool = self._pool(cells, dataset, done, wait)
             work: dict[str, Path] = {}
             for cell in sorted(cells, key=lambda cell: cell.id):  # in one order everywhere, or two could wait for ever
@@ -374,7 +374,7 @@ class Bench:
                 continue
             try:
                 teacher = self.teacher(recipe, pin, wait=wait)
-                config, protocol = users[0].config["dataset"], users[0].protocol
+                config, protocol = users[0].dataset, users[0].protocol
                 pool[name] = teacher, self.taught(teacher, config, protocol, partial=partial)
             except Exception as error:
                 done |= {cell.id: error for cell in users}
@@ -488,7 +488,7 @@ class Bench:
             Exception: whatever made that fail.
         """
         done: dict[str, rec.Record | Exception] = {}
-        dataset = self.dataset(cell.config["dataset"])
+        dataset = self.dataset(cell.dataset)
         pool = self._pool([cell], dataset, done, wait=True)
         for error in done.values():
             assert isinstance(error, Exception)
@@ -562,8 +562,8 @@ class Bench:
     def _keep_labels(self, cell: Cell) -> None:
         """Beside the records: a test set's labels, once."""
         config = cell.config["dataset"]
-        dataset, name = self.dataset(config), rec.canonical_json(config)
-        if name in self._labelled:
+        dataset, name = self.dataset(cell.dataset), rec.canonical_json(config)
+        if name in self._labelled or cell.dataset != config:  # each run has its own, perhaps to be judged by, too
             return
         self._labelled.add(name)
         labels = dataset.test.labels.cpu().numpy()

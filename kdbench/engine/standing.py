@@ -17,7 +17,7 @@ DataOf = Callable[[Mapping[str, Any]], Dataset]
 
 def check_standing(cell: Cell, record: rec.Record, teachers: Teachers, data: DataOf) -> None:
     """Raises `UserError` if the cell's record stands on other data, on another teacher or on other code."""
-    dataset = data(cell.config["dataset"])
+    dataset = data(cell.dataset)
     if record.dataset.sha256 != dataset.content_hash:
         raise UserError(
             f"{cell} has a record made from other data ({record.dataset.sha256[:12]}, now "

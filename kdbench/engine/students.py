@@ -31,6 +31,7 @@ from kdbench.method import Method
 from kdbench.paths import CHOOSE_RESULTS
 from kdbench.results import record as rec
 from kdbench.results.store import Store, file_name
+from kdbench.settings import of_run
 from kdbench.snapshot import Snapshot
 from kdbench.teaching.adapter import Adapter
 from kdbench.teaching.teachers import Card
@@ -266,7 +267,7 @@ def _made(card: StudentCard) -> nn.Module:
     cell = cell_of(card.recipe, card.method)
     if card.bare:
         return network(card.name, card.spec, cell.seed)
-    shown = _data(cell.config["dataset"]) if cell.teachers else None
+    shown = _data(cell.dataset) if cell.teachers else None
     lecturers = []
     for recipe, _ in cell.teachers:
         learned = _data(recipe["dataset"])
@@ -282,8 +283,8 @@ def _data(config: Mapping[str, Any]) -> Dataset:
 
 
 def _recipe(cell: Cell) -> dict[str, Any]:
-    """A cell as the recipe of its student; `cell_of` is the inverse."""
-    config = cell.config
+    """A cell as the recipe of its student; `cell_of` is the inverse, but for a seed that the config calls the run's."""
+    config = of_run(cell.config, cell.seed)
     recipe = {"name": cell.student, "method": {key: value for key, value in config["method"].items() if key != "name"}}
     recipe |= {key: config[key] for key in ("dataset", "protocol", "seed")}
     return recipe | {key: config[key] for key in ("teacher", "teachers") if config.get(key)}

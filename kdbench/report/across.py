@@ -145,15 +145,15 @@ def _method(row: Row, rows: Sequence[Row]) -> Cell:
 
 
 def _pair_column(table: Table, tables: Sequence[Table]) -> Column:
-    teacher = next((record.teacher for record in table.records if record.teacher), None)
+    taught = next((record for record in table.records if record.teacher), None)
     student = table.records[0].cell.student
-    if teacher is None:
+    if taught is None or taught.teacher is None:
         return Column(f"pair {table.name}", student, (network_name(student),))
     # several teachers of one architecture
     twins = sum(other.pair == table.pair for other in tables) > 1
-    of = f" {teacher.sha256[:6]}" if twins else ""
-    lines = (f"{network_name(teacher.name)}{of}", network_name(student))
-    return Column(f"pair {table.name}", f"{teacher.name}{of} → {student}", lines)
+    of, name = f" {str(taught.taught_by)[:6]}" if twins else "", taught.teacher.name
+    lines = (f"{network_name(name)}{of}", network_name(student))
+    return Column(f"pair {table.name}", f"{name}{of} → {student}", lines)
 
 
 def order(row: Row) -> tuple[int, tuple[int, str], str]:

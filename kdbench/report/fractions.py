@@ -111,7 +111,7 @@ def _scenario(table: Table) -> str | None:
 
 
 def _teacher(table: Table) -> str | None:
-    return next((record.teacher.sha256 for record in table.records if record.teacher), None)
+    return next((record.taught_by for record in table.records if record.taught_by), None)
 
 
 def _world(tables: Sequence[Table]) -> _World | None:

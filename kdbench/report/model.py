@@ -181,8 +181,8 @@ def build_tables(
     """Group records into tables and compute their rows; the order of `records` plays no part.
 
     Records share a table where data set (content and settings), student, protocol (name and config), teacher (hash of
-    the weights, of the first where there are several) and what is measured are the same. Those that used no teacher
-    stand in the table of every teacher.
+    the weights, of the first where there are several, or of its recipe where each run has one of its own) and what is
+    measured are the same. Those that used no teacher stand in the table of every teacher.
 
     Args:
         known: methods of the registry, for what records do not say of them.
@@ -206,10 +206,10 @@ def build_tables(
         groups[cohort, cell.student].append(record)
     tables: list[Table] = []
     for (cohort, student), group in groups.items():
-        teachers = sorted({record.teacher.sha256 for record in group if record.teacher})
-        for sha in teachers or [""]:
-            shared = [record for record in group if record.teacher is None or record.teacher.sha256 == sha]
-            key = digest([cohort, student, sha])[:KEY_DIGITS]
+        teachers = sorted({record.taught_by for record in group if record.taught_by})
+        for teacher in teachers or [""]:
+            shared = [record for record in group if record.taught_by in (None, teacher)]
+            key = digest([cohort, student, teacher])[:KEY_DIGITS]
             tables.append(_table(shared, cohort, key, protocols[shared[0].cell.id], known, labels or {}, named))
     return sorted(tables, key=lambda table: table.name)
 

@@ -260,6 +260,8 @@ def _teacher(records: Sequence[Record], reached: float | None, digits: int) -> s
         return "none"
     assert reached is not None
     text = records[0].measure.text(reached, digits)
+    if any(record.own_teacher for record in records):
+        return f"{_unique(t.name for t in teachers)}, {text} (the mean, as each run has one of its own)"
     origin = f", brought from {teachers[0].origin}" if teachers[0].origin else ""
     return f"{_unique(t.name for t in teachers)}, {text} (sha256 {teachers[0].sha256[:12]}{origin})"
 

@@ -10,6 +10,7 @@ from typing import Any
 from kdbench import shipped
 from kdbench.report.settings import shown
 from kdbench.results.record import Record, canonical_json, flatten
+from kdbench.settings import RUN
 
 DATA = {
     "CartPole-v1": "CartPole",
@@ -19,6 +20,8 @@ DATA = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "cifar10_15k": "CIFAR-10 (15k)",
+    "clean_features": "Clean features",
+    "clean_labels": "Clean labels",
     "digits": "Digits",
     "digits_m": "Digits-M",
     "facades": "Facades",
@@ -27,6 +30,10 @@ DATA = {
     "mnist": "MNIST",
     "mnist_m": "MNIST-M",
     "omniglot": "Omniglot",
+    "relevant_features": "Relevant features",
+    "relevant_largest": "Largest features",
+    "relevant_per_sample": "Relevant features (per sample)",
+    "relevant_per_set": "Relevant features (per set)",
     "rgbd_room": "RGB-D room",
     "shapes_boxes": "Shapes (boxes)",
     "shapes_depth": "Shapes (depth)",
@@ -79,8 +86,11 @@ def cut(record: Record) -> str:
     if per_class is not None:
         parts.append(f"{shown(per_class)} images {'each' if classes else 'a class'}")
     if subset := dataset.get("subset"):
-        drawn = f" by seed {subset['seed']}" if subset["order"] == "drawn" else ""
+        by = "each run" if subset["seed"] == RUN else f"seed {subset['seed']}"
+        drawn = f" by {by}" if subset["order"] == "drawn" else ""
         parts.append(f"{subset['n']} images, {subset['order']}{drawn}")
+    if sees := dataset.get("sees"):
+        parts.append(f"{sees} features")
     if size := dataset.get("size"):
         parts.append(f"{size}×{size}")
     if crops := dataset.get("views"):

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from kdbench.measures import TOP1, Measure
+from kdbench.settings import of_run
 from kdbench.sparse import Sparse
 from kdbench.text import full, has_control
 
@@ -325,6 +326,20 @@ class Record(_Strict):
     measure: Measured = TOP1
     others: list[TeacherInfo] = Field(default_factory=list)
     networks: dict[Name, Sha256] = Field(default_factory=dict)
+
+    @property
+    def taught_by(self) -> str | None:
+        """What records of the same teacher share: the hash of its weights; where each run has a teacher of its own, of
+        how it is trained. None without a teacher."""
+        if self.teacher is None:
+            return None
+        return digest(self.config["teacher"]) if self.own_teacher else self.teacher.sha256
+
+    @property
+    def own_teacher(self) -> bool:
+        """Whether each run has a teacher of its own, see `kdbench.settings.RUN`."""
+        recipe = self.config.get("teacher")
+        return isinstance(recipe, Mapping) and of_run(recipe, self.cell.seed) != recipe
 
     @property
     def examples(self) -> NDArray[np.bool_] | NDArray[np.float32] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ class Course(Meter):
     """``average``, ``top1`` and ``forgetting`` in percent, of the experiences up to the current one.
 
     The network chooses among the classes seen so far, and is asked about test samples of these alone, without being
-    told of which experience they are. With a(k, j) the accuracy on experience j's classes after experience k:
+    told of which experience they are; or if `told`, among the classes of that experience. With a(k, j) the accuracy on
+    experience j's classes after experience k:
 
     * ``top1``: accuracy on all classes seen, now;
     * ``average``: the mean of ``top1`` at the ends of all experiences so far, the first included (average incremental
@@ -34,15 +36,16 @@ class Course(Meter):
 
     Args:
         ends: how many classes have been seen at the end of each experience.
+        told: whether the network is told of which experience a sample is.
     """
 
     hits: Tensor
     totals: Tensor
     arrival: Tensor
 
-    def __init__(self, ends: tuple[int, ...]) -> None:
+    def __init__(self, ends: tuple[int, ...], told: bool = False) -> None:
         super().__init__()
-        self.ends = ends
+        self.ends, self.told = ends, told
         sizes = torch.tensor([new - old for old, new in zip((0, *ends), ends, strict=False)])
         self.register_buffer("hits", torch.zeros(len(ends), len(ends), dtype=torch.int64))
         self.register_buffer("totals", torch.zeros(len(ends), dtype=torch.int64))
@@ -60,8 +63,10 @@ class Course(Meter):
         self.totals.zero_()
 
     def update(self, net: nn.Module, batch: Batch) -> None:
-        right = net(batch.x)[:, : self.seen].argmax(1) == batch.y
-        arrived = self.arrival[batch.y]
+        arrived, scores = self.arrival[batch.y], net(batch.x)[:, : self.seen]
+        if self.told:
+            scores = scores.masked_fill(self.arrival[: self.seen] != arrived[:, None], -math.inf)
+        right = scores.argmax(1) == batch.y
         self.hits[self.experience].index_add_(0, arrived, right.long())
         self.totals.index_add_(0, arrived, torch.ones_like(arrived))
         self.right.update(right)
@@ -85,9 +90,11 @@ class Course(Meter):
 class ClassIncremental(Classification):
     """`Classification` whose classes are numbered in the order of their arrival, see `Course`."""
 
+    told: bool = False
+
     name = "class-incremental"
     primary = Measure("average")
     cumulative = True
 
     def meter(self, data: DataSpec) -> Meter:
-        return Course(data.experiences or (data.num_classes,))
+        return Course(data.experiences or (data.num_classes,), self.told)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
@@ -34,6 +34,7 @@ class TeacherConfig(Settings):
 
     Attributes:
         name: its architecture; None: the pair's teacher.
+        seed: of its training; ``run``: each run has a teacher of its own, trained with the run's seed.
         epochs: None for as many as the protocol's, which is the cells' but for what `protocol` says otherwise.
         weights: the beginning of the sha256 of a teacher that is there: just that one, however it came to be.
         teacher: of its own, where its method needs one: an assistant's, a generation's.
@@ -41,7 +42,7 @@ class TeacherConfig(Settings):
 
     name: Network | None = None
     method: dict[str, Any]
-    seed: Natural = 0
+    seed: Natural | Literal["run"] = 0
     epochs: Annotated[StrictInt, Field(ge=1)] | None = None
     dataset: dict[str, Any] | None = None
     protocol: dict[str, Any] | None = None

@@ -85,7 +85,12 @@ class BiC(Rehearsal):
     title = "BiC"
     terms = ("ce", "kd", "bias")
     added: ClassVar = {"corrections": "all"}
-    earlier: ClassVar = frozenset({"602c108da40e85917b7182c937feee10f6b299318908217c0ea7d9938d12039a"})
+    earlier: ClassVar = frozenset(
+        {
+            "602c108da40e85917b7182c937feee10f6b299318908217c0ea7d9938d12039a",
+            "11ccaa0b8295d10005e619dbacc285a1c25a27bf0806523668534f4f2440f259",
+        }
+    )
     survey: ClassVar = {
         "knowledge": "softened old-class scores of the past self; exemplars",
         "objective": "λ CE(past/T, s/T) + (1 - λ) CE; linear bias correction",

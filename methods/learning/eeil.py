@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +13,7 @@ from kdbench.losses import cross_entropy, in_float32
 from kdbench.settings import Positive, Share, Temperature
 from kdbench.taps import Taps
 from methods.learning.balanced import Balanced
-from methods.learning.lwf import old_classes_loss
+from methods.learning.lwf import by_head, old_classes_loss
 from methods.learning.rehearsal import Mix
 
 Form = Literal["paper", "facil"]
@@ -37,7 +36,7 @@ def binary_loss(student: Tensor, past: Tensor, temperature: float = 2.0) -> Tens
 def heads_loss(
     student: Tensor, past: Tensor, ends: Sequence[int], temperature: float = 2.0, form: Form = "paper"
 ) -> Tensor:
-    """Σ_f L_f over heads f, the classes that came at one time: from ends[f - 1] to ends[f] - 1 (equations 1 and 3).
+    """Σ_f L_f over heads f, the classes that came at one time, see `by_head` (equations 1 and 3).
 
     ``paper``: L_f = H( softmax(t_f / T), softmax(s_f / T) ), summed over the head's classes, averaged over the batch,
     without a factor T² (`old_classes_loss`; the authors' vl_nnsoftmaxdiff.m, and equation 3 of LwF for several tasks).
@@ -47,9 +46,7 @@ def heads_loss(
         student, past: logits, (B, ends[-1] or more).
         ends: how many classes had been seen when a head was complete.
     """
-    loss = old_classes_loss if form == "paper" else binary_loss
-    heads = [loss(student[:, a:b], past[:, a:b], temperature) for a, b in pairwise((0, *ends))]
-    return torch.stack(heads).sum()
+    return by_head(student, past, ends, temperature, old_classes_loss if form == "paper" else binary_loss)
 
 
 class EEIL(Balanced):
@@ -74,6 +71,7 @@ class EEIL(Balanced):
     title = "EEIL"
     terms = ("ce", "kd")
     taps = Taps(student=("embed",))
+    earlier: ClassVar = frozenset({"02a8fd68b1c080fd4071bff3feaaa2f78b8b7f7b771396ba86898831b95a1220"})
     survey: ClassVar = {
         "knowledge": "softened scores of each group of old classes; herded exemplars",
         "objective": "CE + Σ CE(past/T, s/T) by group; balanced fine-tuning",

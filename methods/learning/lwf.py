@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from kdbench.data.batch import Batch, DataSpec
@@ -14,16 +16,30 @@ from kdbench.method import Method, Snapshot, Stage
 from kdbench.settings import Temperature, Weight
 from kdbench.taps import Out, Spec
 
+Compared = Callable[[Tensor, Tensor, float], Tensor]
+
 
 @in_float32
 def old_classes_loss(student: Tensor, past: Tensor, temperature: float = 2.0) -> Tensor:
     """H( softmax(t / T), softmax(s / T) ) over the old classes' logits (B, old) (equation 2).
 
     Summed over classes, averaged over the batch, without a factor T²; no gradient reaches `past`, the model before the
-    new classes came. The paper has one such term for each old task, a single head one for all (PyCIL). FACIL mixes
-    1e-5 of the uniform distribution into the student's.
+    new classes came. FACIL mixes 1e-5 of the uniform distribution into the student's.
     """
     return cross_entropy(student / temperature, (past.detach() / temperature).softmax(1))
+
+
+def by_head(
+    student: Tensor, past: Tensor, ends: Sequence[int], temperature: float, loss: Compared = old_classes_loss
+) -> Tensor:
+    """Σ_f L(s_f, t_f) over heads f, the classes that came at one time: from ends[f - 1] to ends[f] - 1 (equation 3).
+
+    Args:
+        student, past: logits, (B, ends[-1] or more).
+        ends: how many classes had been seen when a head was complete.
+        loss: of two heads' logits and a temperature.
+    """
+    return torch.stack([loss(student[:, a:b], past[:, a:b], temperature) for a, b in pairwise((0, *ends))]).sum()
 
 
 @in_float32
@@ -41,6 +57,8 @@ class LwF(Method):
     Args:
         temperature: T.
         labels: what CE tells apart: ``new`` classes, or all ``seen`` (van de Ven and Tolias 2019, arXiv:1904.07734).
+        heads: ``one`` softmax over all old classes (PyCIL), or a term for each earlier experience, of its classes, in
+            ``sum``, as in the paper, or in the ``mean`` (van de Ven and Tolias).
         balance: ``experiences``: in the k-th CE counts 1 / k and the second term (1 - 1 / k) · T² (the same); numbers:
             CE counts 1 / k, and the second term so much in each experience; else ``weights`` alone.
     """
@@ -57,17 +75,19 @@ class LwF(Method):
         "objective": "CE on new classes + λ CE(past/T, s/T)",
     }
 
-    added: ClassVar = {"labels": "new", "balance": "weights"}
+    added: ClassVar = {"labels": "new", "balance": "weights", "heads": "one"}
+    earlier: ClassVar = frozenset({"000083683d89db2cabbf77c930930b53aebfb8c2d7eaced4284287c1a974b8ac"})
 
     def __init__(
         self,
         temperature: Temperature = 2.0,
         labels: Literal["new", "seen"] = "new",
         balance: Literal["weights", "experiences"] | Sequence[Weight] = "weights",
+        heads: Literal["one", "sum", "mean"] = "one",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.temperature, self.labels, self.balance = temperature, labels, balance
+        self.temperature, self.labels, self.balance, self.heads = temperature, labels, balance, heads
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         if not isinstance(self.balance, str) and len(self.balance) != (there := max(1, len(data.experiences))):
@@ -86,7 +106,9 @@ class LwF(Method):
         old, seen = self.experience.old, self.experience.seen
         terms = {"ce": new_classes_loss(s.logits[:, :seen], batch.y, old if self.labels == "new" else 0)}
         if t:
-            terms["kd"] = old_classes_loss(s.logits[:, :old], t.logits[:, :old], self.temperature)
+            ends = (old,) if self.heads == "one" else self.data.experiences[: self.experience.number]
+            kd = by_head(s.logits, t.logits, ends, self.temperature)
+            terms["kd"] = kd / len(ends) if self.heads == "mean" else kd
         if self.balance == "weights":
             return terms
         number = self.experience.number

@@ -51,6 +51,7 @@ class LwM(LwF):
     paper = "dhar2019learning"
     title = "LwM"
     terms = ("ce", "kd", "attention")  # type: ignore[assignment]
+    earlier: ClassVar = frozenset({"47f179f281338507ea49625643e64f7d106d4fe8be994b983932b4b208fda4d2"})
     survey: ClassVar = {
         "knowledge": "softened old-class scores and attention maps of the past self",
         "objective": "CE on new classes + β CE(past/T, s/T) + γ L1 of Grad-CAM maps",

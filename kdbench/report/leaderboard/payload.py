@@ -186,7 +186,7 @@ def _claims(comparisons: Sequence[published.Comparison]) -> dict[str, Any]:
 
 
 def _table(table: Table) -> dict[str, Any]:
-    teacher = next((record.teacher for record in table.records if record.teacher), None)
+    taught = next((record for record in table.records if record.teacher), None)
     measure = table.measure
     return {
         "title": table.title,
@@ -201,7 +201,7 @@ def _table(table: Table) -> dict[str, Any]:
         "student": table.records[0].cell.student,
         "protocol": table.protocol,
         "cohort": table.cohort[:8],
-        "teacher": None if teacher is None else [teacher.name, teacher.sha256[:12], table.teacher],
+        "teacher": taught and taught.teacher and [taught.teacher.name, str(taught.taught_by)[:12], table.teacher],
         "accuracy": number(table.teacher, table.digits),
         "facts": table.header,
         "trust": table.trust,
