@@ -32,7 +32,7 @@ def old_classes_loss(student: Tensor, past: Tensor, temperature: float = 2.0) ->
 def by_head(
     student: Tensor, past: Tensor, ends: Sequence[int], temperature: float, loss: Compared = old_classes_loss
 ) -> Tensor:
-    """Σ_f L(s_f, t_f) over heads f, the classes that came at one time: from ends[f - 1] to ends[f] - 1 (equation 3).
+    """Σ_f L(s_f, t_f) over heads f, the classes that came at one time: from ends[f - 1] to ends[f] - 1 (section 3).
 
     Args:
         student, past: logits, (B, ends[-1] or more).
