@@ -297,6 +297,28 @@ def test_what_is_not_comparable_never_shares_a_table(overrides: dict[str, Any]) 
     assert sum(len(Path(name).parts) == 2 for name in render(records)) == 8  # two in three formats, works, index
 
 
+def test_records_that_do_not_say_how_classes_are_called_stand_with_those_that_do() -> None:
+    """Under the name that their table had before; where classes are called in two ways nobody knows with which."""
+    old = make_record("kd", 0)
+    one, two = (make_record("at", 0, dataset={"classes": word * 64}) for word in "ab")
+    (before,), (after,) = build_tables([old]), build_tables([old, one])
+    assert before.name == after.name
+    assert after.cells == {old.cell.id, one.cell.id}
+    assert build_tables([one])[0].name != after.name
+    assert len(build_tables([old, one, make_record("sp", 0, dataset={"classes": "b" * 64})])) == 3
+    assert build_tables([two])[0].name != build_tables([one])[0].name
+
+
+def test_runs_with_teachers_of_their_own_share_a_table() -> None:
+    own = {"config": {"teacher": {"name": "resnet56", "seed": "run"}}}
+    runs = [make_record("kd", seed, **own, teacher={"sha256": str(seed) * 64}) for seed in (0, 1)]
+    (table,) = build_tables(runs)
+    assert len(table.rows) == 1
+    assert "the mean, as each run has one of its own" in table.trust
+    shared = [make_record("kd", seed, teacher={"sha256": str(seed) * 64}) for seed in (0, 1)]
+    assert len(build_tables(shared)) == 2
+
+
 def test_one_run_from_scratch_stands_in_the_table_of_every_teacher() -> None:
     sha = "b" * 64
     records = [scratch(0, 69.0), make_record("kd", 0, 70.0), make_record("at", 0, 71.0, info=FEATURES)]

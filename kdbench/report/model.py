@@ -195,15 +195,15 @@ def build_tables(
     records, known = list(records), list(known)
     _check_named(records, named)
     protocols = protocol_names(records)
+    namings: dict[str, set[str | None]] = defaultdict(set)
+    for record in records:
+        namings[_cohort(record, None)].add(record.dataset.classes)
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda r: r.cell.id):
-        cell = record.cell
-        sizes, config = record.dataset.model_dump(), record.config
-        same = [cell.dataset, cell.protocol, sizes, config.get("dataset"), config["protocol"]]
-        if record.measure != TOP1:
-            same.append(asdict(record.measure))
-        cohort = digest(same)
-        groups[cohort, cell.student].append(record)
+        there = namings[_cohort(record, None)]
+        # the first records do not say how classes are called: as those that do, where these are of one mind
+        naming = None if None in there and len(there) == 2 else record.dataset.classes
+        groups[_cohort(record, naming), record.cell.student].append(record)
     tables: list[Table] = []
     for (cohort, student), group in groups.items():
         teachers = sorted({record.taught_by for record in group if record.taught_by})
@@ -212,6 +212,20 @@ def build_tables(
             key = digest([cohort, student, teacher])[:KEY_DIGITS]
             tables.append(_table(shared, cohort, key, protocols[shared[0].cell.id], known, labels or {}, named))
     return sorted(tables, key=lambda table: table.name)
+
+
+def _cohort(record: Record, naming: str | None) -> str:
+    """A hash of what records of a table share, but for networks.
+
+    Args:
+        naming: the hash of how classes are called.
+    """
+    cell, config = record.cell, record.config
+    sizes = record.dataset.model_copy(update={"classes": naming}).model_dump()
+    same = [cell.dataset, cell.protocol, sizes, config.get("dataset"), config["protocol"]]
+    if record.measure != TOP1:
+        same.append(asdict(record.measure))
+    return digest(same)
 
 
 def file_name(*parts: str, key: str) -> str:
