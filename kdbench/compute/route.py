@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 COMPILE_STEPS = 5000
 """Cells of fewer steps are not compiled: a graph costs 15 to 35 s on two cores and saves about a tenth of a step of
-85 ms (resnet20, batch 64), so it has paid for itself after some 2000 to 4000 steps. Not everywhere: on an AMD EPYC, with
-PyTorch 2.14, it saves 6 % of resnet8's step and nothing of resnet20's, and LeNet-5 is 18 % slower."""
+85 ms (resnet20, batch 64), so it has paid for itself after some 2000 to 4000 steps. Not everywhere: on an AMD EPYC with
+PyTorch 2.14 it saves 6 % of resnet8's step and nothing of resnet20's, and LeNet-5 is 18 % slower."""
 
 ISA_CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Environment variables by which oneDNN is told to use fewer instructions than the processor has."""
