@@ -28,7 +28,7 @@ OWN = (
     "method=[scratch,generalised_distillation_code]",
     "pair.teacher=linear",
     "pair.student=linear",
-    "dataset=privileged",
+    "dataset=clean_labels",
     "dataset.seed=run",
     "teacher.seed=run",
     "teacher.dataset.sees=privileged",
@@ -211,7 +211,7 @@ def test_a_seed_of_the_run_is_filled_in_wherever_it_stands() -> None:
 def test_a_teacher_of_what_students_see_is_told_where_to_look(kd: Kdbench) -> None:
     result = kd("run", *(each for each in OWN if not each.startswith("teacher.dataset")))
     assert result.code == 1
-    assert "of dataset=privileged, teacher.dataset.sees=privileged" in " ".join(result.out.split())
+    assert "of what is drawn, as dataset=clean_labels, teacher.dataset.sees=privileged" in " ".join(result.out.split())
 
 
 @pytest.mark.parametrize(

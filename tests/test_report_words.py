@@ -98,7 +98,7 @@ def test_networks_and_data_sets_that_ship_have_their_written_names() -> None:
     ]  # fmt: skip
     assert network_name("torchvision/resnet50") == "ResNet-50"
     assert network_name("my.Net") == "my.Net"
-    assert set(shipped.names("dataset")) - {"folder", "streamed", "privileged"} | EXPERIMENTS.keys() == set(DATA)
+    assert set(shipped.names("dataset")) - {"folder", "streamed"} | EXPERIMENTS.keys() == set(DATA)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.cli.console import say
 from kdbench.errors import UserError
-from kdbench.settings import of_run
 from kdbench.text import fixed, one_line
 
 if TYPE_CHECKING:
@@ -128,6 +127,7 @@ def _code(record: Record) -> str:
 
 def _data(record: Record) -> str:
     from kdbench.data.sources import source_of
+    from kdbench.settings import of_run
 
     data = record.dataset
     sizes = f"{data.n_train} to train, {data.n_test} to test, {data.num_classes} outputs; content {data.sha256[:12]}"
@@ -144,6 +144,8 @@ def teachers_of(record: Record) -> list[tuple[TeacherInfo, dict[str, Any]]]:
     """Each teacher as a record states it, and its recipe."""
     if not record.teacher:
         return []
+    from kdbench.settings import of_run
+
     recipes = [record.config["teacher"], *record.config.get("teachers", [])]
     own = [of_run(recipe, record.cell.seed) for recipe in recipes]
     return list(zip([record.teacher, *record.others], own, strict=False))

@@ -51,8 +51,8 @@ class Adapter:
             raise UserError(
                 f"the teacher {name} learns from what students see of {teacher.spec.name}, and would be shown what "
                 f"teachers see ({shown.spec.name}): give it a world of its own, as teacher.dataset.scenario=null does "
-                f"(for a pair of two data sets, teacher.dataset={{name: {shown.spec.name}, scenario: null}}; of "
-                "dataset=privileged, teacher.dataset.sees=privileged)."
+                f"(for a pair of two data sets, teacher.dataset={{name: {shown.spec.name}, scenario: null}}; of what "
+                "is drawn, as dataset=clean_labels, teacher.dataset.sees=privileged)."
             )
         student = shown
         theirs, ours = teacher.spec, student.spec
