@@ -50,7 +50,7 @@ def command(args: Sequence[str]) -> int:
 def run(job: Job, told: Told) -> None:
     """Train the cells of a job, and tell what becomes of them."""
     from kdbench.cli.outcomes import check_searchable, searching
-    from kdbench.engine.cell import cells_of, data_of
+    from kdbench.engine.cell import cells_of, dataset_of
     from kdbench.engine.grid import run_grid
 
     if job.debug:
@@ -60,7 +60,7 @@ def run(job: Job, told: Told) -> None:
     bench = make_bench(job)
     search = searching()
     if search:
-        data = bench.dataset(data_of(job))
+        data = bench.dataset(dataset_of(job))
         check_searchable(data, job.dataset)
     told.results, told.cells, told.verbose = job.paths.results, [cell.id for cell in cells], job.verbose
     run_grid(cells, bench, out, force=job.force, outcome=told.outcome)
@@ -91,7 +91,7 @@ def trial(job: Job, told: Told) -> None:
     """A grid in a few batches and epochs, in a folder that goes with it; tells what failed, with its traceback."""
     from rich.console import Console
 
-    from kdbench.engine.cell import cells_of, data_of, known_to
+    from kdbench.engine.cell import cells_of, dataset_of, known_to
     from kdbench.engine.grid import run_grid
     from kdbench.protocol import Protocol
     from kdbench.teaching.recipe import further
@@ -112,7 +112,7 @@ def trial(job: Job, told: Told) -> None:
             }
         )
         bench = make_bench(short, cache=root / "cache", images=TRIAL_BATCHES * protocol.batch_size)
-        experiences = len(bench.dataset(data_of(job)).experiences)
+        experiences = len(bench.dataset(dataset_of(job)).experiences)
         epochs = min(max(TRIAL_EPOCHS, TRIAL_STAGES * experiences), protocol.epochs)
         cells = cells_of(short.model_copy(update={"protocol": {**job.protocol, "epochs": epochs}}))
         # of the folder that goes: cells as short as these may stand in the user's own tables

@@ -192,7 +192,7 @@ def teachers_of(job: Job) -> list[tuple[dict[str, Any], str | None]]:
     return list({name_of(recipe): (recipe, pin) for recipe, pin in each}.values())
 
 
-def data_of(job: Job) -> dict[str, Any]:
+def dataset_of(job: Job) -> dict[str, Any]:
     """The settings of a job's data, as its first run draws them."""
     return of_run(dataset_identity(job.dataset), job.seed[0])
 

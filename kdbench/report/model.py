@@ -195,20 +195,22 @@ def build_tables(
     records, known = list(records), list(known)
     _check_named(records, named)
     protocols = protocol_names(records)
-    namings: dict[str, set[str | None]] = defaultdict(set)
-    for record in records:
-        namings[_cohort(record, None)].add(record.dataset.classes)
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    unnamed: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda r: r.cell.id):
-        there = namings[_cohort(record, None)]
+        unnamed[_cohort(record, None)].append(record)
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for cohort, alike in unnamed.items():
+        namings = {record.dataset.classes for record in alike}
         # the first records do not say how classes are called: as those that do, where these are of one mind
-        naming = None if None in there and len(there) == 2 else record.dataset.classes
-        groups[_cohort(record, naming), record.cell.student].append(record)
+        together = None in namings and len(namings) <= 2
+        for record in alike:
+            own = cohort if together else _cohort(record, record.dataset.classes)
+            groups[own, record.cell.student].append(record)
     tables: list[Table] = []
     for (cohort, student), group in groups.items():
-        teachers = sorted({record.taught_by for record in group if record.taught_by})
-        for teacher in teachers or [""]:
-            shared = [record for record in group if record.taught_by in (None, teacher)]
+        taught = [(record.taught_by, record) for record in group]
+        for teacher in sorted({sha for sha, _ in taught if sha}) or [""]:
+            shared = [record for sha, record in taught if sha in (None, teacher)]
             key = digest([cohort, student, teacher])[:KEY_DIGITS]
             tables.append(_table(shared, cohort, key, protocols[shared[0].cell.id], known, labels or {}, named))
     return sorted(tables, key=lambda table: table.name)
