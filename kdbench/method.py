@@ -362,9 +362,9 @@ class Method(pl.LightningModule):
         """Another freshly initialised network of the student's architecture (the `k`-th, k >= 1)."""
         return self._spawn(k)
 
-    def positions(self) -> Tensor:
-        """Of the training samples that arrived with the experience in course, int64, ascending."""
-        return self._samples().positions(self.experience.number)
+    def positions(self, experience: int | None = None) -> Tensor:
+        """Of the training samples that arrived with an experience, by default the one in course, int64, ascending."""
+        return self._samples().positions(self.experience.number if experience is None else experience)
 
     def take(self, index: Tensor, *, plain: bool = False) -> Batch:
         """Training samples at hand or kept, as this epoch shows them, or without augmentation; they count as seen.
@@ -471,6 +471,8 @@ class Method(pl.LightningModule):
         self._optimizer_of = {}
         self._plan_for(self.protocol.epochs)  # too few epochs are noticed now
         self.meters = nn.ModuleList([self.task.meter(data) for _ in SPLITS])
+        for split in SPLITS:
+            self.meter(split).split = split
         self._played: dict[tuple[int, str], frozenset[str]] = {}
         check_last_batch(self, data)
         if data.mixed:
@@ -792,10 +794,9 @@ class Method(pl.LightningModule):
         return self.deployed()(x)
 
     def on_validation_epoch_start(self) -> None:
-        for meter in self.meters:
-            assert isinstance(meter, Meter)
-            meter.seen = self.experience.seen
-            meter.begin()
+        for split in SPLITS:
+            self.meter(split).experience = self.experience.number
+            self.meter(split).begin()
         self._judged: set[str] = set()
 
     def validation_step(self, batch: Batch | Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:

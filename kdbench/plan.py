@@ -25,14 +25,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Experience:
-    """A part of the data that arrives at one time: classes 0..old-1 came before, old..seen-1 are new.
+    """A part of the data that arrives at one time: classes 0..old-1 came before, it is of classes old..seen-1.
 
-    Where data come whole there is one, with `old` 0 and `seen` the number of classes.
+    Where data come whole there is one, with `old` 0 and `seen` the number of classes. So it is of each where the same
+    classes come again in another domain.
     """
 
     number: int
     old: int
     seen: int
+
+    @property
+    def known(self) -> int:
+        """Of how many classes whoever learned the experiences before knows something."""
+        return self.old or (self.seen if self.number else 0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ class Entry:
 
 def experiences_of(seen: Sequence[int]) -> tuple[Experience, ...]:
     """From the number of classes that are known in each."""
-    return tuple(Experience(k, old, new) for k, (old, new) in enumerate(zip((0, *seen), seen, strict=False)))
+    return tuple(
+        Experience(k, old if new > old else 0, new) for k, (old, new) in enumerate(zip((0, *seen), seen, strict=False))
+    )
 
 
 def ends_of(epochs: int, experiences: int) -> tuple[int, ...]:

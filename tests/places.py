@@ -55,6 +55,11 @@ PLACES = {
         f"{DIGITS} scenario=class_incremental dataset.scenario.tasks=2 dataset.scenario.memory=12 protocol.epochs=4",
         task="class-incremental",
     ),
+    "domain_incremental": Place(
+        f"{DIGITS} scenario=domain_incremental dataset.scenario.tasks=2 dataset.scenario.memory=12 protocol.epochs=4",
+        task="domain-incremental",
+        guests=("replay", "lwf", "rtf"),
+    ),
     "masks": Place(f"{SCENES} dataset.name=tiny_masks", task="segmentation", guests=("scratch", "kd")),
     "depth": Place(f"{SCENES} dataset.name=tiny_depth", task="depth", guests=("scratch",)),
     "policy": Place(

@@ -83,7 +83,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (*INCREMENTAL, "method=[icarl]", "dataset.scenario.tasks=2", "dataset.scenario.memory=3"),
         ("memory for 3", "raise dataset.scenario.memory"),
     ),
-    "an unknown scenario": ((*ANY, "scenario=class_incremantal"), ("did you mean class_incremental?",)),
+    "an unknown scenario": ((*ANY, "scenario=class_incremantal"), ("did you mean class_incremental",)),
     "an unknown key": (
         (*ANY, "scenario=class_incremental", "+dataset.scenario.taks=3"),
         ("unknown key 'dataset.scenario.taks' of ClassIncremental", "did you mean tasks?"),

@@ -136,7 +136,7 @@ def is_the_student_of(student: Deployed, record: Record) -> None:
     """By the meter of its task it has the record's scores, and from pixels the same logits."""
     data = source_of(record.config["dataset"]).build()
     meter = task_for(data.spec).meter(data.spec)
-    meter.seen = data.spec.num_classes
+    meter.experience = max(len(data.spec.experiences) - 1, 0)
     meter.begin()
     epochs, rows = record.config["protocol"]["epochs"], eval_batch(data)
     for batch in ArrayData(data, 1, 0, epochs=epochs, eval_batch_size=rows).test_dataloader():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from test_families import CLASSES, EACH, INCREMENTAL, MEMORY, World, learn
 from test_methods import ENTRIES, PLAIN, PROTOCOL, bind, home, network, watch
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 
-from kdbench.data.batch import Batch
+from kdbench.data.batch import Batch, DataSpec
 from kdbench.errors import DoesNotFit
 from kdbench.method import Method
 from kdbench.taps import Out
@@ -24,6 +26,7 @@ from methods.learning.piekd import PIEKD, totals, v_trace
 from methods.learning.podnet import LocalSimilarity, PODNet, centroids, nca_rows
 from methods.learning.policy_distillation_losses import best_action_loss, score_loss
 from methods.learning.rnd import Moments, fixed, novelty, perceptron
+from methods.learning.rtf import Feedback, code_loss, decoding_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|logging interval|no `val_dataloader)")
 RNG = torch.Generator().manual_seed(0)
@@ -69,15 +72,147 @@ def test_lwf_of_the_three_scenarios_counts_experiences() -> None:
         bind(method.__class__(balance=[1.0], protocol=PROTOCOL))
 
 
+def in_experience(method: Method, number: int, spec: DataSpec = INCREMENTAL) -> Any:
+    """The method, bound, in the first stage of an experience."""
+    method.protocol = method.protocol.model_copy(update={"epochs": 2 * len(spec.experiences)})
+    bind(method, spec=spec)
+    method._position = next(k for k, entry in enumerate(method._plan) if entry.experience.number == number)
+    return method
+
+
+def said(logits: Tensor, embed: Tensor | None = None) -> Out:
+    return Out({"logits": logits} | ({} if embed is None else {"embed": embed}))
+
+
+def of_classes(y: Sequence[int]) -> Batch:
+    n = len(y)
+    return Batch(torch.zeros(n, 1, 8, 8), torch.tensor(y), torch.arange(n), torch.zeros(n, 3, dtype=torch.long))
+
+
+def test_lwf_over_all_seen_has_the_past_self_give_new_classes_nothing() -> None:
+    """In the second experience of three: targets over classes 0 and 1 alone, the student's softmax over 0 to 3."""
+    method = in_experience(make("lwf").__class__(heads="seen", protocol=PROTOCOL), 1)
+    s, t = torch.randn(5, 6), torch.randn(5, 6)
+    found = method.losses(said(s), said(t), of_classes([2, 3, 2, 2, 3]))["kd"]
+    expected = -((t[:, :2] / 2).softmax(1) * (s[:, :4] / 2).log_softmax(1)[:, :2]).sum(1).mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# ---- domains that arrive ---------------------------------------------------------------------------------------------
+
+DOMAINS = replace(
+    INCREMENTAL, task="domain-incremental", experiences=(CLASSES,) * 3, arrivals={"test": (2, 2, 2)}, memory=3 * CLASSES
+)
+
+
+@pytest.mark.parametrize("heads", ["one", "seen"])
+def test_lwf_distils_all_classes_where_they_come_again(heads: str) -> None:
+    method = in_experience(make("lwf").__class__(heads=heads, protocol=PROTOCOL), 1, DOMAINS)
+    s, t = torch.randn(4, 6), torch.randn(4, 6)
+    found = method.losses(said(s), said(t), of_classes([0, 5, 3, 1]))
+    assert found["ce"].item() == pytest.approx(nn.functional.cross_entropy(s, torch.tensor([0, 5, 3, 1])).item())
+    expected = -((t / 2).softmax(1) * (s / 2).log_softmax(1)).sum(1).mean()
+    assert found["kd"].item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(DoesNotFit, match="all domains have one head, not a sum of them"):
+        bind(make("lwf").__class__(heads="sum", protocol=PROTOCOL), spec=DOMAINS)
+
+
+def test_replay_divides_its_memory_among_the_classes_of_each_domain() -> None:
+    method: Any = make("replay")
+    world = World()
+    in_experience(method, 0, DOMAINS).samples = world
+    world.y = torch.arange(len(world.y)) % CLASSES  # the same classes in each domain
+    world.positions = lambda experience: torch.arange(16 * experience, 16 * experience + 16)  # type: ignore[method-assign]
+    for number, each in ((0, 3), (1, 1), (2, 1)):
+        method._position = next(k for k, entry in enumerate(method._plan) if entry.experience.number == number)
+        method.keep_some()
+        for domain in range(number + 1):
+            of_domain = method.kept[method.kept // 16 == domain]
+            assert (world.y[of_domain].bincount(minlength=CLASSES) <= each).all()
+            assert len(of_domain) >= CLASSES * each - 2  # 16 samples hold two or three of each
+
+
+def test_lfl_keeps_features_near_and_the_classifier_still() -> None:
+    method: Any = make("lfl")
+    in_experience(method, 0, DOMAINS)
+    head = {id(parameter) for parameter in method.student.head.parameters()}
+    (player,) = method.players()
+    assert {id(parameter) for parameter in player.parameters} == {id(each) for each in method.student.parameters()}
+    method._position = next(k for k, entry in enumerate(method._plan) if entry.experience.number == 1)
+    (player,) = method.players()
+    assert {id(each) for each in method.student.parameters()} - {id(each) for each in player.parameters} == head
+    f, g = torch.randn(4, 3), torch.randn(4, 3)
+    found = method.losses(said(torch.randn(4, 6), f), said(torch.randn(4, 6), g), of_classes([0, 5, 3, 1]))["feature"]
+    assert found.item() == pytest.approx(sum(float((a - b).square().sum()) for a, b in zip(f, g, strict=True)) / 8)
+
+
+# ---- what is replayed is made up -------------------------------------------------------------------------------------
+
+
+def rtf(number: int, spec: DataSpec = INCREMENTAL, **settings: Any) -> Any:
+    return in_experience(ENTRIES["rtf"].cls(latent=3, hidden=(5,), protocol=PROTOCOL, **settings), number, spec)
+
+
+@pytest.mark.parametrize("over", ["sum", "mean"])
+def test_replayed_images_are_distilled_over_all_seen(over: str) -> None:
+    s, t = torch.randn(5, 6), torch.randn(5, 6)
+    expected = -4 * ((t[:, :2] / 2).softmax(1) * (s[:, :4] / 2).log_softmax(1)[:, :2]).sum(1).mean()
+    found = rtf(1, over=over).replay_loss(s, t)
+    assert found.item() == pytest.approx(expected.item() / (4 if over == "mean" else 1), rel=1e-5)
+
+
+def test_each_experience_has_its_share_of_what_is_replayed() -> None:
+    """In the third of three: of four images two for classes 0 and 1, two for 2 and 3."""
+    s, t = torch.randn(4, 6), torch.randn(4, 6)
+    parts = [(s[:2, :2] / 2, t[:2, :2] / 2), (s[2:, 2:4] / 2, t[2:, 2:4] / 2)]
+    expected = [-4 * (q.softmax(1) * z.log_softmax(1)).sum(1).mean() for z, q in parts]
+    assert rtf(2, heads="mean").replay_loss(s, t).item() == pytest.approx(sum(expected).item() / 2, rel=1e-5)
+    with pytest.raises(DoesNotFit, match="all domains have one head, not a mean of them"):
+        rtf(1, DOMAINS, heads="mean")
+
+
+def test_hard_targets_are_the_past_selfs_class() -> None:
+    s, t = torch.randn(4, 6), torch.randn(4, 6)
+    expected = nn.functional.cross_entropy(s, t.argmax(1))
+    assert rtf(1, DOMAINS, targets="hard").replay_loss(s, t).item() == pytest.approx(expected.item())
+
+
+def test_feedback_is_a_variational_autoencoder() -> None:
+    """Its two losses times the pixels are the negative ELBO, by torch.distributions."""
+    method = rtf(0)
+    features, pixels = torch.randn(7, 16), torch.rand(7, 64)
+    noise = torch.randn(7, 3)
+    decoded, mean, log_variance = Feedback(16, 3, (5,), 64)(features, noise)
+    code = Normal(mean, (0.5 * log_variance).exp())
+    kl = kl_divergence(code, Normal(0.0, 1.0)).sum(1).mean()
+    likelihood = -nn.functional.binary_cross_entropy(decoded.sigmoid(), pixels, reduction="none").sum(1).mean()
+    found = decoding_loss(decoded, pixels) + code_loss(mean, log_variance, 64)
+    assert 64 * found.item() == pytest.approx((kl - likelihood).item(), rel=1e-5)
+    x = method.shown(torch.rand(5, 1, 8, 8))  # as networks see it
+    inside = (x * method.shown.std + method.shown.mean).flatten(1)
+    assert inside.min() >= -1e-6
+    assert inside.max() <= 1 + 1e-6
+
+
+def test_replay_begins_with_the_second_experience() -> None:
+    method: Any = ENTRIES["rtf"].cls(protocol=PROTOCOL)
+    turns = watch(method)
+    world = learn(method)
+    assert {term for turn in turns for term in turn.terms} == set(method.terms)
+    assert all(set(turn.terms) == set(method.terms) - {"replay"} for turn in turns if turn.experience == 0)
+    made = method.replayed(4, world.x)
+    assert made.shape == (4, *world.x.shape[1:])
+    pixels = made * method.shown.std + method.shown.mean
+    assert pixels.min() >= 0
+    assert pixels.max() <= 1
+
+
 @pytest.mark.parametrize(("heads", "share"), [("sum", 1.0), ("mean", 0.5)])
 def test_lwf_may_distil_the_classes_of_each_experience_by_themselves(heads: str, share: float) -> None:
     """In the third experience of three, two classes each: a softmax over classes 0 and 1, and one over 2 and 3."""
-    protocol = PROTOCOL.model_copy(update={"epochs": 6})
-    method: Any = bind(make("lwf").__class__(heads=heads, protocol=protocol), spec=INCREMENTAL)
-    method._position = next(k for k, entry in enumerate(method._plan) if entry.experience.number == 2)
-    s, t, y = torch.randn(5, 6), torch.randn(5, 6), torch.tensor([4, 5, 4, 4, 5])
-    batch = Batch(torch.zeros(5, 1, 8, 8), y, torch.arange(5), torch.zeros(5, 3, dtype=torch.long))
-    found = method.losses(Out({"logits": s}), Out({"logits": t}), batch)["kd"]
+    method = in_experience(make("lwf").__class__(heads=heads, protocol=PROTOCOL), 2)
+    s, t = torch.randn(5, 6), torch.randn(5, 6)
+    found = method.losses(said(s), said(t), of_classes([4, 5, 4, 4, 5]))["kd"]
     pairs = [(s[:, part] / 2, t[:, part] / 2) for part in (slice(0, 2), slice(2, 4))]
     apart = [-(q.softmax(1) * z.log_softmax(1)).sum(1).mean() for z, q in pairs]
     assert found.item() == pytest.approx(share * sum(apart).item(), rel=1e-5)

@@ -71,8 +71,9 @@ from methods.learning.ensemble_to_one import ensemble_loss
 from methods.learning.gaussian_policy_distillation import gaussian_kl_loss, root_distance_loss
 from methods.learning.gkd import gkd_loss
 from methods.learning.icarl import icarl_loss
+from methods.learning.lfl import euclidean_loss
 from methods.learning.lucir import less_forget_loss, margin_ranking_loss
-from methods.learning.lwf import new_classes_loss, old_classes_loss
+from methods.learning.lwf import new_classes_loss, old_classes_loss, seen_classes_loss
 from methods.learning.lwm import attention_loss
 from methods.learning.mean_teacher import consistency_loss
 from methods.learning.mean_teacher_distance import logit_distance_loss
@@ -81,6 +82,7 @@ from methods.learning.pi_model import two_pass_loss
 from methods.learning.podnet import nca_loss, pod_loss
 from methods.learning.policy_distillation import policy_loss
 from methods.learning.policy_distillation_losses import best_action_loss, score_loss
+from methods.learning.rtf import code_loss, decoding_loss
 from methods.learning.seed_distillation import seed_loss
 from methods.learning.sntg import smooth_neighbours_loss
 from methods.learning.temporal_ensembling import ensemble_target_loss
@@ -258,6 +260,10 @@ LOSSES: dict[str, tuple[str, Loss]] = {
     "less_forget_loss": ("embed", less_forget_loss),
     "margin_ranking_loss": ("logits", lambda s, t: margin_ranking_loss(s, Y[: len(s)], 4)),
     "old_classes_loss": ("logits", old_classes_loss),
+    "seen_classes_loss": ("logits", lambda s, t: seen_classes_loss(s, t[:, :4])),
+    "euclidean_loss": ("embed", euclidean_loss),
+    "decoding_loss": ("embed", lambda s, t: decoding_loss(s, t.float().sigmoid())),
+    "code_loss": ("embed", lambda s, t: code_loss(s, t.clamp(max=20), 64)),
     "new_classes_loss": ("logits", lambda s, t: new_classes_loss(s, 4 + Y[: len(s)] % 6, 4)),
     "consistency_loss": ("logits", consistency_loss),
     "two_pass_loss": ("logits", two_pass_loss),

@@ -171,10 +171,84 @@ def test_a_network_may_be_told_of_the_task() -> None:
         assert DatasetConfig.of({"name": "digits", "scenario": {**asked, **more}}).identity()["scenario"] == asked
 
 
+def test_classes_may_arrive_in_the_order_of_a_seed(plain: Dataset) -> None:
+    order = np.random.RandomState(1993).permutation(100)
+    assert order[:5].tolist() == [68, 56, 78, 8, 23]  # iCaRL's of CIFAR-100
+    data = posed("ClassIncremental", tasks=5, seed=1993)
+    order = np.random.RandomState(1993).permutation(10)
+    assert data.classes == tuple(map(str, order))
+    for mine, theirs in ((data.train, plain.train), (data.test, plain.test)):
+        assert torch.equal(mine.images, theirs.images)
+        assert torch.equal(torch.from_numpy(order)[mine.labels], theirs.labels)
+    assert consistent(data)
+    with pytest.raises(UserError, match=r"scenario.seed=run has each run draw its own data, and here is no run"):
+        posed("ClassIncremental", tasks=5, seed="run")
+
+
 @pytest.mark.parametrize("settings", [{"tasks": 3}, {"tasks": 11}, {"tasks": 3, "first": 3}, {"tasks": 2, "first": 10}])
 def test_classes_that_cannot_be_divided(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"tasks={settings['tasks']}.* cannot divide the 10 classes of digits"):
         posed("ClassIncremental", **settings)
+
+
+# --- domain-incremental -----------------------------------------------------------------------------------------------
+
+
+def test_domains_of_classes(plain: Dataset) -> None:
+    data = posed("DomainIncremental", tasks=5, Val=100)
+    assert data.classes == ("0/2/4/6/8", "1/3/5/7/9")
+    assert data.spec.task == "domain-incremental"
+    assert data.spec.experiences == (2,) * 5
+    assert data.spec.arrivals == data.arrivals
+    assert set(data.arrivals) == {"test", "val"}
+    assert consistent(data)
+    known = {image.numpy().tobytes(): int(y) for image, y in zip(plain.test.images, plain.test.labels, strict=True)}
+    digits = torch.tensor([known[image.numpy().tobytes()] for image in data.test.images])
+    assert torch.equal(digits % 2, data.test.labels)
+    assert torch.equal(digits // 2, torch.arange(5).repeat_interleave(torch.tensor(data.arrivals["test"])))
+    learnt = {image.numpy().tobytes(): int(y) for image, y in zip(plain.train.images, plain.train.labels, strict=True)}
+    for k, part in enumerate(data.experiences):
+        seen = [learnt[image.numpy().tobytes()] for image in data.train[part].images]
+        assert {digit // 2 for digit in seen} == {k}
+        assert [digit % 2 for digit in seen] == data.train.labels[part].tolist()
+    other = posed("DomainIncremental", tasks=5, seed=0)
+    order = np.random.RandomState(0).permutation(10)
+    assert other.classes == ("/".join(map(str, order[::2])), "/".join(map(str, order[1::2])))
+
+
+def test_domains_of_pixels(plain: Dataset) -> None:
+    data = posed("DomainIncremental", tasks=3, domains="pixels", memory=7)
+    assert (data.classes, data.spec.experiences, data.spec.memory) == (plain.classes, (10,) * 3, 7)
+    assert data.arrivals == {"test": (len(plain.test),) * 3}
+    assert consistent(data)
+    for mine, theirs in ((data.train, plain.train), (data.test, plain.test)):
+        n = len(theirs)
+        assert torch.equal(mine.labels, theirs.labels.repeat(3))
+        domains = mine.images.view(3, n, -1)
+        assert torch.equal(domains[0], theirs.images.view(n, -1))
+        for domain in domains[1:]:
+            assert not torch.equal(domain, domains[0])
+            assert torch.equal(domain.sort(1).values, domains[0].sort(1).values)
+        varying = domains[:, :, :].float().var(1)
+        assert torch.equal(varying[1].sort().values, varying[0].sort().values)  # each pixel goes to one place
+    assert not torch.equal(data.test.images, posed("DomainIncremental", tasks=3, domains="pixels", seed=1).test.images)
+
+
+def test_a_short_trial_has_every_domain() -> None:
+    for domains in ("classes", "pixels"):
+        data = posed("DomainIncremental", tasks=5, domains=domains).first(50)
+        assert [len(part) for part in data.experiences] == [10] * 5
+        assert data.spec.arrivals == {"test": (10,) * 5}
+        assert len(data.test) == 50
+        assert consistent(data)
+
+
+def test_domains_that_cannot_be_had() -> None:
+    for tasks in (3, 10):
+        with pytest.raises(UserError, match=rf"tasks={tasks} cannot divide the 10 classes of digits into equal parts"):
+            posed("DomainIncremental", tasks=tasks)
+    with pytest.raises(UserError, match=r"cannot be moved or mirrored: set dataset.pad=0"):
+        posed("DomainIncremental", tasks=2, domains="pixels", Pad=1)
 
 
 def test_the_order_of_arrival_is_that_of_the_classes() -> None:
@@ -681,6 +755,7 @@ def test_bad_scenarios_are_told_in_one_sentence(scenario: Any, what: str) -> Non
         ("NoisyLabels", {}),
         ("SemiSupervised", {"labelled": 20}),
         ("ClassIncremental", {"tasks": 2}),
+        ("DomainIncremental", {"tasks": 2}),
         ("FewShot", {"base": 2}),
         ("Robust", {}),
         ("Target", {"dataset": "digits"}),

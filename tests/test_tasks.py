@@ -30,6 +30,7 @@ from kdbench.tasks import (
     Classification,
     ClassIncremental,
     Depth,
+    DomainIncremental,
     Episodes,
     Meter,
     Robust,
@@ -82,6 +83,8 @@ def case(name: str) -> tuple[Task, DataSpec, Tensor, Tensor, nn.Module]:
     maps = torch.randn(40, 4, 4, 4, generator=draw)
     if name == "class-incremental":
         return ClassIncremental(), spec(experiences=(2, 4)), scores, y, Given()
+    if name == "domain-incremental":
+        return DomainIncremental(), spec(experiences=(4, 4), arrivals={"test": (15, 25)}), scores, y, Given()
     if name == "few-shot":
         return Episodes(way=3, shot=2, query=3, episodes=50), spec(), scores, y, Given()
     if name == "robust":
@@ -103,7 +106,7 @@ WITHOUT_PLAY = sorted({*OURS} - {"policy", "gaussian-policy"})
 def test_meters_measure_the_same_whatever_the_size_of_batches(name: str) -> None:
     task, data, x, y, net = case(name)
     meter = task.meter(data)
-    meter.seen = 4
+    meter.experience = len(data.experiences or (0,)) - 1
     found = evaluate(meter, x, y, net, 40)
     assert found.keys() - {task.primary.name} <= FURTHER.keys()  # tables know their units and directions
     scores = meter.examples()
@@ -120,7 +123,7 @@ def test_meters_measure_the_same_whatever_the_size_of_batches(name: str) -> None
 def test_meters_work_in_every_mode_and_after_it(name: str) -> None:
     task, data, x, y, net = case(name)
     meter = task.meter(data)
-    meter.seen = 4
+    meter.experience = len(data.experiences or (0,)) - 1
     found = evaluate(meter, x, y, net)
     modes: tuple[Callable[[], AbstractContextManager[Any]], ...] = (torch.inference_mode, torch.no_grad)
     for mode in (*modes, torch.enable_grad, *modes):
@@ -135,7 +138,7 @@ def test_a_single_example_is_still_a_list_of_scores(name: str) -> None:
         pytest.skip("an episode needs more than one")
     task, data, x, y, net = case(name)
     meter = task.meter(data)
-    meter.seen = 4
+    meter.experience = len(data.experiences or (0,)) - 1
     evaluate(meter, x[:1], y[:1], net)
     assert meter.examples().shape == (1,)
 
@@ -144,9 +147,9 @@ def test_a_single_example_is_still_a_list_of_scores(name: str) -> None:
 def test_only_what_outlives_an_evaluation_is_in_a_checkpoint(name: str) -> None:
     task, data, x, y, net = case(name)
     meter = task.meter(data)
-    meter.seen = 4
+    meter.experience = len(data.experiences or (0,)) - 1
     evaluate(meter, x, y, net)
-    assert set(meter.state_dict()) == ({"hits", "totals"} if name == "class-incremental" else set())
+    assert set(meter.state_dict()) == ({"hits", "totals"} if task.cumulative else set())
 
 
 def test_tasks_are_compared_by_their_settings() -> None:
@@ -423,7 +426,7 @@ def test_class_incremental_against_loops() -> None:
     meter = ClassIncremental().meter(spec(10, experiences=ENDS))
     evaluations = course(0)
     for k, (z, y) in enumerate(evaluations):
-        meter.seen = ENDS[k]
+        meter.experience = k
         for other in course(1)[::-1]:  # earlier evaluations of the same experience leave no trace
             evaluate(meter, *other)
         assert evaluate(meter, z, y) == pytest.approx(expected_course(evaluations[: k + 1]), rel=1e-5)
@@ -436,8 +439,8 @@ def test_task_incremental_chooses_among_the_classes_that_came_together() -> None
     """Whoever is told so: told of three parts, as the mean over samples of three problems of their own."""
     meter = task_of("class-incremental", {"told": True}).meter(spec(10, experiences=ENDS))
     z, y = course(0)[2]
-    for k, seen in enumerate(ENDS):
-        meter.seen = seen
+    for k in range(3):
+        meter.experience = k
         found = evaluate(meter, z, y)
         bounds = list(pairwise((0, *ENDS)))[: k + 1]
         right = [z[i, a:b].argmax() + a == y[i] for a, b in bounds for i in range(300) if a <= y[i] < b]
@@ -450,24 +453,43 @@ def test_class_incremental_goes_on_from_a_checkpoint() -> None:
     evaluations = course(0)
     meter = ClassIncremental().meter(spec(10, experiences=ENDS))
     for k in range(2):
-        meter.seen = ENDS[k]
+        meter.experience = k
         with torch.inference_mode():
             evaluate(meter, *evaluations[k])
     state = copy.deepcopy(meter.state_dict())
     later = ClassIncremental().meter(spec(10, experiences=ENDS))
     later.load_state_dict(state)
-    later.seen = ENDS[1]  # killed after the evaluation: made again
+    later.experience = 1  # killed after the evaluation: made again
     assert evaluate(later, *evaluations[1]) == pytest.approx(expected_course(evaluations[:2]), rel=1e-5)
-    later.seen = ENDS[2]
+    later.experience = 2
     assert evaluate(later, *evaluations[2]) == pytest.approx(expected_course(evaluations), rel=1e-5)
 
 
 def test_class_incremental_with_whole_data_is_accuracy() -> None:
     z, y = course(0)[0]
     meter = ClassIncremental().meter(spec(10))
-    meter.seen = 10
     top1 = evaluate(Classification().meter(spec(10)), z, y)["top1"]
     assert evaluate(meter, z, y) == pytest.approx({"average": top1, "top1": top1, "forgetting": 0.0})
+
+
+def test_domain_incremental_against_loops() -> None:
+    """Two domains of 120 and 180 samples in turn, in batches that know nothing of the border."""
+    z, y = course(0)[0]
+    other = z.flip(1)
+    meter = DomainIncremental().meter(spec(10, experiences=(10, 10), arrivals={"test": (120, 180), "val": (0, 300)}))
+    first = evaluate(meter, z, y)
+    right, later = z.argmax(1) == y, other.argmax(1) == y
+    of_first = 100 * right[:120].float().mean().item()
+    assert first == pytest.approx({"average": of_first, "top1": of_first, "forgetting": 0.0}, rel=1e-5)
+    assert torch.equal(meter.examples(), right[:120])
+    meter.experience = 1
+    second = evaluate(meter, other, y)
+    top1 = 100 * later.float().mean().item()
+    assert second["top1"] == pytest.approx(top1, rel=1e-5)
+    assert second["average"] == pytest.approx((of_first + top1) / 2, rel=1e-5)
+    assert second["forgetting"] == pytest.approx(of_first - 100 * later[:120].float().mean().item(), rel=1e-5)
+    meter.split = "val"  # all of the second domain
+    assert evaluate(meter, other, y)["top1"] == pytest.approx(top1, rel=1e-5)
 
 
 # ---- episodes --------------------------------------------------------------------------------------------------------

@@ -54,6 +54,19 @@ WORLDS = {
         TEACHER,
         replace(SPEC, task="class-incremental", n_train=4 * BATCH, experiences=(3, 6), memory=2 * CLASSES),
     ),
+    "domain-incremental": World(
+        STUDENT,
+        TEACHER,
+        replace(
+            SPEC,
+            task="domain-incremental",
+            n_train=4 * BATCH,
+            n_test=2 * BATCH,
+            experiences=(CLASSES, CLASSES),
+            arrivals={"test": (BATCH, BATCH)},
+            memory=4 * CLASSES,
+        ),
+    ),
     "segmentation": World("fpn-resnet8", "fpn-resnet20", replace(MAPS, task="segmentation"), "segmentation"),
     "depth": World("fpn-resnet8", "fpn-resnet20", replace(MAPS, task="depth", num_classes=1), "depth"),
     "policy": World(
@@ -121,7 +134,7 @@ def _batch(world: World, i: int, experience: int, rng: torch.Generator) -> Batch
     y = torch.randint(spec.num_classes, (BATCH,), generator=rng)
     if spec.experiences:
         old, seen = (0, *spec.experiences)[experience : experience + 2]
-        y = old + y % (seen - old)
+        y = old + y % (seen - old) if seen > old else y
     if world.zoo in ("segmentation", "depth"):
         y = torch.randint(max(spec.num_classes, 5), (BATCH, *spec.shape[1:]), generator=rng)
         y = y if world.zoo == "segmentation" else y.float()

@@ -198,8 +198,10 @@ class DataSpec:
         mean, std: per channel, of pixels scaled to 0..1; empty where they are not known.
         streams: names of what stands beside a batch of training.
         beside: of each stream with an order of its own, how many samples it has.
-        experiences: where classes arrive one after the other, how many were seen at the end of each experience; empty
-            where the data come whole.
+        experiences: where data arrive in parts, how many classes were seen at the end of each experience; empty where
+            they come whole.
+        arrivals: where an experience is a domain, how many samples of a split to be judged by are of each, in order;
+            empty where classes tell it.
         memory: how many samples of past experiences a method may keep.
         shape_for_teacher: where teachers see another modality, the shape of that.
         labelled: whether anything is known of what the training samples show.
@@ -220,6 +222,7 @@ class DataSpec:
     std: tuple[float, ...] = ()
     streams: tuple[str, ...] = ()
     experiences: tuple[int, ...] = ()
+    arrivals: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     memory: int = 0
     per_epoch: tuple[int, ...] = ()
     shape_for_teacher: tuple[int, ...] | None = None

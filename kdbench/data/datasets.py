@@ -184,6 +184,7 @@ class Dataset:
         classes_hash: of all its class names, which are no part of its content; None where they are made up.
         beside: streams by name.
         experiences: where training samples arrive in several parts, the positions of each, int64, ascending.
+        arrivals: where these are domains, how many samples of ``test`` and ``val`` are of each, in order.
         laps: how often an epoch shows each training sample.
         paired: the same samples as teachers see them, where that is not as students do.
         origin: None where the samples are made up, or streamed.
@@ -205,6 +206,7 @@ class Dataset:
     classes_hash: str | None = None
     beside: Mapping[str, Stream] = field(default_factory=dict)
     experiences: tuple[Tensor, ...] = ()
+    arrivals: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     laps: int = 1
     paired: Dataset | None = None
     origin: Origin | None = None
@@ -238,6 +240,7 @@ class Dataset:
             "mixed": data.mix is not None,
             "beside": {name: len(stream.split) for name, stream in data.beside.items() if not stream.follow},
             "experiences": seen,
+            "arrivals": data.arrivals,
             "shape_for_teacher": data.paired.spec.shape if data.paired else None,
             "per_epoch": tuple(data.laps * len(part) for part in data.experiences or (data.train,)),
         }
@@ -256,13 +259,21 @@ class Dataset:
         }
         return self.posed(
             train=self.train[kept],
-            val=self.val and self.val[slice(n)],
+            val=self.val and self.val[self._first("val", n)],
             # episodes need many of each class
-            test=self.test if self.spec.task == "few-shot" else self.test[slice(n)],
+            test=self.test if self.spec.task == "few-shot" else self.test[self._first("test", n)],
             beside=beside,
             experiences=tuple(torch.isin(kept, positions).nonzero()[:, 0] for positions in self.experiences),
+            arrivals={name: tuple(min(part, there) for there in sizes) for name, sizes in self.arrivals.items()},
             paired=self.paired and self.paired.first(n),
         )
+
+    def _first(self, split: str, n: int) -> Tensor | slice:
+        """The first `n` of a split to be judged by: of each domain as many."""
+        if not (sizes := self.arrivals.get(split)):
+            return slice(n)
+        domains = torch.arange(sum(sizes)).split(list(sizes))
+        return torch.cat([domain[: max(1, n // len(sizes))] for domain in domains])
 
 
 def _in_turn(positions: Tensor, labels: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from kdbench.data.arrays import canonical_order, load, paired
 from kdbench.data.batch import PAIRED
-from kdbench.data.datasets import Dataset, Origin, Split, Stream, channel_statistics, rank_in_class
+from kdbench.data.datasets import Dataset, Origin, Split, Stream, channel_statistics, drawn_by, rank_in_class
 from kdbench.data.pixels import Degrade, Noise, degraded, fitted, noise
 from kdbench.draws import random_bits
 from kdbench.errors import UserError
@@ -53,7 +53,11 @@ from kdbench.settings import Count, Positive, Share
 
 UNLABELLED = "unlabelled"
 
+SEED = "dataset.scenario.seed"
+
 Natural = Annotated[int, Field(ge=0)]
+OrderSeed = Annotated[int, Field(ge=0, lt=2**32)] | Literal["run"] | None
+"""Of what a scenario puts into a random order; ``run``: that of the run, see `kdbench.settings.RUN`."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class SemiSupervised:
 
 @dataclass(frozen=True)
 class ClassIncremental:
-    """Classes that arrive a few at a time, numbered in the order of arrival: the order of ``dataset.classes``.
+    """Classes that arrive a few at a time, numbered in the order of arrival: that of ``dataset.classes``, or by a seed.
 
     Attributes:
         tasks: how many times classes arrive.
@@ -138,17 +142,22 @@ class ClassIncremental:
         memory: how many samples of past tasks may be kept, in all.
         told: whether a network is told with which classes each test sample arrived, and chooses among these alone:
             task-incremental, as the first works had it (van de Ven and Tolias 2019, arXiv:1904.07734).
+        seed: of a random order, that of NumPy's ``RandomState(seed).permutation``: 1993 is iCaRL's; ``run`` for the
+            seed of the run.
     """
 
     tasks: Annotated[int, Field(ge=2)]
     first: Count | None = None
     memory: Natural = 2000
     told: bool = False
+    seed: OrderSeed = None
 
-    ADDED: ClassVar = frozenset({"told"})
+    ADDED: ClassVar = frozenset({"told", "seed"})
 
     def __call__(self, data: Dataset) -> Dataset:
-        labels = torch.from_numpy(_labels(data, "ClassIncremental"))
+        _labels(data, "ClassIncremental")
+        data = _reordered(data, self.seed)
+        labels = data.train.labels
         classes = len(data.classes)
         first = self.first if self.first is not None else classes // self.tasks
         later, rest = divmod(classes - first, self.tasks - 1)
@@ -166,6 +175,70 @@ class ClassIncremental:
         )
         spec: dict[str, Any] = {"task": "class-incremental", "memory": self.memory}
         return data.posed(spec | ({"settings": {"told": True}} if self.told else {}), experiences=arriving)
+
+
+@dataclass(frozen=True)
+class DomainIncremental:
+    """The same classes in one domain after the other, of which a network is never told (van de Ven and Tolias 2019).
+
+    Attributes:
+        tasks: how many domains arrive.
+        domains: ``classes``: each is of as many classes of the data set, and a network says which of its domain's it
+            sees, as the first or the second of two digits (Hsu et al. 2018, arXiv:1810.12488). ``pixels``: each is the
+            whole data set with its pixels in another random order, but for the first, which is as it was (Goodfellow
+            et al. 2013, arXiv:1312.6211).
+        memory: how many samples of past domains may be kept, in all.
+        seed: of the order of classes, see `ClassIncremental`; of those of pixels, where None means 0.
+    """
+
+    tasks: Annotated[int, Field(ge=2)]
+    domains: Literal["classes", "pixels"] = "classes"
+    memory: Natural = 0
+    seed: OrderSeed = None
+
+    def __call__(self, data: Dataset) -> Dataset:
+        _labels(data, "DomainIncremental")
+        found = self._of_pixels(data) if self.domains == "pixels" else self._of_classes(data)
+        return found.posed({"task": "domain-incremental", "memory": self.memory})
+
+    def _of_classes(self, data: Dataset) -> Dataset:
+        each, rest = divmod(len(data.classes), self.tasks)
+        if rest or each < 2:
+            raise UserError(
+                f"dataset.scenario.tasks={self.tasks} cannot divide the {len(data.classes)} classes of "
+                f"{data.spec.name} into equal parts of two or more: choose another number."
+            )
+        data = _reordered(data, self.seed)
+        changed: dict[str, Split] = {}
+        sizes: dict[str, tuple[int, ...]] = {}
+        for name, split in _splits(data).items():
+            domain = split.labels // each
+            in_turn = torch.argsort(domain, stable=True)
+            changed[name] = replace(split, labels=split.labels % each)[in_turn]
+            sizes[name] = tuple(domain.bincount(minlength=self.tasks).tolist())
+        return _in_domains(data, changed, sizes, tuple("/".join(data.classes[k::each]) for k in range(each)))
+
+    def _of_pixels(self, data: Dataset) -> Dataset:
+        if data.pad or data.flip or data.affine:
+            raise UserError(
+                "images whose pixels stand in another order cannot be moved or mirrored: set dataset.pad=0, "
+                "dataset.flip=false and dataset.affine=null, or dataset.scenario.domains=classes."
+            )
+        _, height, width, channels = data.train.pixels.shape
+        seed = drawn_by(self.seed, SEED) if self.seed is not None else 0
+        draws = np.random.RandomState(seed)
+        orders = [np.arange(height * width), *(draws.permutation(height * width) for _ in range(self.tasks - 1))]
+
+        def shown(split: Split) -> Split:
+            flat = split.pixels.reshape(-1, height * width, channels)
+            images = torch.cat([flat[:, torch.from_numpy(order)] for order in orders])
+            return replace(
+                split, images=images.view(-1, height, width, channels), labels=split.labels.repeat(self.tasks)
+            )
+
+        changed = {name: shown(split) for name, split in _splits(data).items()}
+        sizes = {name: (len(split),) * self.tasks for name, split in _splits(data).items()}
+        return _in_domains(data, changed, sizes, data.classes)
 
 
 @dataclass(frozen=True)
@@ -444,6 +517,24 @@ def _labels(data: Dataset, scenario: str) -> NDArray[np.int64]:
             f"{data.spec.task}: choose another data set, or scenario=null."
         )
     return labels.numpy()
+
+
+def _reordered(data: Dataset, seed: int | str | None) -> Dataset:
+    """The data with their classes numbered in a random order; as they are without a seed."""
+    if seed is None:
+        return data
+    order = np.random.RandomState(drawn_by(seed, SEED)).permutation(len(data.classes))
+    changed = {name: _relabelled(split, torch.from_numpy(order)) for name, split in _splits(data).items()}
+    return data.posed(None, **changed, classes=tuple(data.classes[k] for k in order))
+
+
+def _in_domains(
+    data: Dataset, splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, ...]], classes: tuple[str, ...]
+) -> Dataset:
+    """The splits, whose samples stand domain by domain, so many of each; what lies beside the data is left behind."""
+    arriving = torch.arange(len(splits["train"])).split(list(sizes["train"]))
+    arrivals = {name: each for name, each in sizes.items() if name != "train"}
+    return data.posed(None, **splits, experiences=arriving, arrivals=arrivals, classes=classes, origin=None)
 
 
 def _splits(data: Dataset) -> dict[str, Split]:

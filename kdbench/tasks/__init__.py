@@ -6,7 +6,7 @@ from kdbench.tasks.base import Meter, Task
 from kdbench.tasks.classification import Classification
 from kdbench.tasks.depth import Depth
 from kdbench.tasks.episodes import Episodes
-from kdbench.tasks.incremental import ClassIncremental
+from kdbench.tasks.incremental import ClassIncremental, DomainIncremental
 from kdbench.tasks.lookup import TASKS, task_for, task_of
 from kdbench.tasks.policy import GaussianPolicy, Policy
 from kdbench.tasks.robust import PGD, Robust
@@ -18,6 +18,7 @@ __all__ = [
     "ClassIncremental",
     "Classification",
     "Depth",
+    "DomainIncremental",
     "Episodes",
     "GaussianPolicy",
     "Meter",

@@ -66,10 +66,13 @@ class Meter(nn.Module):
     some evaluations run under ``inference_mode`` and others under ``no_grad``.
 
     Attributes:
-        seen: how many classes the network has been taught, set before each evaluation; all where data come whole.
+        experience: number of the part of the data that the network was taught last, set before each evaluation; 0
+            where data come whole.
+        split: what it measures.
     """
 
-    seen: int = 0
+    experience: int = 0
+    split: str = "test"
 
     def begin(self) -> None:
         """An evaluation begins: forget the batches of the one before."""

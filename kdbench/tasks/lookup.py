@@ -11,7 +11,7 @@ from kdbench.tasks.base import Task
 from kdbench.tasks.classification import Classification
 from kdbench.tasks.depth import Depth
 from kdbench.tasks.episodes import Episodes
-from kdbench.tasks.incremental import ClassIncremental
+from kdbench.tasks.incremental import ClassIncremental, DomainIncremental
 from kdbench.tasks.policy import GaussianPolicy, Policy
 from kdbench.tasks.robust import Robust
 from kdbench.tasks.segmentation import Segmentation
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OURS: Mapping[str, type[Task]] = {
     "classification": Classification,
     "class-incremental": ClassIncremental,
+    "domain-incremental": DomainIncremental,
     "few-shot": Episodes,
     "robust": Robust,
     "segmentation": Segmentation,

@@ -167,7 +167,7 @@ def judged(net: nn.Module, dataset: Dataset, device: torch.device) -> float:
     spec = dataset.spec
     task = task_for(spec)
     meter = task.meter(spec).to(device)
-    meter.seen = spec.num_classes
+    meter.experience = max(len(spec.experiences) - 1, 0)
     meter.begin()
     rows = eval_batch(dataset)
     data = ArrayData(dataset, batch_size=1, seed=0, epochs=len(spec.experiences) or 1, eval_batch_size=rows)

@@ -89,6 +89,7 @@ class BiC(Rehearsal):
         {
             "602c108da40e85917b7182c937feee10f6b299318908217c0ea7d9938d12039a",
             "11ccaa0b8295d10005e619dbacc285a1c25a27bf0806523668534f4f2440f259",
+            "546771befdb5614ce0af8ea1b23a0abeada1c6c4255c8fbc1f54f16bf7a1c9e5",
         }
     )
     survey: ClassVar = {

@@ -71,7 +71,12 @@ class EEIL(Balanced):
     title = "EEIL"
     terms = ("ce", "kd")
     taps = Taps(student=("embed",))
-    earlier: ClassVar = frozenset({"02a8fd68b1c080fd4071bff3feaaa2f78b8b7f7b771396ba86898831b95a1220"})
+    earlier: ClassVar = frozenset(
+        {
+            "02a8fd68b1c080fd4071bff3feaaa2f78b8b7f7b771396ba86898831b95a1220",
+            "d8adcae92cb12dbcc49c86070f4a4b7d5b41922ab6d77eb5467d44792fa1ca47",
+        }
+    )
     survey: ClassVar = {
         "knowledge": "softened scores of each group of old classes; herded exemplars",
         "objective": "CE + Σ CE(past/T, s/T) by group; balanced fine-tuning",

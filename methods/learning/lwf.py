@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.data.batch import Batch, DataSpec
@@ -27,6 +28,12 @@ def old_classes_loss(student: Tensor, past: Tensor, temperature: float = 2.0) ->
     new classes came. FACIL mixes 1e-5 of the uniform distribution into the student's.
     """
     return cross_entropy(student / temperature, (past.detach() / temperature).softmax(1))
+
+
+def seen_classes_loss(student: Tensor, past: Tensor, temperature: float = 2.0) -> Tensor:
+    """`old_classes_loss` of logits (B, seen) and (B, old): the past self gives the classes that it lacks nothing."""
+    lacking = student.shape[1] - past.shape[1]
+    return old_classes_loss(student, F.pad(past, (0, lacking), value=-torch.inf), temperature)
 
 
 def by_head(
@@ -52,13 +59,16 @@ class LwF(Method):
     """L = CE over the new classes + λ · `old_classes_loss`(s, past self), without any exemplar.
 
     The past self is the student as it was when the new classes came. Each step trains the scores of all classes seen;
-    where data come whole, or in the first experience, this is plain training.
+    where data come whole, or in the first experience, this is plain training. Where the same classes come again in
+    another domain, all are new and all are old.
 
     Args:
         temperature: T.
         labels: what CE tells apart: ``new`` classes, or all ``seen`` (van de Ven and Tolias 2019, arXiv:1904.07734).
-        heads: ``one`` softmax over all old classes (PyCIL), or a term for each earlier experience, of its classes, in
-            ``sum``, as in the paper, or in the ``mean`` (van de Ven and Tolias).
+        heads: ``one`` softmax over all old classes (PyCIL); ``seen``: the student's is over the new ones, too, which
+            the past self gives nothing (van de Ven and Tolias, where a network is not told of the experience); or a
+            term for each earlier experience, of its classes, in ``sum``, as in the paper, or in the ``mean`` (van de
+            Ven and Tolias, where it is).
         balance: ``experiences``: in the k-th CE counts 1 / k and the second term (1 - 1 / k) · T² (the same); numbers:
             CE counts 1 / k, and the second term so much in each experience; else ``weights`` alone.
     """
@@ -69,21 +79,26 @@ class LwF(Method):
     extension = True
     needs = frozenset({"labels"})
     terms = ("ce", "kd")
-    tasks = frozenset({"class-incremental"})
+    tasks = frozenset({"class-incremental", "domain-incremental"})
     survey: ClassVar = {
         "knowledge": "softened old-class scores of the past self",
         "objective": "CE on new classes + λ CE(past/T, s/T)",
     }
 
     added: ClassVar = {"labels": "new", "balance": "weights", "heads": "one"}
-    earlier: ClassVar = frozenset({"000083683d89db2cabbf77c930930b53aebfb8c2d7eaced4284287c1a974b8ac"})
+    earlier: ClassVar = frozenset(
+        {
+            "000083683d89db2cabbf77c930930b53aebfb8c2d7eaced4284287c1a974b8ac",
+            "9e1c349341621772ea140060f92863e1a54673ee1b76a6819ed6f0e6bb5a2c2f",
+        }
+    )
 
     def __init__(
         self,
         temperature: Temperature = 2.0,
         labels: Literal["new", "seen"] = "new",
         balance: Literal["weights", "experiences"] | Sequence[Weight] = "weights",
-        heads: Literal["one", "sum", "mean"] = "one",
+        heads: Literal["one", "seen", "sum", "mean"] = "one",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -94,19 +109,23 @@ class LwF(Method):
             raise DoesNotFit(
                 f"LwF: balance has {len(self.balance)} numbers for {there} experiences: give one for each."
             )
+        if data.task == "domain-incremental" and self.heads in ("sum", "mean"):
+            raise DoesNotFit(f"LwF: all domains have one head, not a {self.heads} of them: set heads=one.")
         self.past = Snapshot(self.student)
 
     def stages(self) -> Sequence[Stage]:
         return (Stage("train", begin=lambda: self.past.take(self.student)),)
 
     def teach(self, batch: Batch) -> Out | None:
-        return self.teacher_out(batch.x, self.past) if self.experience.old else None
+        return self.teacher_out(batch.x, self.past) if self.experience.number else None
 
     def losses(self, s: Out, t: Out | None, batch: Batch) -> dict[str, Tensor]:
-        old, seen = self.experience.old, self.experience.seen
+        old, seen, known = self.experience.old, self.experience.seen, self.experience.known
         terms = {"ce": new_classes_loss(s.logits[:, :seen], batch.y, old if self.labels == "new" else 0)}
-        if t:
-            ends = (old,) if self.heads == "one" else self.data.experiences[: self.experience.number]
+        if t and self.heads == "seen":
+            terms["kd"] = seen_classes_loss(s.logits[:, :seen], t.logits[:, :known], self.temperature)
+        elif t:
+            ends = (known,) if self.heads == "one" else self.data.experiences[: self.experience.number]
             kd = by_head(s.logits, t.logits, ends, self.temperature)
             terms["kd"] = kd / len(ends) if self.heads == "mean" else kd
         if self.balance == "weights":

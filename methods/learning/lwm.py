@@ -50,8 +50,14 @@ class LwM(LwF):
 
     paper = "dhar2019learning"
     title = "LwM"
+    tasks = frozenset({"class-incremental"})
     terms = ("ce", "kd", "attention")  # type: ignore[assignment]
-    earlier: ClassVar = frozenset({"47f179f281338507ea49625643e64f7d106d4fe8be994b983932b4b208fda4d2"})
+    earlier: ClassVar = frozenset(
+        {
+            "47f179f281338507ea49625643e64f7d106d4fe8be994b983932b4b208fda4d2",
+            "c990bc25a511ef979c8a356994cea428538ed9c03044fabecfb74fdb77150279",
+        }
+    )
     survey: ClassVar = {
         "knowledge": "softened old-class scores and attention maps of the past self",
         "objective": "CE on new classes + β CE(past/T, s/T) + γ L1 of Grad-CAM maps",
