@@ -66,14 +66,12 @@ class Feedback(nn.Module):
 
 
 class RtF(Method):
-    """L = 1/k · L_new(x) + (1 - 1/k) · L_replay(x~) in the k-th experience, of as many images x~ as new ones:
+    """L = 1/k · [ CE(y, s) + V(x) ] + (1 - 1/k) · [ T² · H( softmax(t / T), softmax(s~ / T) ) + V(x~) ].
 
-    L_new     = CE(y, s) + `decoding_loss` + `code_loss`
-    L_replay  = T² · H( softmax(t / T), softmax(s / T) ) + `decoding_loss` + `code_loss`
-
-    The student has feedback connections, so that it is a variational autoencoder too: the classifier's features are
-    those that codes are made of. What is replayed is decoded from codes ~ N(0, 1) by the past self, the student and its
-    feedback as they were when the experience began, which also says the soft targets t.
+    In the k-th experience. The student has feedback connections, so that it is a variational autoencoder too, with
+    V = `decoding_loss` + `code_loss`: codes are made of what its classifier reads. As many images x~ are replayed as
+    there are new ones: decoded from codes ~ N(0, 1) by the past self, the student and its feedback as they were when
+    the experience began, which also says the soft targets t.
 
     Args:
         temperature: T.
@@ -83,7 +81,7 @@ class RtF(Method):
             experience.
         heads: ``seen``: one softmax over all classes seen, of which the past self gives the new ones nothing;
             ``mean``: each earlier experience has as many of the replayed images, and a softmax over its own classes.
-        targets: ``soft``; or ``hard``: L_replay has CE with the class that the past self thinks most of instead, as in
+        targets: ``soft``; or ``hard``: CE with the class that the past self thinks most of in place of T² · H, as in
             deep generative replay (Shin et al. 2017, arXiv:1705.08690).
         over: whether T² · H is the ``sum`` over classes, or their ``mean``, as in the code until May 2019.
     """
