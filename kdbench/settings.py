@@ -28,6 +28,8 @@ Weight = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 """Of a loss term: terms are written so that less is better, and a negative weight would teach the opposite."""
 RUN: Final = "run"
 """The word for the seed of the run, where a teacher or what data draw is to be each run's own."""
+DrawSeed = Annotated[int, Strict(), Field(ge=0, lt=2**32)] | Literal["run"]
+"""Of NumPy's ``RandomState``, by which data draw, or `RUN`."""
 
 
 def of_run(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -160,6 +162,7 @@ def explain(error: ValidationError, prefix: str = "") -> str:
 
 __all__ = [
     "RUN",
+    "DrawSeed",
     "Ramp",
     "Share",
     "Temperature",

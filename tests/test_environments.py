@@ -156,10 +156,11 @@ def test_environments_that_do_not_serve(name: str, told: str) -> None:
 
 
 def test_numbers_that_do_not_serve() -> None:
-    with pytest.raises(UserError, match=r"dataset.steps is 0: it must be a whole number of at least 1"):
-        Environment(CARTPOLE, steps=0).build()
-    with pytest.raises(UserError, match=r"dataset.episodes is 1.5"):
-        Environment(CARTPOLE, steps=1, episodes=1.5).build()  # type: ignore[arg-type]
+    fields = {"_target_": "kdbench.data.environments.Environment", "name": CARTPOLE, "steps": 1}
+    with pytest.raises(UserError, match=r"dataset.steps=0: input should be greater than or equal to 1\."):
+        source_of({**fields, "steps": 0})
+    with pytest.raises(UserError, match=r"dataset.episodes=1.5: input should be a valid integer\."):
+        source_of({**fields, "episodes": 1.5})
 
 
 def test_an_environment_from_its_configuration() -> None:
@@ -168,12 +169,14 @@ def test_an_environment_from_its_configuration() -> None:
     assert source == Environment(CARTPOLE, 50)
     assert source_of(source.identity()) == source
     assert source_of({"name": "digits", "root": "/nowhere"}).identity()["name"] == "digits"
-    with pytest.raises(UserError, match=r"unknown key 'dataset.per_class': choose from name, steps, episodes"):
+    with pytest.raises(
+        UserError, match=r"unknown key 'dataset.per_class' of Environment: choose from name, steps, episodes"
+    ):
         source_of({**fields, "per_class": 5})
     with pytest.raises(UserError, match=r"makes its own: set scenario=null"):
         source_of({**fields, "scenario": {"_target_": "x.Y"}})
     assert source_of({**fields, "scenario": None}) == source
-    with pytest.raises(UserError, match=r"missing 1 required positional argument: 'steps'"):
+    with pytest.raises(UserError, match=r"the config lacks 'dataset.steps' of Environment: give it"):
         source_of({"_target_": fields["_target_"], "name": CARTPOLE})
     with pytest.raises(UserError, match=r"dataset._target_: cannot import kdbench.data.environments.Enviroment"):
         source_of({**fields, "_target_": "kdbench.data.environments.Enviroment"})

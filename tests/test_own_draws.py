@@ -217,10 +217,10 @@ def test_a_teacher_of_what_students_see_is_told_where_to_look(kd: Kdbench) -> No
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (("dataset.seed=walk",), "dataset.seed is 'walk': it must be a whole number of at least 0, or run"),
+        (("dataset.seed=walk",), "dataset.seed='walk': input should be a valid integer or input should be 'run'"),
         (("dataset.name=noisy",), "there is no experiment 'noisy'"),
-        (("dataset.sees=both",), "dataset.sees=both: choose regular or privileged"),
-        (("dataset.n_train=1",), "dataset.n_train is 1"),
+        (("dataset.sees=both",), "dataset.sees='both': input should be 'regular' or 'privileged'"),
+        (("dataset.n_train=1",), "dataset.n_train=1: input should be greater than or equal to 2"),
         (("teacher.seed=walk",), "teacher.seed='walk'"),
     ],
 )

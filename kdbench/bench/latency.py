@@ -41,7 +41,6 @@ from kdbench.report.filters import select
 from kdbench.report.model import load_records
 from kdbench.results.latency import WAYS, Host, Latency, Quartiles, Timing, Way
 from kdbench.results.record import Record
-from kdbench.settings import of_run
 
 BATCHES = (1, 64)
 """One answer as soon as it can be had, and many: the sizes of kdbench's own training, too."""
@@ -123,7 +122,7 @@ def students(store: Path, dataset: str | None, note: Say) -> list[Subject]:
     found = []
     for (name, known, operations), record in sorted(firsts.items()):
         try:
-            subject = Subject.of(name, source_of(of_run(record.config["dataset"], record.cell.seed)).build())
+            subject = Subject.of(name, source_of(record.drawn).build())
             net = subject.model().net
         except UserError as error:
             note(f"{name} on {record.cell.dataset}, as {error}")

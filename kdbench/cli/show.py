@@ -127,12 +127,11 @@ def _code(record: Record) -> str:
 
 def _data(record: Record) -> str:
     from kdbench.data.sources import source_of
-    from kdbench.settings import of_run
 
     data = record.dataset
     sizes = f"{data.n_train} to train, {data.n_test} to test, {data.num_classes} outputs; content {data.sha256[:12]}"
     try:
-        here = source_of(of_run(record.config["dataset"], record.cell.seed)).build().content_hash
+        here = source_of(record.drawn).build().content_hash
     except UserError as error:
         return f"{record.cell.dataset}, {sizes}; not here: {error}"
     return (

@@ -25,7 +25,7 @@ from kdbench.data.pixels import fitted
 from kdbench.data.randaugment import RandAugment
 from kdbench.data.workers import Workers
 from kdbench.errors import UserError
-from kdbench.settings import Positive
+from kdbench.settings import DrawSeed, Positive
 from kdbench.sparse import Sparse
 from kdbench.targets import first_line, settings_of
 
@@ -57,7 +57,7 @@ class Subset(Sparse):
 
     n: StrictInt = Field(ge=1)
     order: Literal["first", "last", "drawn"] = "first"
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] | Literal["run"] = 0
+    seed: DrawSeed = 0
 
     def places(self, there: int) -> NDArray[np.int64]:
         """Which of `there` samples, (n,)."""

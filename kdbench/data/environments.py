@@ -10,7 +10,7 @@ import torch
 
 from kdbench.data.batch import DataSpec
 from kdbench.data.datasets import Dataset, Split
-from kdbench.errors import UserError
+from kdbench.settings import Count
 from kdbench.tasks.play import Play, Rollout, environment, outputs_of
 
 
@@ -28,20 +28,11 @@ class Environment:
         steps: environment steps of an epoch.
         episodes: how many are played for an evaluation; 100 is what gymnasium's (then OpenAI Gym's) rule for a solved
             ``CartPole-v1`` averages over.
-
-    Raises:
-        UserError: a number is not positive.
     """
 
     name: str
-    steps: int
-    episodes: int = 100
-
-    def __post_init__(self) -> None:
-        for key in ("steps", "episodes"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"dataset.{key} is {value!r}: it must be a whole number of at least 1.")
+    steps: Count
+    episodes: Count = 100
 
     def identity(self) -> dict[str, Any]:
         """See `kdbench.data.sources.Source`."""

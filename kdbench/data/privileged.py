@@ -6,16 +6,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from kdbench.data.batch import PAIRED, DataSpec
 from kdbench.data.datasets import Dataset, Split, Stream, channel_statistics, drawn_by
 from kdbench.errors import UserError, nearest
-from kdbench.settings import RUN
+from kdbench.settings import Count, DrawSeed
 
 Vectors = NDArray[np.float64]
 Drawn = tuple[Vectors, Vectors, NDArray[np.bool_]]
@@ -104,27 +105,19 @@ class Privileged:
         seed: of all that is drawn; ``run``: each run draws its own.
 
     Raises:
-        UserError: there is no such experiment, or a setting is none that it can have.
+        UserError: there is no such experiment.
     """
 
     name: str
-    sees: str = "regular"
-    n_train: int = 200
-    n_test: int = 1000
-    features: int = 50
-    seed: int | str = 0
+    sees: Literal["regular", "privileged"] = "regular"
+    n_train: Annotated[int, Field(ge=2)] = 200
+    n_test: Count = 1000
+    features: Annotated[int, Field(ge=RELEVANT)] = 50
+    seed: DrawSeed = 0
 
     def __post_init__(self) -> None:
         if self.name not in EXPERIMENTS:
             raise UserError(f"there is no experiment '{self.name}': {nearest(self.name, list(EXPERIMENTS))}")
-        if self.sees not in ("regular", "privileged"):
-            raise UserError(f"dataset.sees={self.sees}: choose regular or privileged.")
-        least = {"n_train": 2, "n_test": 1, "features": RELEVANT, "seed": 0}
-        for key, low in least.items():
-            value = getattr(self, key)
-            if (key, value) != ("seed", RUN) and (not isinstance(value, int) or isinstance(value, bool) or value < low):
-                more = f", or {RUN}" if key == "seed" else ""
-                raise UserError(f"dataset.{key} is {value!r}: it must be a whole number of at least {low}{more}.")
 
     def identity(self) -> dict[str, Any]:
         """See `kdbench.data.sources.Source`."""

@@ -49,15 +49,13 @@ from kdbench.data.pixels import Degrade, Noise, degraded, fitted, noise
 from kdbench.draws import random_bits
 from kdbench.errors import UserError
 from kdbench.paths import data_root
-from kdbench.settings import Count, Positive, Share
+from kdbench.settings import Count, DrawSeed, Positive, Share
 
 UNLABELLED = "unlabelled"
 
 SEED = "dataset.scenario.seed"
 
 Natural = Annotated[int, Field(ge=0)]
-OrderSeed = Annotated[int, Field(ge=0, lt=2**32)] | Literal["run"] | None
-"""Of what a scenario puts into a random order; ``run``: that of the run, see `kdbench.settings.RUN`."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ class ClassIncremental:
     first: Count | None = None
     memory: Natural = 2000
     told: bool = False
-    seed: OrderSeed = None
+    seed: DrawSeed | None = None
 
     ADDED: ClassVar = frozenset({"told", "seed"})
 
@@ -194,7 +192,7 @@ class DomainIncremental:
     tasks: Annotated[int, Field(ge=2)]
     domains: Literal["classes", "pixels"] = "classes"
     memory: Natural = 0
-    seed: OrderSeed = None
+    seed: DrawSeed | None = None
 
     def __call__(self, data: Dataset) -> Dataset:
         _labels(data, "DomainIncremental")

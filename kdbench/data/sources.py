@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from kdbench.data.datasets import Dataset, DatasetConfig
 from kdbench.errors import UserError
-from kdbench.targets import imported
+from kdbench.targets import imported, settings_of
 
 
 class Source(Protocol):
@@ -49,16 +49,10 @@ def source_of(fields: Mapping[str, Any]) -> Source:
     if "_target_" not in fields:
         return DatasetConfig.of(fields)
     plain: Any = OmegaConf.to_container(fields, resolve=True) if OmegaConf.is_config(fields) else fields
-    settings = {key: value for key, value in plain.items() if key not in ("_target_", "root")}
-    target = str(plain["_target_"])
-    if settings.pop("scenario", None) is not None:
-        raise UserError(f"a scenario poses data that lie in a folder, and {target} makes its own: set scenario=null.")
-    known = keys_of(plain)
-    for key in settings:
-        if key not in known:
-            raise UserError(f"unknown key 'dataset.{key}': choose from {', '.join(known)}.")
-    try:
-        source: Source = imported("dataset._target_", target, "its path")(**settings)
-    except TypeError as error:
-        raise UserError(f"dataset: {error}: give {target} what it takes ({', '.join(known)}).") from None
+    if plain.get("scenario") is not None:
+        raise UserError(
+            f"a scenario poses data that lie in a folder, and {plain['_target_']} makes its own: set scenario=null."
+        )
+    made, settings = settings_of("dataset", {key: plain[key] for key in plain if key not in ("root", "scenario")})
+    source: Source = made(**settings)
     return source

@@ -336,6 +336,11 @@ class Record(_Strict):
         return digest(self.config["teacher"]) if self.own_teacher else self.teacher.sha256
 
     @property
+    def drawn(self) -> dict[str, Any]:
+        """The settings of its data as its run drew them, see `kdbench.settings.RUN`."""
+        return of_run(self.config["dataset"], self.cell.seed)
+
+    @property
     def own_teacher(self) -> bool:
         """Whether each run has a teacher of its own, see `kdbench.settings.RUN`."""
         recipe = self.config.get("teacher")
