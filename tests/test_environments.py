@@ -178,7 +178,7 @@ def test_an_environment_from_its_configuration() -> None:
     assert source_of({**fields, "scenario": None}) == source
     with pytest.raises(UserError, match=r"the config lacks 'dataset.steps' of Environment: give it"):
         source_of({"_target_": fields["_target_"], "name": CARTPOLE})
-    with pytest.raises(UserError, match=r"dataset._target_: cannot import kdbench.data.environments.Enviroment"):
+    with pytest.raises(UserError, match=r"dataset: cannot import kdbench.data.environments.Enviroment"):
         source_of({**fields, "_target_": "kdbench.data.environments.Enviroment"})
 
 
