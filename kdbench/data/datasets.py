@@ -259,21 +259,21 @@ class Dataset:
         }
         return self.posed(
             train=self.train[kept],
-            val=self.val and self.val[self._first("val", n)],
+            val=self.val and self.val[self._first("val", n, part)],
             # episodes need many of each class
-            test=self.test if self.spec.task == "few-shot" else self.test[self._first("test", n)],
+            test=self.test if self.spec.task == "few-shot" else self.test[self._first("test", n, part)],
             beside=beside,
             experiences=tuple(torch.isin(kept, positions).nonzero()[:, 0] for positions in self.experiences),
             arrivals={name: tuple(min(part, there) for there in sizes) for name, sizes in self.arrivals.items()},
             paired=self.paired and self.paired.first(n),
         )
 
-    def _first(self, split: str, n: int) -> Tensor | slice:
-        """The first `n` of a split to be judged by: of each domain as many."""
+    def _first(self, split: str, n: int, part: int) -> Tensor | slice:
+        """The first `n` of a split to be judged by; where it has domains, the first `part` of each."""
         if not (sizes := self.arrivals.get(split)):
             return slice(n)
         domains = torch.arange(sum(sizes)).split(list(sizes))
-        return torch.cat([domain[: max(1, n // len(sizes))] for domain in domains])
+        return torch.cat([domain[:part] for domain in domains])
 
 
 def _in_turn(positions: Tensor, labels: Tensor) -> Tensor:

@@ -48,11 +48,13 @@ class Course(Meter):
         self, ends: tuple[int, ...], told: bool = False, arrivals: Mapping[str, tuple[int, ...]] | None = None
     ) -> None:
         super().__init__()
-        self.ends, self.told, self.arrivals = ends, told, arrivals or {}
+        self.ends, self.told = ends, told
         sizes = torch.tensor([new - old for old, new in zip((0, *ends), ends, strict=False)])
         self.register_buffer("hits", torch.zeros(len(ends), len(ends), dtype=torch.int64))
         self.register_buffer("totals", torch.zeros(len(ends), dtype=torch.int64))
         self.register_buffer("arrival", torch.arange(len(ends)).repeat_interleave(sizes), persistent=False)
+        for split, there in (arrivals or {}).items():
+            self.register_buffer(f"{split}_ends", torch.tensor(there).cumsum(0), persistent=False)
         self.right, self.asked = Scores(), Scores()
 
     def begin(self) -> None:
@@ -73,9 +75,8 @@ class Course(Meter):
 
     def _arrived(self, batch: Batch) -> Tensor:
         """Number of each sample's experience, (B,)."""
-        if not (sizes := self.arrivals.get(self.split)):
-            return self.arrival[batch.y]
-        return torch.bucketize(batch.index, torch.tensor(sizes, device=batch.index.device).cumsum(0), right=True)
+        ends: Tensor | None = getattr(self, f"{self.split}_ends", None)
+        return self.arrival[batch.y] if ends is None else torch.bucketize(batch.index, ends, right=True)
 
     def compute(self) -> dict[str, Tensor]:
         now = self.experience

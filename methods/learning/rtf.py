@@ -50,7 +50,6 @@ class Feedback(nn.Module):
 
     def __init__(self, features: int, latent: int, hidden: Sequence[int], pixels: int) -> None:
         super().__init__()
-        self.latent = latent
         self.mean, self.log_variance = nn.Linear(features, latent), nn.Linear(features, latent)
         layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise((latent, *hidden))]
         self.decode = nn.Sequential(*layers, nn.Linear((latent, *hidden)[-1], pixels))
@@ -94,6 +93,7 @@ class RtF(Method):
     taps = Taps(student=("embed",))
     terms = ("ce", "replay", "reconstruction", "latent")
     tasks = frozenset({"class-incremental", "domain-incremental"})
+    earlier: ClassVar = frozenset({"f6f0c4c8728cc9a355c27121f9f32a921b13db16195f3f04c7dd590295378260"})
     survey: ClassVar = {
         "knowledge": "softened scores of the past self on images that it generates",
         "objective": "1/k CE + (1 - 1/k) CE(past/T, s/T), VAE loss",
@@ -151,9 +151,9 @@ class RtF(Method):
         """Of the logits (B, K) of replayed images, in the heads that there are."""
         number, seen, known = self.experience.number, self.experience.seen, self.experience.known
         if self.heads == "mean":
-            rows = torch.arange(len(s), device=s.device).tensor_split(number)
             heads = pairwise((0, *self.data.experiences[:number]))
-            pairs = [(s[part, a:b], t[part, a:b]) for part, (a, b) in zip(rows, heads, strict=True)]
+            shares = zip(s.tensor_split(number), t.tensor_split(number), heads, strict=True)
+            pairs = [(mine[:, a:b], theirs[:, a:b]) for mine, theirs, (a, b) in shares]
         else:
             pairs = [(s[:, :seen], t[:, :known])]
         return torch.stack([self.of_head(*pair) for pair in pairs]).mean()
