@@ -106,6 +106,8 @@ PRINTED = {
     "resnet18-micro": 4_254,
     "resnet50-micro": 10_182,
     "lenet5-half-maps": 35_820,
+    "lenet5-half-maps-tenth": 35_820,
+    "lenet5-tenth": 61_706,
     "resnet18-cifar": 11_173_962,
 }
 # Units of the layers of a perceptron on 1x28x28, in turn, as its source has them.
@@ -306,14 +308,20 @@ def test_a_bound_on_weights_holds_behind_each_pass_of_training_and_leaves_the_sm
 
 
 @pytest.mark.parametrize(
-    ("name", "std", "bias"), [("fc-1000-sigmoid", (2 / 1784) ** 0.5, 0.0), ("fc-800-800-unit", 0.8796, 0.1)]
+    ("name", "std", "bias"),
+    [
+        ("fc-1000-sigmoid", (2 / 1784) ** 0.5, 0.0),
+        ("fc-800-800-unit", 0.8796, 0.1),
+        ("lenet5-tenth", 0.08796, 0.0),
+    ],
 )
 def test_weights_start_as_in_the_source(name: str, std: float, bias: float) -> None:
     """Normal numbers that are drawn again beyond two standard deviations have a standard deviation of .8796."""
     torch.manual_seed(0)
-    layer: Any = create(name, (1, 28, 28), 10).stages[0][0][0]  # type: ignore[index]
-    assert layer.weight.std().item() == pytest.approx(std, rel=0.01)
-    assert (layer.bias == bias).all()
+    layers = [m for m in create(name, (1, 28, 28), 10).modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    largest = max(layers, key=lambda layer: layer.weight.numel())
+    assert largest.weight.std().item() == pytest.approx(std, rel=0.01)
+    assert all((layer.bias == bias).all() for layer in layers)
 
 
 @pytest.mark.parametrize("name", WIDTHS)
