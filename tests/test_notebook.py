@@ -61,4 +61,4 @@ def test_committed_outputs_are_those_of_the_committed_records(monkeypatch: pytes
     assert texts(committed) == texts(run(ROOT / "results", monkeypatch)), "make notebook"
     figures = [output.data[FIGURE] for output in committed if FIGURE in output.get("data", {})]
     assert len(figures) == 4
-    assert max(map(len, figures)) < 300_000  # of a table of 120 methods with intervals
+    assert max(map(len, figures)) < 150_000  # of a table of a hundred methods
