@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from test_grid import all_numbers, numbers, wait_for
 
 from kdbench import files
 from kdbench.engine import locks
+from kdbench.engine.cohort import Member
 from kdbench.engine.locks import BusyError, forget_dead, holder_of, locked
+from kdbench.engine.progress import Watch
 from kdbench.errors import UserError
 from kdbench.results.record import Record
 from kdbench.results.store import Store
@@ -116,9 +119,17 @@ def test_a_cell_that_is_held_for_the_store_is_waited_for(kd: Kdbench, monkeypatc
         threading.Timer(0.2, holder.kill).start()
         return asked(lock)
 
+    passed, epochs = Watch.passed, []
+
+    def counted(watch: Watch, members: Sequence[Member], more: int) -> None:
+        passed(watch, members, more)
+        epochs.append((watch.completed, watch.total))
+
     monkeypatch.setattr(locks, "holder_of", dies_soon)
+    monkeypatch.setattr(Watch, "passed", counted)
     result = kd.run("method=[scratch,ls]")
     assert (result.code, holder.wait()) == (0, -signal.SIGKILL)
+    assert epochs == [(1, 4), (2, 4), (3, 4), (4, 4)]  # what is waited for is not over
     lines = result.out.splitlines()
     assert lines[0] == "training scratch resnet8x0.25 digits seed 0"  # it is left to the end
     (said,) = [line for line in lines if line.startswith("waiting for ")]

@@ -140,7 +140,7 @@ def run_grid(
                     account(cell, result, outcome, bench)
                     if isinstance(result, Record) and str(cell) in outcome.ran:
                         bench.say(tell(result))
-            over = [cell for cell in cohort if cell not in again and cell not in starved]
+            over = [cell for cell in cohort if cell not in again + starved + busy]
             watch.reach(began + sum(cell.protocol.epochs for cell in over))
     return outcome
 
