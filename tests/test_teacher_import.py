@@ -21,7 +21,7 @@ from kdbench import models
 from kdbench.data.arrays import canonical_order, load
 from kdbench.errors import UserError
 from kdbench.teaching.brought import brought, fitted, state_in
-from kdbench.teaching.teachers import Card, Teachers
+from kdbench.teaching.teachers import Card, Teachers, stem
 
 FLAT = """
 from torch import nn
@@ -279,6 +279,13 @@ def test_a_hash_that_begins_several_is_refused(tmp_path: Path) -> None:
     assert teachers.of_hash("abcdef1", None).name == "resnet20"
     with pytest.raises(UserError, match=r"2 teachers have weights that begin with abcdef .*give more digits"):
         teachers.of_hash("abcdef", None)
+    again = made.model_copy(update={"recipe": made.recipe | {"weights": "2"}, "seal": None})
+    (teachers.kept / "again.json").write_bytes(again.dump())
+    with pytest.raises(UserError) as error:  # of other settings, with the same outcome
+        teachers.of_hash("abcdef1", "digits")
+    assert "keep the card of one of them" in str(error.value)
+    assert "more digits" not in str(error.value)
+    assert all(stem(card.recipe) in str(error.value) for card in (made, again))
 
 
 # ---- libraries ---------------------------------------------------------------------------------------------------

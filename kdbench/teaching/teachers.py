@@ -285,11 +285,15 @@ class Teachers:
         if len({card.sha256 for card in cards}) == 1 < len(cards):
             cards = [card for card in cards if card.recipe["dataset"]["name"] == dataset] or cards
         if len(cards) > 1:
-            names = ", ".join(f"{card.name} on {card.recipe['dataset']['name']} {card.sha256[:12]}" for card in cards)
-            raise UserError(
-                f"{len(cards)} teachers have weights that begin with {prefix} ({names}): give more digits, or delete "
-                f"what you do not mean from {self.cache}."
-            )
+            if len({card.sha256 for card in cards}) == 1:  # and no digit tells them apart
+                names = ", ".join(stem(card.recipe) for card in cards)
+                mend = f"keep the card of one of them, and move the others away from {self.cache}"
+            else:
+                names = ", ".join(
+                    f"{card.name} on {card.recipe['dataset']['name']} {card.sha256[:12]}" for card in cards
+                )
+                mend = f"give more digits, or delete what you do not mean from {self.cache}"
+            raise UserError(f"{len(cards)} teachers have weights that begin with {prefix} ({names}): {mend}.")
         return cards[0]
 
     def lock(self, recipe: Mapping[str, Any], data: Dataset) -> Path:
