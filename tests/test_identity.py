@@ -42,12 +42,12 @@ def recomposed(config: dict[str, Any]) -> dict[str, Any]:
         "protocol": Protocol.of(config["protocol"]).model_dump(mode="json"),
     }
     if teacher := config["teacher"]:
-        now["teacher"] = {
-            **teacher,
-            "method": method_identity(method_class("teacher", teacher["method"]), teacher["method"]),
-            "dataset": dataset_now(teacher["dataset"]),
-            "protocol": Protocol.of(teacher["protocol"]).model_dump(mode="json"),
-        }
+        now["teacher"] = {**teacher, "dataset": dataset_now(teacher["dataset"])}
+        if "weights" not in teacher:
+            now["teacher"] |= {
+                "method": method_identity(method_class("teacher", teacher["method"]), teacher["method"]),
+                "protocol": Protocol.of(teacher["protocol"]).model_dump(mode="json"),
+            }
     return now
 
 

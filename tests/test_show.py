@@ -10,6 +10,7 @@ import re
 import shlex
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Kdbench
@@ -19,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from test_cli import one_sentence
 
 from kdbench.cli.overrides import readable
+from kdbench.cli.show import teachers_of
 from kdbench.commands import overrides_of
 from kdbench.engine.cell import Cell, cells_of
 from kdbench.engine.job import Job
@@ -26,6 +28,7 @@ from kdbench.paths import conf_dir
 from kdbench.report import generate
 from kdbench.results.record import Record, canonical_json
 from kdbench.results.store import Store
+from kdbench.teaching.teachers import Card
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,6 +72,20 @@ def composed(*overrides: str) -> list[Cell]:
         return cells_of(Job.of(compose("run", readable(overrides))))
 
 
+@pytest.fixture
+def brought(committed: dict[str, Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cards of teachers that were brought, of which records know all that a command needs."""
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path))
+    (tmp_path / "teachers").mkdir()
+    for record in committed.values():
+        recipe, info = record.config["teacher"], record.teacher
+        if info and "weights" in recipe:
+            unknown: dict[str, Any] = {"dataset_sha256": "0" * 64, "curve": [], "device": "cpu", "torch": "2"}
+            card = Card(recipe=recipe, sha256=info.sha256, accuracy=info.accuracy, **unknown)
+            (tmp_path / "teachers" / f"{info.sha256}.json").write_bytes(card.dump())
+
+
+@pytest.mark.usefixtures("brought")
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_commands_of_committed_records_compose_their_cells(committed: dict[str, Record], every: bool) -> None:
     """Those that differ in method and seed alone are composed together, as composing is what takes the time; of the
@@ -79,7 +96,7 @@ def test_the_commands_of_committed_records_compose_their_cells(committed: dict[s
     grids: dict[tuple[str, ...], list[dict[str, list[str]]]] = defaultdict(list)
     of: dict[tuple[tuple[str, ...], int], dict[str, int]] = defaultdict(dict)
     for records in alike.values():
-        *overrides, seed = overrides_of(records[0].config)
+        *overrides, seed = overrides_of(records[0].config, [info.sha256 for info, _ in teachers_of(records[0])])
         assert seed == f"seed={records[0].cell.seed}"
         name = records[0].cell.method
         method = [override for override in overrides if re.match(r"\+?method[.=]", override)]
