@@ -1,4 +1,4 @@
-"""Records for tests, valid in every respect unless a test overrides a part."""
+"""Records and cards of teachers for tests, valid in every respect unless a test overrides a part."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from kdbench.measures import Measure
 from kdbench.registry import Entry, methods
 from kdbench.report import render
 from kdbench.results.record import Record, cell_id, pack_correct, pack_scores
+from kdbench.teaching.teachers import Card
 
 N_TEST = 10_000
 """Test examples of a made record, so that an accuracy may have two decimals."""
@@ -116,6 +118,12 @@ def make_measured(
         parts |= {"metrics": None, "scores": None}
     _update(parts, overrides)
     return make_record(method, seed, **parts)
+
+
+def make_card(recipe: dict[str, Any], **given: Any) -> Card:
+    """The card of a teacher, with something in each field that has no default."""
+    facts = {"sha256": "a" * 64, "accuracy": 90.0, "dataset_sha256": "b" * 64, "curve": [], "device": "cpu"}
+    return Card(recipe=recipe, **{**facts, "torch": torch.__version__, **given})
 
 
 @cache

@@ -43,7 +43,7 @@ def recomposed(config: dict[str, Any]) -> dict[str, Any]:
     }
     if teacher := config["teacher"]:
         now["teacher"] = {**teacher, "dataset": dataset_now(teacher["dataset"])}
-        if "weights" not in teacher:
+        if "method" in teacher:  # not one that was brought
             now["teacher"] |= {
                 "method": method_identity(method_class("teacher", teacher["method"]), teacher["method"]),
                 "protocol": Protocol.of(teacher["protocol"]).model_dump(mode="json"),

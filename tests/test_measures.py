@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Kdbench
-from factories import make_measured, make_record, rendered
+from factories import make_card, make_measured, make_record, rendered
 from pydantic import ValidationError
 from rich.console import Console
 from scipy.stats import ttest_rel
@@ -569,8 +569,7 @@ def card(name: str, reached: float, measure: Measure = TOP1) -> Card:
         "protocol": {"name": "lite", "epochs": 1},
         "seed": 0,
     }
-    given = {"sha256": "a" * 64, "dataset_sha256": "b" * 64, "curve": [], "device": "cpu", "torch": torch.__version__}
-    return Card(recipe=recipe, accuracy=reached, measure=measure, **given)
+    return make_card(recipe, accuracy=reached, measure=measure)
 
 
 def test_cards_say_what_their_number_is_of() -> None:

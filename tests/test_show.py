@@ -10,11 +10,10 @@ import re
 import shlex
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Kdbench
-from factories import make_record
+from factories import make_card, make_record
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from test_cli import one_sentence
@@ -28,7 +27,6 @@ from kdbench.paths import conf_dir
 from kdbench.report import generate
 from kdbench.results.record import Record, canonical_json
 from kdbench.results.store import Store
-from kdbench.teaching.teachers import Card
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,12 +75,9 @@ def brought(committed: dict[str, Record], tmp_path: Path, monkeypatch: pytest.Mo
     """The cards of teachers that were brought, of which records know all that a command needs."""
     monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path))
     (tmp_path / "teachers").mkdir()
-    for record in committed.values():
-        recipe, info = record.config["teacher"], record.teacher
-        if info and "weights" in recipe:
-            unknown: dict[str, Any] = {"dataset_sha256": "0" * 64, "curve": [], "device": "cpu", "torch": "2"}
-            card = Card(recipe=recipe, sha256=info.sha256, accuracy=info.accuracy, **unknown)
-            (tmp_path / "teachers" / f"{info.sha256}.json").write_bytes(card.dump())
+    taught = [each for record in committed.values() for each in teachers_of(record)]
+    for sha256, recipe in {info.sha256: recipe for info, recipe in taught if "method" not in recipe}.items():
+        (tmp_path / "teachers" / f"{sha256}.json").write_bytes(make_card(recipe, sha256=sha256).dump())
 
 
 @pytest.mark.usefixtures("brought")

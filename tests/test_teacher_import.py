@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from conftest import Kdbench
+from factories import make_card
 from test_cli import one_sentence, prepared
 from torch import Tensor, nn
 
@@ -273,8 +274,7 @@ def test_a_hash_that_begins_several_is_refused(tmp_path: Path) -> None:
     teachers.kept.mkdir(parents=True)
     for k, name in enumerate(("resnet8", "resnet20")):
         recipe = {"name": name, "weights": f"{k}", "dataset": {"name": "digits"}}
-        facts: dict[str, Any] = {"dataset_sha256": "d" * 64, "curve": [], "device": "cpu", "torch": "2"}
-        made = Card(recipe=recipe, sha256="abcdef" + f"{k}" * 58, accuracy=90.0, **facts)
+        made = make_card(recipe, sha256="abcdef" + f"{k}" * 58)
         (teachers.kept / f"{name}.json").write_bytes(made.dump())
     assert teachers.of_hash("abcdef1", None).name == "resnet20"
     with pytest.raises(UserError, match=r"2 teachers have weights that begin with abcdef .*give more digits"):

@@ -132,15 +132,16 @@ def run_grid(
                 )
                 queue[:0] = [(starved[k : k + most], False) for k in range(0, len(starved), most)]
             busy = [cell for cell in cohort if isinstance(done.get(cell.id), BusyError)]
+            for cell in busy:
+                done.pop(cell.id)
             if busy:
                 queue.append((busy, True))
-            for cell in cohort:
-                result = done.get(cell.id)
-                if result and cell not in busy:
-                    account(cell, result, outcome, bench)
-                    if isinstance(result, Record) and str(cell) in outcome.ran:
-                        bench.say(tell(result))
-            over = [cell for cell in cohort if cell not in again + starved + busy]
+            over = [cell for cell in cohort if cell.id in done]  # the others are in the queue again
+            for cell in over:
+                result = done[cell.id]
+                account(cell, result, outcome, bench)
+                if isinstance(result, Record) and str(cell) in outcome.ran:
+                    bench.say(tell(result))
             watch.reach(began + sum(cell.protocol.epochs for cell in over))
     return outcome
 

@@ -282,10 +282,11 @@ class Teachers:
                 "kdbench teacher import brings one."
             )
         cards = list(found.values())
-        if len({card.sha256 for card in cards}) == 1 < len(cards):
+        alike = len({card.sha256 for card in cards}) == 1
+        if alike:
             cards = [card for card in cards if card.recipe["dataset"]["name"] == dataset] or cards
         if len(cards) > 1:
-            if len({card.sha256 for card in cards}) == 1:  # and no digit tells them apart
+            if alike:  # and no digit tells them apart
                 names = ", ".join(stem(card.recipe) for card in cards)
                 mend = f"keep the card of one of them, and move the others away from {self.cache}"
             else:
