@@ -40,7 +40,7 @@ from kdbench.teaching import view_cache
 from kdbench.teaching.adapter import Adapted, Adapter
 from kdbench.teaching.agreement import measure, tolerance
 from kdbench.teaching.frozen import FrozenTeacher
-from kdbench.teaching.teachers import Card, Teacher, Teachers, stem
+from kdbench.teaching.teachers import Card, Teacher, Teachers, serialized, stem
 from kdbench.teaching.view_cache import ViewCache
 
 COMMITTED = sorted((Path(__file__).parents[1] / "results" / "teachers").glob("*.json"))
@@ -552,6 +552,29 @@ def test_a_finished_store_gets_its_teacher(kd: Kdbench) -> None:
         (folder / name).unlink()
         assert "1 already done" in kd.run("method=[kd]").out
         assert files(folder) == whole
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_teacher_that_finished_cells_learned_from_is_gone(
+    alone: Kdbench, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """Training it again may give other weights, and two teachers' students do not stand in one table."""
+    kd = alone
+    assert "any more" not in kd.run("method=[kd]").out
+    was = kd.record("kd").teacher.sha256
+    for folder in (kd.results, kd.cache):
+        shutil.rmtree(folder / "teachers")
+    if not same:
+        monkeypatch.setattr(
+            "kdbench.teaching.teachers.serialized",
+            lambda state: serialized({name: value * (1 + 1e-6) for name, value in state.items()}),
+        )
+    told = kd.run("method=[kd,rkd]").out
+    assert "1 already done" in told
+    assert f"learned from ({was[:12]}) is not there any more and is trained again" in told
+    now = kd.record("rkd").teacher.sha256
+    assert (now == was) is same
+    assert (f"came out with other weights ({now[:12]}, not {was[:12]})" in told) is not same
 
 
 def test_a_teacher_with_nothing_to_teach_is_told(alone: Kdbench) -> None:

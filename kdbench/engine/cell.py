@@ -70,8 +70,7 @@ class Cell:
 
     @cached_property
     def _recipes(self) -> list[Mapping[str, Any]]:
-        recipes = [self.config["teacher"], *self.config.get("teachers", [])] if self.config["teacher"] else []
-        return [of_run(recipe, self.seed) for recipe in recipes]
+        return recipes_in(self.config)
 
     @property
     def pair(self) -> str:
@@ -119,6 +118,12 @@ class Cell:
         """
         settings = {key: value for key, value in self.config["method"].items() if key != "name"}
         return construct(self.name, self.method, settings, self.protocol)
+
+
+def recipes_in(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The recipes of the teachers of the cell that has this config, as its run draws them."""
+    recipes = [config["teacher"], *config.get("teachers", [])] if config["teacher"] else []
+    return [of_run(recipe, int(config["seed"])) for recipe in recipes]
 
 
 def title_of(cells: Sequence[Cell]) -> str:

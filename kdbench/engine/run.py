@@ -35,7 +35,7 @@ from kdbench.engine.logs import Logs
 from kdbench.engine.making import make_record
 from kdbench.engine.memory import activation_bytes, attempt, free_memory, student_bytes, vanished
 from kdbench.engine.seeding import seeded
-from kdbench.engine.standing import check_standing
+from kdbench.engine.standing import check_standing, learned_from
 from kdbench.engine.students import Students, form
 from kdbench.errors import UserError
 from kdbench.files import check_room, remove_leftovers, writing_to
@@ -259,6 +259,16 @@ class Bench:
         cell, done = cell_of(recipe, start=state), dict[str, rec.Record | Exception]()
         self.teachers.check_room(self._untrained(cell))
         kept: list[Teacher] = []
+        gone: list[str] = []
+        with suppress(UserError):  # of a broken record, which kdbench report names: no reason not to train
+            gone = learned_from(self.store.load(), recipe)
+        older = ", ".join(sha256[:12] for sha256 in gone)
+        if gone:
+            self.tell(
+                f"the teacher {recipe['name']} that finished cells learned from ({older}) is not there any more and is "
+                "trained again; what learns from other weights stands in another table. To have the same for sure, "
+                f"interrupt this and put its .safetensors and .json into {self.teachers.kept}."
+            )
 
         def keep(cell: Cell, method: Method, record: rec.Record) -> rec.Record:
             if record.metrics is None:
@@ -284,6 +294,12 @@ class Bench:
                 self._train([cell], dataset, pool, {cell.id: work}, done, keep, stack, ready=kept_state, planned=False)
         if isinstance(result := done[cell.id], Exception):
             raise result
+        if gone and kept[0].card.sha256 not in gone:
+            self.tell(
+                f"the teacher {recipe['name']} came out with other weights ({kept[0].card.sha256[:12]}, not {older}): "
+                "what learns from it stands in another table than the finished cells, unless those are run again with "
+                "force=true."
+            )
         return kept[0]
 
     # ---- cells --------------------------------------------------------------------------------------------------

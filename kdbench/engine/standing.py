@@ -1,15 +1,16 @@
-"""Whether a stored record still stands: made of the data, the teachers and the code that are at hand now."""
+"""Whether stored records still stand: made of the data, the teachers and the code that are at hand now."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kdbench.data.datasets import Dataset
-from kdbench.engine.cell import Cell
+from kdbench.engine.cell import Cell, recipes_in
 from kdbench.errors import UserError
 from kdbench.results import record as rec
 from kdbench.source import is_code_of, network_hash, source_hash
+from kdbench.teaching.recipe import name_of
 from kdbench.teaching.teachers import Teachers, check_pin
 
 DataOf = Callable[[Mapping[str, Any]], Dataset]
@@ -29,8 +30,7 @@ def check_standing(cell: Cell, record: rec.Record, teachers: Teachers, data: Dat
             f"{cell} has a record made when the classes of its data had other names, or stood in another order: "
             "restore the data, use another store (paths.results=DIR), or run again with force=true."
         )
-    stated = [record.teacher, *record.others] if record.teacher else []
-    for (recipe, pin), info in zip(cell.teachers, stated, strict=False):
+    for (recipe, pin), info in zip(cell.teachers, _stated(record), strict=False):
         _check_teacher(cell, recipe, pin, info, teachers, data)
     for name, was in record.networks.items():
         now = network_hash(name)
@@ -45,6 +45,20 @@ def check_standing(cell: Cell, record: rec.Record, teachers: Teachers, data: Dat
             f"{cell} has a record made by other code of {cell.method.__name__} ({code}): run again with force=true, or "
             "give the changed method a name of its own."
         )
+
+
+def learned_from(records: Iterable[rec.Record], recipe: Mapping[str, Any]) -> list[str]:
+    """The sha256 of each teacher of this recipe that stands behind these records, sorted."""
+    wanted, found = name_of(recipe), set[str]()
+    for record in records:
+        for known, info in zip(recipes_in(record.config), _stated(record), strict=False):
+            if info.name == recipe["name"] and name_of(known) == wanted:
+                found.add(info.sha256)
+    return sorted(found)
+
+
+def _stated(record: rec.Record) -> list[rec.TeacherInfo]:
+    return [record.teacher, *record.others] if record.teacher else []
 
 
 def _check_teacher(
