@@ -45,6 +45,12 @@ def of_run(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     return {key: resolved(key, value) for key, value in config.items()}
 
 
+def recipes_in(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The recipes of the teachers of the cell that has this config, as its run draws them."""
+    recipes = [config["teacher"], *config.get("teachers", [])] if config["teacher"] else []
+    return [of_run(recipe, int(config["seed"])) for recipe in recipes]
+
+
 @dataclass(frozen=True)
 class Ramp:
     """A weight that moves from `start` to `end` over the first `until` (a share of the stage's epochs).

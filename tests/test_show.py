@@ -19,7 +19,6 @@ from hydra.core.global_hydra import GlobalHydra
 from test_cli import one_sentence
 
 from kdbench.cli.overrides import readable
-from kdbench.cli.show import teachers_of
 from kdbench.commands import overrides_of
 from kdbench.engine.cell import Cell, cells_of
 from kdbench.engine.job import Job
@@ -75,7 +74,7 @@ def brought(committed: dict[str, Record], tmp_path: Path, monkeypatch: pytest.Mo
     """The cards of teachers that were brought, of which records know all that a command needs."""
     monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path))
     (tmp_path / "teachers").mkdir()
-    taught = [each for record in committed.values() for each in teachers_of(record)]
+    taught = [each for record in committed.values() for each in record.teachers]
     for sha256, recipe in {info.sha256: recipe for info, recipe in taught if "method" not in recipe}.items():
         (tmp_path / "teachers" / f"{sha256}.json").write_bytes(make_card(recipe, sha256=sha256).dump())
 
@@ -91,7 +90,7 @@ def test_the_commands_of_committed_records_compose_their_cells(committed: dict[s
     grids: dict[tuple[str, ...], list[dict[str, list[str]]]] = defaultdict(list)
     of: dict[tuple[tuple[str, ...], int], dict[str, int]] = defaultdict(dict)
     for records in alike.values():
-        *overrides, seed = overrides_of(records[0].config, [info.sha256 for info, _ in teachers_of(records[0])])
+        *overrides, seed = overrides_of(records[0].config, [info.sha256 for info, _ in records[0].teachers])
         assert seed == f"seed={records[0].cell.seed}"
         name = records[0].cell.method
         method = [override for override in overrides if re.match(r"\+?method[.=]", override)]

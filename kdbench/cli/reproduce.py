@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from kdbench.cli.console import fail, out, plain, say
-from kdbench.cli.show import add_cell_to, find, teachers_of
+from kdbench.cli.show import add_cell_to, find
 from kdbench.errors import UserError
 from kdbench.text import fixed
 
@@ -60,7 +60,7 @@ def reproduce_cell(options: argparse.Namespace) -> int:
         )
     say(f"{cell}, cell {cell.id}, of {record.created:%Y-%m-%d}, into {options.out}")
     known = Teachers(store.root)
-    for info, recipe in teachers_of(record):
+    for info, recipe in record.teachers:
         if found := known.known(recipe, info.sha256):
             found.check()
             bench.teachers.keep(found)

@@ -81,7 +81,7 @@ def _facts(path: Path, record: Record, store: Store) -> Iterator[tuple[str, str]
     settings = {key: value for key, value in record.config["method"].items() if key not in ("name", "_target_")}
     yield "", ", ".join(f"{key}={value}" for key, value in settings.items()) or "no settings"
     yield "data", _data(record)
-    for info, recipe in teachers_of(record):
+    for info, recipe in record.teachers:
         yield "teacher", _teacher(info, recipe, store)
     if not record.teacher:
         yield "teacher", "none"
@@ -139,17 +139,6 @@ def _data(record: Record) -> str:
     )
 
 
-def teachers_of(record: Record) -> list[tuple[TeacherInfo, dict[str, Any]]]:
-    """Each teacher as a record states it, and its recipe."""
-    if not record.teacher:
-        return []
-    from kdbench.settings import of_run
-
-    recipes = [record.config["teacher"], *record.config.get("teachers", [])]
-    own = [of_run(recipe, record.cell.seed) for recipe in recipes]
-    return list(zip([record.teacher, *record.others], own, strict=False))
-
-
 def _teacher(info: TeacherInfo, recipe: dict[str, Any], store: Store) -> str:
     from kdbench.teaching.teachers import Teachers
 
@@ -168,7 +157,7 @@ def _command(record: Record, store: Store) -> str:
     from kdbench.commands import overrides_of, text
 
     try:
-        overrides = overrides_of(record.config, [info.sha256 for info, _ in teachers_of(record)])
+        overrides = overrides_of(record.config, [info.sha256 for info, _ in record.teachers])
         (composed,) = _cells([*overrides, f"paths.results={text(str(store.root))}"])
     except (UserError, ValueError) as error:
         return f"no command of this kdbench gives this cell: {error}"

@@ -18,7 +18,7 @@ from kdbench.method import Method
 from kdbench.protocol import Protocol
 from kdbench.results import record as rec
 from kdbench.results.record import cell_id
-from kdbench.settings import explain, of_run
+from kdbench.settings import explain, of_run, recipes_in
 from kdbench.source import source_hash
 from kdbench.targets import first_line
 from kdbench.teaching.recipe import Known, dataset_identity, further, name_of, recipe_of
@@ -69,7 +69,7 @@ class Cell:
         return [(recipe, self.pins[k] if k < len(self.pins) else None) for k, recipe in enumerate(self._recipes)]
 
     @cached_property
-    def _recipes(self) -> list[Mapping[str, Any]]:
+    def _recipes(self) -> list[dict[str, Any]]:
         return recipes_in(self.config)
 
     @property
@@ -118,12 +118,6 @@ class Cell:
         """
         settings = {key: value for key, value in self.config["method"].items() if key != "name"}
         return construct(self.name, self.method, settings, self.protocol)
-
-
-def recipes_in(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The recipes of the teachers of the cell that has this config, as its run draws them."""
-    recipes = [config["teacher"], *config.get("teachers", [])] if config["teacher"] else []
-    return [of_run(recipe, int(config["seed"])) for recipe in recipes]
 
 
 def title_of(cells: Sequence[Cell]) -> str:

@@ -560,8 +560,7 @@ class Bench:
 
     def settle(self, cell: Cell, record: rec.Record) -> None:
         """Make good what a kill behind a cell's record left undone; that nothing can be written is no failure."""
-        stated = [record.teacher, *record.others] if record.teacher else []
-        for (recipe, _), info in zip(cell.teachers, stated, strict=False):
+        for info, recipe in record.teachers:
             teacher = self.teachers.find(recipe, self.dataset(recipe["dataset"]))
             if teacher and teacher.card.sha256 == info.sha256:
                 self._keep(teacher)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kdbench.data.datasets import Dataset
-from kdbench.engine.cell import Cell, recipes_in
+from kdbench.engine.cell import Cell
 from kdbench.errors import UserError
 from kdbench.results import record as rec
 from kdbench.source import is_code_of, network_hash, source_hash
@@ -30,7 +30,7 @@ def check_standing(cell: Cell, record: rec.Record, teachers: Teachers, data: Dat
             f"{cell} has a record made when the classes of its data had other names, or stood in another order: "
             "restore the data, use another store (paths.results=DIR), or run again with force=true."
         )
-    for (recipe, pin), info in zip(cell.teachers, _stated(record), strict=False):
+    for (recipe, pin), (info, _) in zip(cell.teachers, record.teachers, strict=False):
         _check_teacher(cell, recipe, pin, info, teachers, data)
     for name, was in record.networks.items():
         now = network_hash(name)
@@ -49,16 +49,9 @@ def check_standing(cell: Cell, record: rec.Record, teachers: Teachers, data: Dat
 
 def learned_from(records: Iterable[rec.Record], recipe: Mapping[str, Any]) -> list[str]:
     """The sha256 of each teacher of this recipe that stands behind these records, sorted."""
-    wanted, found = name_of(recipe), set[str]()
-    for record in records:
-        for known, info in zip(recipes_in(record.config), _stated(record), strict=False):
-            if info.name == recipe["name"] and name_of(known) == wanted:
-                found.add(info.sha256)
-    return sorted(found)
-
-
-def _stated(record: rec.Record) -> list[rec.TeacherInfo]:
-    return [record.teacher, *record.others] if record.teacher else []
+    wanted = name_of(recipe)
+    named = (each for record in records for each in record.teachers if each[0].name == recipe["name"])
+    return sorted({info.sha256 for info, known in named if name_of(known) == wanted})
 
 
 def _check_teacher(

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from kdbench.measures import TOP1, Measure
-from kdbench.settings import of_run
+from kdbench.settings import of_run, recipes_in
 from kdbench.sparse import Sparse
 from kdbench.text import full, has_control
 
@@ -334,6 +334,13 @@ class Record(_Strict):
         if self.teacher is None:
             return None
         return digest(self.config["teacher"]) if self.own_teacher else self.teacher.sha256
+
+    @property
+    def teachers(self) -> list[tuple[TeacherInfo, dict[str, Any]]]:
+        """Each teacher as it is stated here, and its recipe."""
+        if not self.teacher:
+            return []
+        return list(zip([self.teacher, *self.others], recipes_in(self.config), strict=False))
 
     @property
     def drawn(self) -> dict[str, Any]:
