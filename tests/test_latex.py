@@ -251,6 +251,7 @@ def test_hostile_names_compile_and_fit(tmp_path: Path) -> None:
     [
         (Look(), "10pt,twocolumn"),
         (Look(), "10pt,a4paper"),
+        (Look(), "11pt"),
         (Look(), "11pt,twocolumn"),
         (Look(("score", "delta_scratch", "delta_kd", "gap")), "10pt,twocolumn"),
         (Look(("score", "delta_scratch", "delta_kd", "gap")), "10pt,a4paper"),

@@ -81,6 +81,8 @@ _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u030a": "r", "\u030c": "v",
     "\u0327": "c",
 }  # fmt: skip
+_HYPHENATED = 5.0
+"""Em of what no longer word needs, as TeX hyphenates it; a name, with its citation, it does not."""
 _BREAKABLE = 12
 """Characters of a word that may be too long for a narrow column: it is broken where it can be."""
 
@@ -170,10 +172,8 @@ def _numbers(grid: Grid, size: _Size) -> float:
     return sum(_width(grid, index, size) + 2 * size.between for index in range(1, len(grid.columns)))
 
 
-def _names(grid: Grid) -> list[tuple[str, bool]]:
-    """What the first column shows, and whether a citation stands behind."""
-    cells = [row[0] for block in grid.blocks for row in block.rows]
-    return [(cell.work.title if cell.work else cell.text, bool(_key(cell.work))) for cell in cells]
+def _names(grid: Grid) -> list[Cell]:
+    return [row[0] for block in grid.blocks for row in block.rows]
 
 
 _CITED = 1.8
@@ -181,15 +181,24 @@ _CITED = 1.8
 
 
 def _narrowest(grid: Grid, size: _Size) -> float:
-    names = [
-        max(map(_ems, re.split(r"[ =._/,:-]", name)), default=0.0) + _CITED * cited for name, cited in _names(grid)
-    ]
-    return max(min(max(names, default=0.0), _BREAKABLE * 0.6 + _CITED), _ems("Method")) * size.em
+    return max([*map(_longest, _names(grid)), _ems("Method")]) * size.em
 
 
 def _widest(grid: Grid, size: _Size) -> float:
-    names = [_ems(name) + _CITED * cited for name, cited in _names(grid)]
+    names = [_ems(_shown(cell)) + _CITED * bool(_key(cell.work)) for cell in _names(grid)]
     return max([*names, _ems("Method")]) * size.em
+
+
+def _longest(cell: Cell) -> float:
+    """Em of the longest of what stays in one line; a citation stays with what is before it."""
+    pieces = [_ems(piece) for word in _shown(cell).split() for piece in _pieces(word)]
+    if pieces and _key(cell.work):
+        pieces[-1] += _CITED
+    return max(pieces, default=0.0)
+
+
+def _shown(cell: Cell) -> str:
+    return cell.work.title if cell.work else cell.text
 
 
 def _width(grid: Grid, index: int, size: _Size) -> float:
@@ -286,14 +295,18 @@ def _measured(grid: Grid, room: Width, size: _Size, label: str) -> list[str]:
 
 
 def _described(sheet: Sheet, grid: Grid) -> list[str]:
-    """A table of words over the whole page, each column as wide as its share of them."""
+    """A table of words over the whole page, each column as wide as its share of them, at least as its longest piece."""
     columns = list(zip(*(row for block in grid.blocks for row in block.rows), strict=True))
-    longest = [max(_ems(cell.work.title if cell.work else cell.text) for cell in column) for column in columns]
-    heads = [max(map(_ems, column.head.split())) for column in grid.columns]
-    weights = [max(length, 4 * head, 16.0) ** 0.5 for length, head in zip(longest, heads, strict=True)]
     size = _SIZES[-1]
-    shares = [weight / sum(weights) for weight in weights]
-    gap = 2 - 2 / len(shares)  # there is none at either end
+    gap = 2 - 2 / len(columns)  # there is none at either end
+    weights = [max(16.0, *(_ems(_shown(cell)) for cell in column)) ** 0.5 for column in columns]
+    words = [
+        min(max(*map(_ems, head.head.split()), *map(_longest, column)), _HYPHENATED)
+        for head, column in zip(grid.columns[1:], columns[1:], strict=True)
+    ]
+    least = [_narrowest(grid, size), *(ems * size.em for ems in words)]
+    page = _POINTS["column"]["text"]  # of an article in one column, the narrower one
+    shares = _shares(weights, [(points + gap * size.between) / page for points in least])
     widths = [rf"\dimexpr {share:.4f}\linewidth-{gap:.4f}\tabcolsep\relax" for share in shares]
     spec = "".join(rf"{_RAGGED}p{{{width}}}" for width in widths)
     return [
@@ -307,6 +320,20 @@ def _described(sheet: Sheet, grid: Grid) -> list[str]:
         r"\end{tabular}",
         r"\end{table*}",
     ]
+
+
+def _shares(weights: Sequence[float], least: Sequence[float]) -> list[float]:
+    """Parts of one line by weight, none below its least; where all the least ones are more than a line, by these."""
+    if sum(least) >= 1:
+        return [part / sum(least) for part in least]
+    held: set[int] = set()
+    while True:
+        rest = (1 - sum(least[i] for i in held)) / sum(weight for i, weight in enumerate(weights) if i not in held)
+        shares = [least[i] if i in held else weight * rest for i, weight in enumerate(weights)]
+        short = {i for i, share in enumerate(shares) if share < least[i]}
+        if not short:
+            return shares
+        held |= short
 
 
 def _begin(grid: Grid, room: Width, size: _Size, label: str) -> list[str]:
@@ -417,9 +444,12 @@ def _broken(text: str) -> str:
 
 
 def _word_in_pieces(word: str) -> str:
-    pieces = [word]
-    if len(word) >= _BREAKABLE:
-        pieces = re.findall(rf"[^=._/,:-]{{1,{2 * _BREAKABLE}}}[=._/,:-]*|[=._/,:-]+", word)
-    text = r"\allowbreak\hspace{0pt}".join(map(escape, pieces))  # TeX hyphenates no word without space before it
+    text = r"\allowbreak\hspace{0pt}".join(map(escape, _pieces(word)))  # TeX hyphenates no word without space before it
     # characters that are shown by their number are as long as words
     return text.replace("{]}{[}U+", r"{]}\allowbreak {[}U+")
+
+
+def _pieces(word: str) -> list[str]:
+    if len(word) < _BREAKABLE:
+        return [word]
+    return re.findall(rf"[^=._/,:-]{{1,{2 * _BREAKABLE}}}[=._/,:-]*|[=._/,:-]+", word)
