@@ -14,11 +14,12 @@ from kdbench import shipped
 from kdbench.data.privileged import EXPERIMENTS
 from kdbench.measures import further
 from kdbench.models import ZOOS
-from kdbench.report import build_tables, render, render_terminal
+from kdbench.report import build_tables, load_records, render, render_terminal
 from kdbench.report.words import DATA, network_name
 from kdbench.results.record import Record
 
 CONF = Path(__file__).parents[1] / "conf"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def title(*records: Record) -> str:
@@ -62,6 +63,31 @@ def test_protocols_of_one_name_that_does_not_ship_are_told_apart() -> None:
         "cifar100, resnet56-resnet20, mine, epochs=60",
     }
     assert title(records[0]) == "cifar100, resnet56-resnet20, mine"
+
+
+def test_tables_of_one_title_say_what_differs() -> None:
+    def posed(told: bool) -> dict[str, Any]:
+        scenario = {"_target_": "kdbench.scenarios.Incremental", "tasks": 5, "told": told}
+        return {"config": {"dataset": {"scenario": scenario}}}
+
+    def taught(sha: str, accuracy: float) -> dict[str, Any]:
+        return {"teacher": {"sha256": sha * 64, "accuracy": accuracy}}
+
+    records = [make_record("kd", seed, **posed(told)) for seed, told in enumerate((True, False))]
+    start = "cifar100 Incremental, resnet56-resnet20, crd240"
+    assert {table.title for table in build_tables(records)} == {f"{start}, told=true", f"{start}, told=false"}
+    start = "cifar100, resnet56-resnet20, crd240"
+    teachers = (("a", 22.6), ("b", 66.4), ("c", 66.4))
+    tables = build_tables([make_record("kd", seed, **taught(*teacher)) for seed, teacher in enumerate(teachers)])
+    assert {table.title for table in tables if table.teacher == 22.6} == {f"{start}, teacher 22.60 %"}
+    alike = [table for table in tables if table.teacher == 66.4]
+    assert [table.title for table in alike] == [f"{start}, teacher 66.40 %, {table.name[-8:]}" for table in alike]
+
+
+def test_no_two_committed_tables_have_one_title() -> None:
+    titles = [table.title for table in build_tables(load_records(RESULTS))]
+    assert len(titles) > 20
+    assert len(set(titles)) == len(titles)
 
 
 def test_what_ships_is_composed_as_hydra_does() -> None:

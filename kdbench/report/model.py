@@ -213,7 +213,33 @@ def build_tables(
             shared = [record for sha, record in taught if sha in (None, teacher)]
             key = digest([cohort, student, teacher])[:KEY_DIGITS]
             tables.append(_table(shared, cohort, key, protocols[shared[0].cell.id], known, labels or {}, named))
-    return sorted(tables, key=lambda table: table.name)
+    return sorted(_told_apart(tables), key=lambda table: table.name)
+
+
+def _told_apart(tables: list[Table]) -> list[Table]:
+    """Tables of one title say there what differs, too: settings of the scenario, the teacher, at last the key."""
+
+    def posed(table: Table) -> list[str]:
+        found = scenario(table.records[0])
+        return found[1] if found else []
+
+    def teacher(table: Table) -> list[str]:
+        return [] if table.teacher is None else [f"teacher {table.measure.text(table.teacher, table.digits)}"]
+
+    def key(table: Table) -> list[str]:
+        return [table.name.rpartition("-")[2]]
+
+    for marks in (posed, teacher, key):
+        alike: dict[str, list[Table]] = defaultdict(list)
+        for table in tables:
+            alike[table.title].append(table)
+        tables = []
+        for title, group in alike.items():
+            common = set.intersection(*(set(marks(table)) for table in group))
+            for table in group:
+                own = [mark for mark in marks(table) if mark not in common]
+                tables.append(replace(table, title=", ".join([title, *own])))
+    return tables
 
 
 def _cohort(record: Record, naming: str | None) -> str:

@@ -96,17 +96,19 @@ def _data(record: Record, sizes: ClassSizes | None) -> str:
         # episodes are played, or drawn from images
         among = f"{data.n_test} test images, in {judged}" if judged != data.n_test else f"{judged} test"
         facts.append(f"samples and {among} {examples}")
-    posed = scenario(record)
-    return " ".join(facts) + (f", posed as {posed[0]}{f' ({posed[1]})' if posed[1] else ''}" if posed else "")
+    if posed := scenario(record):
+        settings = f" ({', '.join(posed[1])})" if posed[1] else ""
+        return f"{' '.join(facts)}, posed as {posed[0]}{settings}"
+    return " ".join(facts)
 
 
-def scenario(record: Record) -> tuple[str, str] | None:
+def scenario(record: Record) -> tuple[str, list[str]] | None:
     """How the data set is posed as a problem: the scenario's name and its settings; None where it is as it is."""
     dataset = record.config.get("dataset")
     posed = dataset.get("scenario") if isinstance(dataset, Mapping) else None
     if not isinstance(posed, Mapping):
         return None
-    settings = ", ".join(f"{key}={shown(value)}" for key, value in sorted(flatten(posed).items()) if key != "_target_")
+    settings = [f"{key}={shown(value)}" for key, value in sorted(flatten(posed).items()) if key != "_target_"]
     return str(posed.get("_target_")).rpartition(".")[2], settings
 
 
