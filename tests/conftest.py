@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib.metadata
@@ -19,6 +20,7 @@ import pytest
 import kdbench
 from kdbench.cli import main
 from kdbench.cli.program import SELDOM
+from kdbench.engine.cohort import CHECKPOINT
 from kdbench.results.record import Record
 from kdbench.results.store import Store
 
@@ -106,6 +108,14 @@ class Kdbench:
         command = [sys.executable, "-m", "kdbench.cli", *args]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=self.root, env=full, stdout=pipe, stderr=pipe, text=True)
+
+    def checkpoints(self) -> dict[Path, int]:
+        """When each unfinished cell's was written; one that ends meanwhile takes its own away."""
+        found = {}
+        for path in self.work.glob(f"cells/*/{CHECKPOINT}"):
+            with contextlib.suppress(FileNotFoundError):
+                found[path] = path.stat().st_mtime_ns
+        return found
 
     def records(self) -> list[Record]:
         return Store(self.results).load()

@@ -360,11 +360,11 @@ def test_killed_after_a_checkpoint_has_moved(alone: Kdbench, monkeypatch: pytest
     rng, kills = random.Random(0), 0
     command = ["run", "--config-dir", "conf", *SMALL, *STAGED]
     for _ in range(30):
-        marks = {path: path.stat().st_mtime_ns for path in kd.work.glob("cells/*/last.ckpt")}
+        marks = kd.checkpoints()
         process = kd.spawn(*command, PYTHONPATH=f"{kd.root}")
         try:
             while process.poll() is None:
-                now = {path: path.stat().st_mtime_ns for path in kd.work.glob("cells/*/last.ckpt")}
+                now = kd.checkpoints()
                 if now and now != marks and kills < 6:
                     process.wait(timeout=0.05 * rng.random())
                     process.kill()

@@ -178,10 +178,10 @@ def test_killed_in_the_middle_of_whatever_it_does(bench: Kdbench, folder: Path, 
     command = ("run", *settings_of(place, methods_in(place)), "cohort.max_students=1000", "checkpoint_seconds=0")
     rng, kills = random.Random(place), 0
     for _ in range(20):
-        marks = {path: path.stat().st_mtime_ns for path in bench.work.glob(f"cells/*/{CHECKPOINT}")}
+        marks = bench.checkpoints()
         process = bench.spawn(*command)
         while process.poll() is None:
-            now = {path: path.stat().st_mtime_ns for path in bench.work.glob(f"cells/*/{CHECKPOINT}")}
+            now = bench.checkpoints()
             if kills < 4 and any(marks.get(path) != moment for path, moment in now.items()):
                 time.sleep(0.2 * rng.random())
                 process.kill()
