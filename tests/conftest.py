@@ -161,10 +161,10 @@ def _commands(
 
     monkeypatch.chdir(root)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    threads = torch.get_num_threads()
+    known, threads = set(sys.modules), torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes of `Kdbench.spawn`, whose numbers must be the same bits
     yield Kdbench(root, cache, capfd)
     torch.set_num_threads(threads)
-    for name, module in list(sys.modules.items()):  # a user's method, of which the next test may have another
-        if str(getattr(module, "__file__", None) or "").startswith(f"{root}{os.sep}"):
+    for name in sys.modules.keys() - known:  # a user's method, of which the next test may have another
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(f"{root}{os.sep}"):
             del sys.modules[name]

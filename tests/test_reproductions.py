@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ import yaml
 from conftest import Kdbench
 from factories import make_record
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from test_cli import one_sentence
 
-from kdbench.cli.reproductions import expanded
+from kdbench.cli.reproductions import expanded, forget_arms
 from kdbench.engine.arms import cell_config, records_of_arms
 from kdbench.engine.cell import Cell, cells_of
 from kdbench.engine.job import Job
@@ -33,10 +33,10 @@ DATA_SETS = {path.stem for path in (conf_dir() / "dataset").glob("*.yaml")}
 
 
 @pytest.fixture(autouse=True)
-def _arms_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hydra copies its store for every composition, so that hundreds of arms would slow down all tests to come."""
-    store = ConfigStore.instance()
-    monkeypatch.setattr(store, "repo", dict(store.repo))
+def _arms_are_forgotten() -> Iterator[None]:
+    """As by each command: hundreds of arms would slow down all tests to come."""
+    yield
+    forget_arms()
 
 
 def cell(group: Reproduction, arm: str) -> Cell:

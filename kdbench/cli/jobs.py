@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.cli.console import starting
 from kdbench.cli.overrides import choices, folders, is_group, quoted, value_of
-from kdbench.cli.reproductions import expanded
+from kdbench.cli.reproductions import expanded, forget_arms
 from kdbench.errors import UserError, nearest
 from kdbench.paths import conf_dir
 from kdbench.shipped import REPRODUCTION
@@ -83,6 +83,7 @@ def run_jobs(name: str, task: Callable[[Job, Told], None], args: Sequence[str]) 
             raise
     finally:
         sys.argv = previous
+        forget_arms()
     if work.bug:
         raise work.bug
     told = work.told

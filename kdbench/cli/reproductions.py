@@ -53,3 +53,10 @@ def _register(group: Reproduction, arms: Sequence[str]) -> None:
         ConfigStore.instance().store(
             group=f"{GROUP}/{group.name}", name=arm, node=group.node(arm), package="_global_", provider="kdbench"
         )
+
+
+def forget_arms() -> None:
+    """Of a command that ended: Hydra copies its whole store for every config that it composes afterwards."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().repo.pop(GROUP, None)
