@@ -95,6 +95,8 @@ SETTLING: dict[str, set[str]] = {
     "anc": {"student"},
     "conditional_adversarial": {"student"},
     "dafl": {"generator"},
+    # whose student sees now the batch, now what the generator makes
+    "gan_tsc": {"discriminator"},
     "kdgan": {"student"},
     # a generator that seeks what a student has not learned, and a student that has to learn what it finds
     "dfad": {"student"},

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_methods import PLAIN, batches, bind, close, fit, network, same, sgd, state, watch
-from torch import Tensor
-from worlds import STUDENT
+from torch import Tensor, nn
+from worlds import CLASSES, SPEC, STUDENT
 
 from methods.cross_modal.cross_quality import CrossQuality
 from methods.cross_modal.generalised_distillation import GeneralisedDistillation, imitation_loss
@@ -22,6 +22,7 @@ from methods.cross_modal.supervision_transfer import Adapter, FineTuned, Supervi
 from methods.intermediate.irg_forms import IRGChanges, IRGEdges, change_loss
 from methods.learning.conditional_adversarial import ConditionalAdversarial
 from methods.learning.cooperation import Cooperation, relation_in_code, relation_loss
+from methods.learning.gan_tsc import GANTSC
 from methods.learning.kdgan import KDGAN, concrete
 from methods.learning.mhgd import MHGD, Attention, attention_graph_loss
 from methods.learning.portable_student import PortableStudent
@@ -228,6 +229,36 @@ def test_three_players_and_a_teacher_that_goes_on_learning() -> None:
 
 
 # ---- graphs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_gan_learns_images_and_then_the_student_sees_both() -> None:
+    method = bind(GANTSC(p_fake=0.5, noise=6, protocol=PLAIN.model_copy(update={"epochs": 16})))
+    for layer in method.discriminator.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0  # its draws are torch's own
+    judge, maker, rng = copy.deepcopy(method.discriminator), copy.deepcopy(method.generator), torch.Generator()
+    rng.set_state(method.rng.get_state())
+    turns, seen, original = watch(method), [], method.student_out
+    method.student_out = lambda x: (seen.append(x), original(x))[1]  # type: ignore[method-assign,assignment,func-returns-value]
+    (batch,) = batches(1)
+    fit(method, [batch], 16)
+
+    assert [turn.player for turn in turns] == ["discriminator", "generator"] * 8 + ["student"] * 8
+    z, c = torch.randn(len(batch), 6, generator=rng), torch.randint(CLASSES, (len(batch),), generator=rng)
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (SPEC.mean, SPEC.std))
+    images = (maker(z, F.one_hot(c, CLASSES).float()) - mean) / std
+    assert images.shape == batch.x.shape
+    (real, label), (fake, fake_label) = judge(batch.x), judge(images)
+    expected = F.cross_entropy(label, batch.y) + F.cross_entropy(fake_label, c)
+    expected -= log_sigmoid(real).mean() + log_sigmoid(-fake).mean()
+    assert turns[0].terms["discriminator"] == pytest.approx(expected.item(), rel=1e-3)
+
+    originals = [torch.equal(x, batch.x) for x in seen]
+    assert 0 < sum(originals) < len(seen) == 8
+    made = torch.cat([x for x, real in zip(seen, originals, strict=True) if not real]) * std + mean
+    assert -1e-6 < made.min() < made.max() < 1 + 1e-6
+    half = (network(STUDENT, 0)(seen[0]) - method.teacher(seen[0])).square().sum(1).mean() / 2
+    assert turns[16].terms["logits"] == pytest.approx(half.item(), rel=1e-4)
 
 
 def test_edges_in_the_reduction_of_caffe() -> None:
