@@ -55,7 +55,8 @@ class Replayed(Pool):
 
     Layers are stages, and the top layer is the input of the classifier. iRapha/replayed_distillation takes the softened
     logits for it, multiplies noise by a covariance where its root would give that covariance, and begins with images
-    from N(.15, .1²) in pixels.
+    from N(.15, .1²) in pixels. The paper's spectral records are not here: that code's ``spectral_all_layers`` and
+    ``spectral_layer_pairs`` draw the same as its ``all_layers``, and nothing uses the graph that it computes.
 
     Args:
         record: which layers.
