@@ -228,9 +228,6 @@ def test_three_players_and_a_teacher_that_goes_on_learning() -> None:
     assert method.cooled() == pytest.approx(2.0)
 
 
-# ---- graphs ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_gan_learns_images_and_then_the_student_sees_both() -> None:
     method = bind(GANTSC(p_fake=0.5, noise=6, protocol=PLAIN.model_copy(update={"epochs": 16})))
     for layer in method.discriminator.modules():
@@ -248,10 +245,16 @@ def test_a_gan_learns_images_and_then_the_student_sees_both() -> None:
     mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (SPEC.mean, SPEC.std))
     images = (maker(z, F.one_hot(c, CLASSES).float()) - mean) / std
     assert images.shape == batch.x.shape
-    (real, label), (fake, fake_label) = judge(batch.x), judge(images)
+    (real, label), (fake, fake_label) = judge(batch.x), judge(images.detach())
     expected = F.cross_entropy(label, batch.y) + F.cross_entropy(fake_label, c)
     expected -= log_sigmoid(real).mean() + log_sigmoid(-fake).mean()
     assert turns[0].terms["discriminator"] == pytest.approx(expected.item(), rel=1e-3)
+    adam = torch.optim.Adam(judge.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    expected.backward()
+    adam.step()
+    fake, fake_label = judge(images)
+    fooled = F.cross_entropy(fake_label, c) - log_sigmoid(fake).mean()
+    assert turns[1].terms["generator"] == pytest.approx(fooled.item(), rel=1e-3)
 
     originals = [torch.equal(x, batch.x) for x in seen]
     assert 0 < sum(originals) < len(seen) == 8
@@ -259,6 +262,9 @@ def test_a_gan_learns_images_and_then_the_student_sees_both() -> None:
     assert -1e-6 < made.min() < made.max() < 1 + 1e-6
     half = (network(STUDENT, 0)(seen[0]) - method.teacher(seen[0])).square().sum(1).mean() / 2
     assert turns[16].terms["logits"] == pytest.approx(half.item(), rel=1e-4)
+
+
+# ---- graphs ---------------------------------------------------------------------------------------------------------
 
 
 def test_edges_in_the_reduction_of_caffe() -> None:

@@ -19,6 +19,7 @@ from kdbench.losses import in_float32, kl
 from kdbench.method import Method, Player, Stage
 from kdbench.settings import Count, Positive
 from kdbench.taps import Spec
+from methods.data_free.conditional import ConditionalGenerator, noise_and_labels
 from methods.data_free.generators import settled
 
 
@@ -45,31 +46,21 @@ def diversity_loss(noise: Tensor, images: Tensor) -> Tensor:
     return (-(apart * torch.cdist(flat, flat, p=1) / flat.shape[1]).mean()).exp()
 
 
-class ImageGenerator(nn.Module):
-    """Noise (B, Z) and label distributions (B, K) to images: two linear layers, then four transposed convolutions.
+class ImageGenerator(ConditionalGenerator):
+    """The architecture of the authors' code: two linear layers in front.
 
-    The architecture of the authors' code, whose first convolution makes 4x4 maps for images of 32x32; here an eighth of
-    whatever the sides are. Each image is brought to mean 0 and variance 1 in each channel.
+    Each image is brought to mean 0 and variance 1 in each channel.
     """
 
     def __init__(self, noise: int, classes: int, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        channels, *self.size = shape
-        height, width = (-(-side // 8) for side in self.size)
-        self.linear = nn.Sequential(
+        linear = nn.Sequential(
             nn.Linear(noise + classes, 256), nn.BatchNorm1d(256), nn.ReLU(),
             nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU(),
         )  # fmt: skip
-        self.conv = nn.Sequential(
-            nn.ConvTranspose2d(128, 64, (height, width), bias=False), nn.BatchNorm2d(64), nn.ReLU(),
-            nn.ConvTranspose2d(64, 16, 4, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.ConvTranspose2d(16, 4, 4, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
-            nn.ConvTranspose2d(4, channels, 4, 2, 1, bias=False), nn.Tanh(),
-        )  # fmt: skip
+        super().__init__(linear, (128, 64, 16, 4), shape)
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        x = self.conv(self.linear(torch.cat([z, label], 1)).unflatten(1, (-1, 1, 1)))
-        x = x[..., : self.size[0], : self.size[1]]
+        x = super().forward(z, label)
         std, mean = torch.std_mean(x, (2, 3), keepdim=True)
         return (x - mean) / std.clamp(min=1e-6)
 
@@ -114,6 +105,7 @@ class KegNet(Method):
         "discriminator": "the teacher, fixed, and a decoder",
         "multi_task": "no",
     }
+    earlier: ClassVar = frozenset({"c05fe7d2e8abc9ac9f01ba15b99630e5db95a99fd21b887b0d41767aa2e47a00"})
 
     def __init__(
         self,
@@ -165,9 +157,8 @@ class KegNet(Method):
 
     def draw(self, n: int) -> tuple[Tensor, Tensor]:
         """Noise (n, Z) and one-hot labels (n, K)."""
-        z = torch.randn(n, self.noise, generator=self.rng).to(self.device)
-        y = torch.randint(self.data.num_classes, (n,), generator=self.rng).to(self.device)
-        return z, F.one_hot(y, self.data.num_classes).to(z)
+        z, y = noise_and_labels(n, self.noise, self.data.num_classes, self.rng)
+        return z.to(self.device), y.to(self.device)
 
     def made(self, n: int) -> Tensor:
         """Images of all generators, as many of each."""

@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from kdbench.losses import cross_entropy
 from kdbench.method import Method, Player, Stage
 from kdbench.settings import Count, Positive
 from kdbench.taps import Spec
+from methods.data_free.conditional import ConditionalGenerator, noise_and_labels
 from methods.data_free.generators import settled
 from methods.data_free.zskd import Pixels
 from methods.learning.anc import taken_for
@@ -30,28 +30,15 @@ def begun(net: nn.Module) -> None:
             nn.init.normal_(module.weight, float(isinstance(module, nn.BatchNorm2d)), 0.02)
 
 
-class Generator(nn.Module):
-    """Noise (B, Z) and one-hot labels (B, K) to pixels in 0..1: a linear layer and four transposed convolutions.
-
-    The first makes maps of an eighth of the sides, 4x4 for images of 32x32.
-    """
+class Generator(ConditionalGenerator):
+    """The architecture of clvrai/ACGAN-PyTorch for CIFAR-10, with pixels in 0..1."""
 
     def __init__(self, noise: int, classes: int, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        channels, *self.size = shape
-        height, width = (-(-side // 8) for side in self.size)
-        self.linear = nn.Linear(noise + classes, 384)
-        self.conv = nn.Sequential(
-            nn.ConvTranspose2d(384, 192, (height, width), bias=False), nn.BatchNorm2d(192), nn.ReLU(),
-            nn.ConvTranspose2d(192, 96, 4, 2, 1, bias=False), nn.BatchNorm2d(96), nn.ReLU(),
-            nn.ConvTranspose2d(96, 48, 4, 2, 1, bias=False), nn.BatchNorm2d(48), nn.ReLU(),
-            nn.ConvTranspose2d(48, channels, 4, 2, 1, bias=False), nn.Tanh(),
-        )  # fmt: skip
+        super().__init__(nn.Linear(noise + classes, 384), (384, 192, 96, 48), shape)
         begun(self)
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        x = self.conv(self.linear(torch.cat([z, label], 1)).unflatten(1, (-1, 1, 1)))
-        return (x[..., : self.size[0], : self.size[1]] + 1) / 2
+        return (super().forward(z, label) + 1) / 2
 
 
 class Discriminator(nn.Module):
@@ -63,7 +50,7 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         for k, (before, maps) in enumerate(pairwise((channels, 16, 32, 64, 128, 256, 512))):
             norm = [nn.BatchNorm2d(maps)] if k else []
-            conv = nn.Conv2d(before, maps, 3, stride=1 + (k + 1) % 2, padding=1, bias=False)
+            conv = nn.Conv2d(before, maps, 3, stride=2 - k % 2, padding=1, bias=False)
             layers += [conv, *norm, nn.LeakyReLU(0.2), nn.Dropout(0.5)]
         features = 512 * torch.Size(-(-side // 8) for side in size).numel()
         self.trunk = nn.Sequential(*layers, nn.Flatten())
@@ -111,6 +98,7 @@ class GANTSC(Method):
         "discriminators": "1",
         "online": "no",
     }
+    earlier: ClassVar = frozenset({"e24fbbfd819b6093f4ba941eb9aedd83d8dff82f862cbb00fa9a82eaa8bcb1e4"})
 
     def __init__(
         self,
@@ -162,6 +150,5 @@ class GANTSC(Method):
 
     def draw(self, n: int) -> tuple[Tensor, Tensor]:
         """Noise (n, Z) and one-hot labels (n, K)."""
-        z = torch.randn(n, self.noise, generator=self.rng).to(self.device)
-        c = torch.randint(self.data.num_classes, (n,), generator=self.rng).to(self.device)
-        return z, F.one_hot(c, self.data.num_classes).to(z)
+        z, c = noise_and_labels(n, self.noise, self.data.num_classes, self.rng)
+        return z.to(self.device), c.to(self.device)
